@@ -1,0 +1,1 @@
+"""Scores: of data, of models, of formulas."""

@@ -1,0 +1,85 @@
+"""What every score is: a local second-order picture of a log density (floor 1)."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ozaki.linalg import SymmetricOperator
+from ozaki.shapes import Float
+
+CurvatureKind = Literal["diagonal", "low_rank", "dense"]
+
+
+class Expansion(NamedTuple):
+    """log p near a point: value, gradient and curvature.
+
+    Attributes:
+        gradient: s1 = ∇ log p(x), (*batch, D).
+        curvature: s2 = ∇² log p(x) as a symmetric operator, or None where it was not asked for.
+        log_density: log p(x) up to a constant, (*batch,); None where only scores are known; in a
+            mixed model, of the part that has a density.
+        score_gradient: in a mixed model, the gradient of the part that has no density.
+    """
+
+    gradient: Tensor
+    curvature: SymmetricOperator | None
+    log_density: Tensor | None
+    score_gradient: Tensor | None = None
+
+    @property
+    def has_density(self) -> bool:
+        """Whether log ratios are exact: a log density is known, for the whole of the law."""
+        return self.log_density is not None and self.score_gradient is None
+
+
+class Score(ABC):
+    """The gradient of a log density and its second derivative, at any point.
+
+    Points are flat: (*batch, D). `event_shape` says how a person sees one; its product is D.
+    A new kind of score implements `expand`, `start` and `default_curvature` and sets the four
+    attributes.
+    """
+
+    dim: int
+    event_shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
+
+    @property
+    @abstractmethod
+    def default_curvature(self) -> CurvatureKind | None:
+        """The kind that ``curvature="auto"`` stands for; None where there is none at all."""
+
+    @abstractmethod
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """The gradient at `x`, the curvature if asked for, and the log density if there is one.
+
+        Args:
+            x: points, (*batch, D).
+            curvature: None, "diagonal", "low_rank" or "dense".
+
+        Raises:
+            ValueError: a curvature this score cannot give; it never substitutes another.
+        """
+
+    @abstractmethod
+    def start(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n dim"]:
+        """`n` points to begin chains from, (n, D)."""
+
+    def cannot_give(self, curvature: str | None) -> ValueError:
+        """The error for a curvature this score does not have."""
+        return ValueError(
+            f"curvature={curvature!r} is not something {type(self).__name__} can give; its own "
+            f"kind is {self.default_curvature!r}"
+        )
+
+
+def dense_up_to(dim: int, limit: int = 100) -> CurvatureKind:
+    """The kind "auto" means for densities: dense to D = `limit`, diagonal beyond."""
+    return "dense" if dim <= limit else "diagonal"
