@@ -12,7 +12,6 @@ kind are those of docs/mathematics.md, "Never build D×D".
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class SymmetricOperator(ABC):
 
     @classmethod
     @abstractmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> Self:
+    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "SymmetricOperator":
         """The operator whose `_tensors` these are."""
 
     @property
@@ -75,7 +74,9 @@ class SymmetricOperator(ABC):
         """vᵀSv for vectors v of shape (*batch, D)."""
         return (v * self.matmul(v)).sum(-1)
 
-    def select(self, mask: Bool[Tensor, "batch"], other: "SymmetricOperator") -> Self:
+    def select(
+        self, mask: Bool[Tensor, "batch"], other: "SymmetricOperator"
+    ) -> "SymmetricOperator":
         """This operator where `mask` (one entry a batch row) is True, `other` elsewhere."""
         mine, theirs = self._tensors, other._tensors
         same = type(self) is type(other) and len(mine) == len(theirs)
@@ -109,7 +110,7 @@ class Diagonal(SymmetricOperator):
         self._tensors = (_vector("values", values),)
 
     @classmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> Self:
+    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "Diagonal":
         return cls(*tensors)
 
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
@@ -117,7 +118,7 @@ class Diagonal(SymmetricOperator):
         return self._tensors[0] * v
 
     def diagonal(self) -> Float[Tensor, "*batch dim"]:
-        """a."""
+        """A."""
         return self._tensors[0]
 
     def frobenius_squared(self) -> Float[Tensor, "*batch"]:
@@ -154,9 +155,9 @@ class LowRank(SymmetricOperator):
 
     def __init__(
         self,
-        values: Float[Tensor, "*batch dim"],
-        factor: Float[Tensor, "*batch dim rank"],
-        signs: Float[Tensor, "*sbatch rank"] | None = None,
+        values: Tensor,
+        factor: Tensor,
+        signs: Tensor | None = None,
     ):
         _vector("values", values)
         if factor.ndim < 2 or factor.shape[-2] != values.shape[-1]:
@@ -173,11 +174,11 @@ class LowRank(SymmetricOperator):
         self._eigen: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> Self:
+    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "LowRank":
         return cls(*tensors)
 
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
-        """a ⊙ v + B (e ⊙ Bᵀv), in O(D r)."""
+        """A ⊙ v + B (e ⊙ Bᵀv), in O(D r)."""
         a, b, e = self._tensors
         inner = e * (b.mT @ v.unsqueeze(-1)).squeeze(-1)
         return a * v + (b @ inner.unsqueeze(-1)).squeeze(-1)
@@ -244,7 +245,7 @@ class Dense(SymmetricOperator):
         matrix: (*batch, D, D), symmetric: only its lower triangle enters `spectral`.
     """
 
-    def __init__(self, matrix: Float[Tensor, "*batch dim dim"]):
+    def __init__(self, matrix: Tensor):
         if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
             raise ValueError(f"matrix must be square, but had shape {tuple(matrix.shape)}")
         self._matrix: Tensor | None = matrix
@@ -253,7 +254,7 @@ class Dense(SymmetricOperator):
     @classmethod
     def from_eigen(
         cls, values: Float[Tensor, "*batch dim"], vectors: Float[Tensor, "*vbatch dim dim"]
-    ) -> Self:
+    ) -> "Dense":
         """V diag(λ) Vᵀ, kept in that form: `matmul` and `trace` never build the matrix."""
         operator = cls.__new__(cls)
         operator._matrix = None
@@ -266,15 +267,14 @@ class Dense(SymmetricOperator):
         return (self._matrix,) if self._eigen is None else self._eigen  # pyright: ignore
 
     @classmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> Self:
+    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "Dense":
         return cls(tensors[0]) if len(tensors) == 1 else cls.from_eigen(*tensors)
 
-    def select(self, mask: Bool[Tensor, "batch"], other: SymmetricOperator) -> Self:
-        """This operator where `mask` is True, `other` elsewhere, decomposed if either is."""
+    def select(self, mask: Bool[Tensor, "batch"], other: SymmetricOperator) -> "Dense":
+        """This operator where `mask` is True, `other` elsewhere, decomposed if both are."""
         if isinstance(other, Dense) and (self._eigen is None) != (other._eigen is None):
-            self.eigen()
-            other.eigen()
-        return super().select(mask, other)
+            return Dense(self.dense()).select(mask, Dense(other.dense()))
+        return self._rebuild(super().select(mask, other)._tensors)
 
     def eigen(self) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*vbatch dim dim"]]:
         """Eigenvalues, ascending, and the matrix whose columns are the eigenvectors."""

@@ -67,9 +67,7 @@ class Score(ABC):
         """
 
     @abstractmethod
-    def start(
-        self, n: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n dim"]:
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points to begin chains from, (n, D)."""
 
     def cannot_give(self, curvature: str | None) -> ValueError:

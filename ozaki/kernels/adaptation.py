@@ -1,0 +1,177 @@
+"""What warm-up learns: when, how far to step, and in which metric (floor 3).
+
+Three phases: a transient that walks to the typical set, windows in which the pooled covariance of
+the chains becomes the metric and dual averaging finds the step size, and a last stretch for the
+step size alone. All of it stands outside the transition.
+
+Sources: dual averaging, Hoffman & Gelman, "The No-U-Turn Sampler" (2014), section 3.2; doubling
+windows, the Stan reference manual, "Automatic parameter tuning".
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ozaki.kernels.proposals import concave
+from ozaki.kernels.wrappers import Whitened
+from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.shapes import Float
+
+MAX_STEP_SIZE = 10.0
+"""In the metric h = 10 forgets all but exp(−5) of where it was; on a Gaussian every h is accepted,
+so without a cap dual averaging runs away."""
+
+
+class Schedule(NamedTuple):
+    """Which warm-up step does what.
+
+    Attributes:
+        transient: steps of phase (a).
+        windows: the step at which each metric window ends.
+        settled: from here on nothing adapts: an unadjusted chain forgets its corrected warm-up.
+        total: all of warm-up.
+    """
+
+    transient: int
+    windows: tuple[int, ...]
+    settled: int
+    total: int
+
+
+def schedule(warmup_steps: int) -> Schedule:
+    """Lay out `warmup_steps`: 15% transient (at most 200), doubling windows, then the step size alone.
+
+    Example:
+        >>> schedule(1000)
+        Schedule(transient=150, windows=(200, 300, 500, 900), settled=970, total=1000)
+    """
+    transient = min(200, math.ceil(0.15 * warmup_steps))
+    last = warmup_steps - min(max(warmup_steps // 10, 50), warmup_steps // 4)
+    size = max(20, (last - transient) // 15)
+    ends: list[int] = []
+    end = transient
+    while end + 3 * size <= last:
+        end += size
+        ends.append(end)
+        size *= 2
+    if last - transient >= 20:
+        ends.append(last)
+    settled = warmup_steps - 3 * (warmup_steps - last) // 10
+    return Schedule(transient, tuple(ends), settled, warmup_steps)
+
+
+class DualAveraging(NamedTuple):
+    """The state of Nesterov's dual averaging on log h."""
+
+    log_step: float
+    log_average: float
+    error: float
+    count: int
+    centre: float
+
+
+def dual_averaging(step_size: float) -> DualAveraging:
+    """Begin at `step_size`, drawn towards ten times it."""
+    log_step = math.log(step_size)
+    return DualAveraging(log_step, log_step, 0.0, 0, log_step + math.log(10))
+
+
+def update(
+    state: DualAveraging, acceptance: float, target: float, *, cap: float = MAX_STEP_SIZE
+) -> DualAveraging:
+    """Fold one mean acceptance in: the step grows while it is above `target`.
+
+    Args:
+        state: from `dual_averaging` or an earlier call.
+        acceptance: mean over chains of min(1, ratio), in [0, 1].
+        target: the acceptance sought.
+        cap: the largest step size.
+    """
+    gamma, t0, kappa = 0.05, 10.0, 0.75
+    count = state.count + 1
+    weight = 1 / (count + t0)
+    error = (1 - weight) * state.error + weight * (target - acceptance)
+    log_step = min(state.centre - error * math.sqrt(count) / gamma, math.log(cap))
+    fade = count**-kappa
+    average = fade * log_step + (1 - fade) * state.log_average
+    return DualAveraging(log_step, average, error, count, state.centre)
+
+
+class PooledCovariance:
+    """The covariance of all chains' positions about their common mean, by Welford's update.
+
+    Args:
+        dim: D.
+        dense: whether to keep the whole matrix or its diagonal.
+        like: a tensor of the dtype and device to work in.
+    """
+
+    def __init__(self, dim: int, dense: bool, like: Tensor):
+        self.count = 0
+        self.mean = like.new_zeros(dim, dtype=torch.float64)
+        self._scatter = self.mean.new_zeros((dim, dim) if dense else (dim,))
+
+    def add(self, x: Float[Tensor, "chains dim"]) -> None:
+        """Fold in one position a chain, (chains, D)."""
+        x = x.to(self.mean)
+        n = len(x)
+        mean = x.mean(0)
+        centred, shift = x - mean, mean - self.mean
+        between = self.count * n / (self.count + n)
+        if self._scatter.ndim == 1:
+            self._scatter += centred.square().sum(0) + between * shift.square()
+        else:
+            self._scatter += centred.mT @ centred + between * torch.outer(shift, shift)
+        self.mean = self.mean + shift * (n / (self.count + n))
+        self.count += n
+
+    def factor(self, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
+        """L with L Lᵀ the covariance, (D,) or lower triangular (D, D); None if it is not definite.
+
+        A matrix is shrunk towards its own diagonal by (D + 5)/(n + D + 5): without units, and
+        definite from the first window on.
+        """
+        if self.count < 2:
+            return None
+        covariance = self._scatter / (self.count - 1)
+        dense = covariance.ndim == 2
+        variance = covariance.diagonal() if dense else covariance
+        if not bool((torch.isfinite(variance) & (variance > 0)).all()):
+            return None
+        if not dense:
+            return variance.sqrt().to(dtype)
+        dim = len(variance)
+        weight = self.count / (self.count + dim + 5)
+        shrunk = weight * covariance + (1 - weight) * torch.diag(variance)
+        root, failed = torch.linalg.cholesky_ex(shrunk)
+        return None if bool(failed) else root.to(dtype)
+
+
+class MeanCurvature:
+    """The mean, over steps and chains, of min(s2, 0): what a frozen kernel walks with."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Tensor | None = None
+
+    def add(self, curvature: SymmetricOperator) -> None:
+        """Fold in one curvature a chain."""
+        safe = concave(curvature)
+        each = safe.diagonal() if isinstance(safe, Diagonal) else safe.dense()
+        total = each.sum(0)
+        self._sum = total if self._sum is None else self._sum + total
+        self.count += len(each)
+
+    def average(self, metric: Whitened) -> Dense | Diagonal:
+        """The mean, taken from the metric it was collected in back to x: L⁻ᵀ S L⁻¹."""
+        assert self._sum is not None, "add() comes first"
+        mean, factor = self._sum / self.count, metric.factor
+        if mean.ndim == 1:
+            return Diagonal(mean if factor is None else mean / factor.square())
+        if factor is not None:
+            root = torch.diag(factor) if factor.ndim == 1 else factor
+            half = torch.linalg.solve_triangular(root.mT, mean, upper=True)
+            mean = torch.linalg.solve_triangular(root.mT, half.mT, upper=True)
+        return Dense((mean + mean.mT) / 2)

@@ -1,0 +1,142 @@
+"""A function evaluated over batches, by whichever route is right (floor 3).
+
+torch.func.vmap is some twenty times faster than a loop, fails for some models, and is tried against
+the loop before it is trusted: once for the gradient, once for each kind of curvature asked for.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ozaki.scores.base import CurvatureKind, Expansion
+from ozaki.scores.derivatives import (
+    Function,
+    derivatives,
+    expand_looped,
+    expand_vectorised,
+    first_line,
+    isolated_rng,
+)
+from ozaki.shapes import Float
+
+POINTS, ROWS = 3, 4  # compared: points, and rows of the Hessian at each
+
+
+class Batching:
+    """Expansions of a model's log density, batched where that agrees with a loop.
+
+    Args:
+        f: log p of one point, (D,) → ().
+        near: candidate points for the comparison, (n, D); the first finite ones are used.
+        vectorize: "auto" falls back to the loop with one warning, True raises instead, False loops.
+        hindrance: why batching need not even be tried; None where it may work.
+    """
+
+    def __init__(
+        self,
+        f: Function,
+        near: Float[Tensor, "n dim"],
+        vectorize: bool | str = "auto",
+        hindrance: str | None = None,
+    ):
+        self._f, self._near = f, near
+        self._vectorize, self._hindrance = vectorize, hindrance
+        self._found: dict[CurvatureKind | None, bool] = {}
+        self._warned = False
+
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """The expansion at `x`, (*batch, D)."""
+        route = expand_vectorised if self.possible(curvature) else expand_looped
+        return route(self._f, x, curvature)
+
+    def possible(self, curvature: CurvatureKind | None = None) -> bool:
+        """Whether the batched route is right for this kind; found out at the first call.
+
+        Raises:
+            ValueError: it is not, and vectorize=True.
+        """
+        if not self._vectorize:
+            return False
+        if curvature not in self._found:
+            cause = self._cause(curvature)
+            self._found[curvature] = cause is None
+            if cause is not None:
+                self._complain(cause)
+        return self._found[curvature]
+
+    def check_repeatable(self) -> None:
+        """Raise ValueError unless two evaluations at one point agree."""
+        point = self._near[0]
+        with isolated_rng(2):
+            one, two = (derivatives(self._f, point)[:2] for _ in range(2))
+        same = (torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
+        if not all(same):
+            raise ValueError(
+                "model must have a density that is a function of its latent sites, but two "
+                f"evaluations at one point gave {float(one[0]):.6g} and {float(two[0]):.6g}; draw "
+                "random numbers by pyro.sample, or outside the model"
+            )
+
+    def _cause(self, curvature: CurvatureKind | None) -> str | None:
+        """Why the batched route is not right; None where it is."""
+        if self._hindrance is not None:
+            return self._hindrance
+        if curvature is not None and not self.possible(None):
+            return "its gradient cannot be batched"
+        with isolated_rng(3):
+            points = self._points()
+            rows = () if curvature is None else range(min(ROWS, points.shape[-1]))
+            looped = [derivatives(self._f, point, rows) for point in points]
+            try:
+                batch = expand_vectorised(self._f, points, curvature)
+            except Exception as error:  # models raise anything, and the loop has just succeeded
+                return f"under torch.func.vmap it raises {first_line(error)}"
+        value, gradient, hessian = (torch.stack(part) for part in zip(*looped, strict=True))
+        assert batch.log_density is not None
+        pairs = [(batch.log_density, value.to(points)), (batch.gradient, gradient)]
+        if batch.curvature is not None and curvature == "dense":
+            pairs.append((batch.curvature.dense()[:, list(rows)], hessian))
+        elif batch.curvature is not None:
+            seen = batch.curvature.diagonal()[:, list(rows)]
+            pairs.append((seen, hessian.diagonal(dim1=-2, dim2=-1)))
+        if all(agree(a, b) for a, b in pairs):
+            return None
+        return "batched by torch.func.vmap it gives other values than point by point"
+
+    def _points(self) -> Tensor:
+        """Of the candidates some that are finite, if any are."""
+        good: list[Tensor] = []
+        for point in self._near:
+            value, gradient, _ = derivatives(self._f, point)
+            if bool(value.isfinite()) and bool(gradient.isfinite().all()):
+                good.append(point)
+            if len(good) == POINTS:
+                break
+        return torch.stack(good) if good else self._near[:POINTS]
+
+    def _complain(self, cause: str) -> None:
+        message = f"the model cannot be vectorised over chains: {cause}"
+        if self._vectorize is True:
+            raise ValueError(f"vectorize=True, but {message}; use vectorize='auto' to loop")
+        if not self._warned:
+            warnings.warn(
+                f"{message}; its chains are evaluated one by one, which is slower",
+                UserWarning,
+                stacklevel=5,
+            )
+        self._warned = True
+
+
+def agree(a: Tensor, b: Tensor) -> bool:
+    """Whether two routes gave the same numbers, up to what rounding may do."""
+    if a.shape != b.shape:
+        return False
+    if not b.is_floating_point():
+        return torch.equal(a, b)
+    tolerance = torch.finfo(b.dtype).eps ** 0.4
+    finite = b.abs()[b.isfinite()]
+    scale = 1 + (float(finite.max()) if finite.numel() else 0.0)
+    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)

@@ -1,0 +1,151 @@
+"""What a Pyro model is made of, read from one run of it (floor 4)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform
+
+from ozaki.scores.autodiff import support_transform
+from ozaki.scores.derivatives import first_line
+
+
+class Latents(NamedTuple):
+    """One run of a model, sorted.
+
+    Attributes:
+        values: continuous latent site → a constrained value.
+        transforms: site → constrained-to-unconstrained transform.
+        enumerated: finite discrete latent sites.
+        observed: observed site → value.
+        deterministic: deterministic site → shape.
+        max_plate_nesting: how many dimensions to the left its plates take.
+        complaint: what distributions objected to at draws from the prior, if they did.
+    """
+
+    values: dict[str, Tensor]
+    transforms: dict[str, Transform]
+    enumerated: tuple[str, ...]
+    observed: dict[str, Tensor]
+    deterministic: dict[str, torch.Size]
+    max_plate_nesting: int
+    complaint: str | None = None
+
+
+@contextmanager
+def lenient() -> Iterator[None]:
+    """Leave the arguments and values of distributions unchecked for a while.
+
+    A prior may draw what its own model cannot take; the chains then start elsewhere.
+    """
+    before = dist.is_validation_enabled()
+    dist.enable_validation(False)
+    try:
+        yield
+    finally:
+        dist.enable_validation(before)
+
+
+def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> Latents:
+    """Run `model` twice and sort its sites; `transforms` replace what biject_to would give.
+
+    Raises:
+        ValueError: no continuous latent site; a subsampled plate; a countable latent site; a
+            support that has no bijection or depends on other sites; a transform of no site.
+    """
+    complaint = None
+    try:
+        trace, again = _run(model), _run(model)
+    except ValueError as error:
+        complaint = first_line(error)
+        with lenient():
+            trace, again = _run(model), _run(model)
+    found = Latents({}, {}, (), {}, {}, 0)
+    enumerated, depth = [], 0
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        fn = node["fn"]
+        depth = max([depth, *(-f.dim for f in node["cond_indep_stack"] if f.vectorized)])
+        if isinstance(fn, _Subsample):
+            _refuse_subsampling(name, fn)
+        elif node["infer"].get("_deterministic"):
+            found.deterministic[name] = node["value"].shape
+        elif node["is_observed"]:
+            if not isinstance(fn, dist.Unit):  # pyro.factor
+                found.observed[name] = node["value"]
+        elif fn.has_enumerate_support:
+            enumerated.append(name)
+        else:
+            found.values[name] = node["value"].detach()
+            found.transforms[name] = transforms.get(name) or _transform(name, fn)
+            if name not in transforms:
+                _check_fixed(name, found.transforms[name], again, found.values[name])
+    if not found.values:
+        raise ValueError(
+            "model must have a continuous latent site, a pyro.sample without obs, but it had "
+            + (f"only the discrete {enumerated}" if enumerated else "none")
+            + "; there is nothing to walk on"
+        )
+    unknown = sorted(set(transforms) - set(found.values))
+    if unknown:
+        raise ValueError(
+            f"transforms must be for the latent sites {sorted(found.values)}, but named {unknown}"
+        )
+    return found._replace(
+        enumerated=tuple(enumerated), max_plate_nesting=depth, complaint=complaint
+    )
+
+
+def _run(model: Callable[[], Any]) -> Any:
+    with poutine.block():
+        return poutine.trace(model).get_trace()
+
+
+def _refuse_subsampling(name: str, fn: Any) -> None:
+    if fn.subsample_size is not None and fn.subsample_size < fn.size:
+        raise ValueError(
+            f"plate {name!r} must not be subsampled, but subsample_size was {fn.subsample_size} of "
+            f"{fn.size}: its density would change from step to step; leave subsample_size out"
+        )
+
+
+def _transform(name: str, fn: Any) -> Transform:
+    try:
+        support = fn.support
+        if not support.is_discrete:
+            return support_transform(support).inv
+    except NotImplementedError as cause:
+        raise ValueError(
+            f"latent site {name!r} must have a support that biject_to knows, but "
+            f"{type(fn).__name__} has none ({cause}); pass transforms={{{name!r}: ...}}"
+        ) from cause
+    raise ValueError(
+        f"latent site {name!r} must be continuous, or discrete with finitely many values, but "
+        f"{type(fn).__name__} is countable and has no score; observe it, integrate it out, or "
+        "replace it by a continuous approximation"
+    )
+
+
+def _check_fixed(name: str, transform: Transform, again: Any, value: Tensor) -> None:
+    """Refuse a support that other sites move: Pyro would fix it at its first value, silently."""
+    if name not in again.nodes:
+        raise ValueError(
+            f"model must have the same sites in every run, but {name!r} was absent in a second "
+            "one; do not let latent values decide which sites there are"
+        )
+    start: Any = transform(value)
+    u = torch.zeros_like(start)
+    here: Any = transform.inv(u)
+    there: Any = _transform(name, again.nodes[name]["fn"]).inv(u)
+    if here.shape != there.shape or not torch.equal(here, there):
+        raise ValueError(
+            f"latent site {name!r} must have a fixed support, but it moved with the values of "
+            "other sites, where Pyro keeps the first one; sample it on a fixed support and shift "
+            "or scale it by pyro.deterministic"
+        )

@@ -1,0 +1,110 @@
+"""Proposals: one expansion of log p in, one Gaussian out (floor 2).
+
+Langevin and Ozaki discretise dX = ½ s1 dt + dW over a time h, the `step_size`. They differ in one
+function: φ(u) = expm1(u)/u in place of 1.
+
+Source: eq. 19 and 20 of Meng et al., "Estimating High Order Gradients of the Data Distribution by
+Denoising" (2021), after Ozaki, "A bridge between nonlinear time series models and nonlinear
+stochastic dynamical systems" (1992). The paper prints exponents ε s2 and 2ε s2: h = 2ε here.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ozaki.linalg import Diagonal, SymmetricOperator
+from ozaki.scores.base import Expansion
+from ozaki.shapes import Float
+
+Proposal = Callable[[Tensor, Expansion, Tensor], "GaussianStep"]
+
+
+def phi(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """φ(u) = (eᵘ − 1)/u with φ(0) = 1, smooth and positive on the whole line.
+
+    Differentiable at 0 as well: the inner `where` keeps 0/0 out of the gradient.
+    """
+    small = u.abs() < 1e-4
+    safe = torch.where(small, torch.ones_like(u), u)
+    return torch.where(small, 1 + u / 2 + u.square() / 6, torch.expm1(safe) / safe)
+
+
+class GaussianStep:
+    """N(mean, covariance), as a step draws from it and weighs it.
+
+    Args:
+        mean: (*batch, D).
+        covariance: a symmetric operator, positive definite.
+    """
+
+    def __init__(self, mean: Tensor, covariance: SymmetricOperator):
+        self.mean = mean
+        self.covariance = covariance
+
+    def sample(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Mean + covariance^½ z, for standard normal z."""
+        return self.mean + self.covariance.spectral(torch.sqrt).matmul(z)
+
+    def log_prob(self, y: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+        """Log N(y; mean, covariance), (*batch,)."""
+        white = self.covariance.spectral(torch.rsqrt).matmul(y - self.mean)
+        log_det = self.covariance.spectral(torch.log).trace()
+        return -0.5 * (white.square().sum(-1) + log_det + y.shape[-1] * math.log(2 * math.pi))
+
+
+def langevin(
+    x: Float[Tensor, "*batch dim"], expansion: Expansion, step_size: Float[Tensor, "..."]
+) -> GaussianStep:
+    """The Euler step (eq. 19): mean x + (h/2) s1, covariance h I.
+
+    Args:
+        x: points, (*batch, D).
+        expansion: log p at those points; only the gradient is used.
+        step_size: h > 0, a scalar or (*batch, 1).
+    """
+    mean = x + step_size / 2 * expansion.gradient
+    return GaussianStep(mean, Diagonal(step_size * torch.ones_like(x)))
+
+
+def ozaki(
+    x: Float[Tensor, "*batch dim"], expansion: Expansion, step_size: Float[Tensor, "..."]
+) -> GaussianStep:
+    """The Ozaki step (eq. 20): mean x + (h/2) φ(h s2/2) s1, covariance h φ(h s2).
+
+    Exact for a Gaussian when s2 is its full Hessian, whatever h. Positive curvature is flattened to
+    0 (see `concave`), in the reverse density too, since both come through here.
+
+    Args:
+        x: points, (*batch, D).
+        expansion: log p at those points, with curvature.
+        step_size: h > 0, a scalar or (*batch, 1).
+
+    Raises:
+        ValueError: an expansion without curvature, or a low-rank one with a varying diagonal.
+    """
+    if expansion.curvature is None:
+        raise ValueError(
+            "expansion must hold a curvature for an Ozaki step, but it was None; ask for one by "
+            "score.expand(x, 'diagonal')"
+        )
+    h = step_size
+    s2 = concave(expansion.curvature)
+    drift = s2.spectral(lambda s: h / 2 * phi(h * s / 2)).matmul(expansion.gradient)
+    return GaussianStep(x + drift, s2.spectral(lambda s: h * phi(h * s)))
+
+
+def concave(curvature: SymmetricOperator) -> SymmetricOperator:
+    """min(s2, 0) on the eigenvalues.
+
+    Where curvature is positive the Ozaki step would explode; there this tends to the Langevin step
+    of the same h, and a Gaussian's curvature is left as it is.
+    """
+    return curvature.spectral(lambda s: s.clamp(max=0))
+
+
+def modified(curvature: SymmetricOperator) -> Float[Tensor, "*batch"]:
+    """How many directions `concave` flattens: the number of positive eigenvalues, (*batch,)."""
+    # the trace of the projection on them
+    return curvature.spectral(lambda s: (s > 0).to(s.dtype)).trace().round()

@@ -1,0 +1,114 @@
+"""The two kernels: `ScoreLangevinKernel` and `ScoreOzakiKernel` (floor 8).
+
+They differ in one function, the proposal. A new kernel is another such class, a row in
+tests/registry.py and a row in docs/kernels.md.
+"""
+
+from ozaki import validation
+from ozaki.kernels import proposals
+from ozaki.kernels.metropolis import Correction
+from ozaki.kernels.score_kernel import Model, ScoreKernel
+from ozaki.scores.base import CurvatureKind, Score
+
+
+class ScoreLangevinKernel(ScoreKernel):
+    """Langevin steps, x ← x + (h/2) s1 + √h z, with or without a Metropolis correction (eq. 19).
+
+    Args:
+        model: a `Score`, a torch or Pyro distribution (walked unconstrained, returned constrained),
+            or a Pyro model.
+        score: a learned score for the proposal alone, in the model's flat unconstrained
+            coordinates; the chain stays exact for the model.
+        step_size: h, the time of dX = ½ s1 dt + dW, kept as given in the identity metric; None
+            finds it in warm-up, with a metric.
+        metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
+            approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
+        site: the name of the draws where `model` is a score or a distribution.
+
+    Raises:
+        ValueError: an argument that cannot be used, by name.
+
+    Source: eq. 19 of Meng et al. (2021); the correction, Roberts & Tweedie, "Exponential
+    convergence of Langevin distributions and their discrete approximations" (1996).
+
+    Example:
+        >>> from ozaki.scores.analytic import GaussianScore
+        >>> kernel = ScoreLangevinKernel(GaussianScore([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]))
+    """
+
+    _proposal = staticmethod(proposals.langevin)
+    _acceptance = {"exact": 0.574, "line_integral": 0.574, "none": 0.9}
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        score: Score | None = None,
+        step_size: float | None = None,
+        metropolis: Correction | str = "auto",
+        site: str = "x",
+    ):
+        super().__init__(
+            model,
+            score=score,
+            step_size=step_size,
+            curvature=None,
+            metropolis=metropolis,
+            site=site,
+        )
+
+
+class ScoreOzakiKernel(ScoreKernel):
+    """Ozaki steps, N(x + (h/2) φ(h s2/2) s1, h φ(h s2)) with φ(u) = expm1(u)/u (eq. 20).
+
+    Long steps where the density is wide, short ones where it is narrow; exact on a Gaussian at any
+    h with the full curvature. Positive curvature is flattened to 0 and counted.
+
+    Args:
+        model: a `Score`, a torch or Pyro distribution (walked unconstrained, returned constrained),
+            or a Pyro model.
+        score: a learned score for the proposal alone, in the model's flat unconstrained
+            coordinates; the chain stays exact for the model.
+        step_size: h, the time of dX = ½ s1 dt + dW, kept as given in the identity metric; None
+            finds it in warm-up, with a metric.
+        curvature: "diagonal", "low_rank", "dense", or "auto": an estimator's own kind; for
+            densities dense up to D = 100, diagonal beyond.
+        frozen: average the curvature over warm-up and chains, and factorise it once.
+        metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
+            approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
+        site: the name of the draws where `model` is a score or a distribution.
+
+    Raises:
+        ValueError: an argument that cannot be used, by name.
+
+    Source: eq. 20 of Meng et al. (2021), after Ozaki (1992).
+
+    Example:
+        >>> from ozaki.scores.analytic import GaussianScore
+        >>> kernel = ScoreOzakiKernel(GaussianScore([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]))
+    """
+
+    _proposal = staticmethod(proposals.ozaki)
+    _acceptance = {"exact": 0.8, "line_integral": 0.8, "none": 0.9}
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        score: Score | None = None,
+        step_size: float | None = None,
+        curvature: CurvatureKind | str = "auto",
+        frozen: bool = False,
+        metropolis: Correction | str = "auto",
+        site: str = "x",
+    ):
+        validation.choice("curvature", curvature, ("auto", "diagonal", "low_rank", "dense"))
+        super().__init__(
+            model,
+            score=score,
+            step_size=step_size,
+            curvature=curvature,
+            frozen=frozen,
+            metropolis=metropolis,
+            site=site,
+        )

@@ -1,0 +1,268 @@
+"""A Pyro model as a score over all its continuous latent sites (floor 5).
+
+Pyro's own `initialize_model` gives the potential, in unconstrained coordinates and with the
+Jacobians in it; here it is laid flat and batched over chains. Whether a model can be batched is
+tried against one looped evaluation, never assumed.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.infer.mcmc.util import initialize_model
+from torch import Tensor
+from torch.distributions import Transform
+from torch.func import vmap
+
+from ozaki import validation
+from ozaki.kernels.batching import Batching, agree
+from ozaki.kernels.inspection import Latents, inspect, lenient
+from ozaki.kernels.sites import Sites, check_initial_params
+from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
+from ozaki.scores.derivatives import finite_start, isolated_rng, uniform
+from ozaki.shapes import Float
+
+
+class PyroModelScore(Score):
+    """log p(u) = log p(T(u), data) + log|det ∂T/∂u| of a Pyro model, and its derivatives.
+
+    The latent sites lie in one flat point u, in sorted order of their names, unconstrained.
+    Finite discrete sites are summed out by Pyro.
+
+    Args:
+        model: a Pyro model: a function, or a PyroModule.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        transforms: site → constrained-to-unconstrained transform, for sites that should not take
+            the inverse of biject_to(support).
+        initial_params: site → unconstrained tensor where every chain begins; None for
+            uniform(−2, 2).
+        vectorize: "auto" batches over chains where that agrees with a loop, and warns where it does
+            not; False always loops; True raises where it would warn.
+
+    Attributes:
+        sites: the layout; also `names` and `shapes` (unconstrained).
+        transforms: site → constrained-to-unconstrained transform, Pyro's convention.
+        observed: observed site → value.
+        enumerated: the finite discrete sites that are summed out.
+
+    Raises:
+        ValueError: no model, none or the wrong kind of latent sites (countable, subsampled, of a
+            support that depends on other sites), a density that is random.
+
+    Source: Bingham et al., "Pyro" (2019); the coordinates are those of its HMC.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> score = PyroModelScore(lambda: pyro.sample("scale", dist.Exponential(2.0)))
+        >>> score.expand(torch.zeros(1)).gradient          # u = log scale: 1 − 2 eᵘ
+        tensor([-1.])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        transforms: Mapping[str, Transform] | None = None,
+        initial_params: Mapping[str, Tensor] | None = None,
+        vectorize: bool | str = "auto",
+    ):
+        if not callable(model):
+            raise ValueError(f"model must be a Pyro model, a callable, but was {model!r}")
+        self._vectorize = validation.choice("vectorize", vectorize, ("auto", True, False))
+        self._made_of = (model, tuple(args), dict(kwargs or {}), transforms, initial_params)
+        self._model = partial(model, *args, **dict(kwargs or {}))
+        prototype: Any
+        with isolated_rng(0):
+            found = inspect(self._model, transforms or {})
+            # its sites' transforms are known, so it is kept from finding them and from searching
+            # for starting points
+            with lenient():
+                _, self._potential, self.transforms, prototype = initialize_model(
+                    self._model,
+                    transforms=dict(found.transforms),
+                    max_plate_nesting=found.max_plate_nesting,
+                    init_strategy=init_to_sample,
+                    initial_params={},
+                )
+        self.observed, self.enumerated = found.observed, found.enumerated
+        self._complaint = found.complaint
+        self._settle(found)
+        # what depends on a summed-out site has one value for each of its values here
+        self._undetermined = tuple(
+            name
+            for name, shape in found.deterministic.items()
+            if prototype.nodes[name]["value"].shape != shape
+        )
+        self._deterministic = [n for n in found.deterministic if n not in self._undetermined]
+        self._initial = None
+        if initial_params is not None:
+            self._initial = self.sites.flatten(check_initial_params(initial_params, self.sites))
+        hindrance = None
+        if self.enumerated:
+            hindrance = f"its discrete sites {list(self.enumerated)} are summed out by enumeration"
+            with isolated_rng(0), lenient():  # Pyro checks here that its plates fit
+                self._log_density(self._probe()[0])
+        self._batching = Batching(self._log_density, self._probe(), self._vectorize, hindrance)
+        self._batching.check_repeatable()
+
+    def _settle(self, found: Latents) -> None:
+        """Lay the sites out."""
+        unconstrained: dict[str, Any] = {
+            name: found.transforms[name](value) for name, value in found.values.items()
+        }
+        self.sites = Sites({name: u.shape for name, u in unconstrained.items()})
+        self.names, self.shapes, self.dim = self.sites.names, self.sites.shapes, self.sites.dim
+        self.event_shape = torch.Size([self.dim])
+        self.dtype = self.sites.flatten(unconstrained).dtype  # promoted over the sites
+        self.device = unconstrained[self.names[0]].device
+
+    @property
+    def default_curvature(self) -> CurvatureKind:
+        """Dense up to D = 100, diagonal beyond."""
+        return dense_up_to(self.dim)
+
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
+        if curvature not in (None, "diagonal", "dense"):
+            raise self.cannot_give(curvature)
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
+        return self._batching.expand(x, curvature)
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """`n` points, uniform(−2, 2), redrawn where density or gradient are not finite, (n, D).
+
+        Raises:
+            ValueError: still not finite after 100 tries.
+        """
+        if self._initial is not None:
+            return self._initial.expand(n, -1).clone()
+        try:
+            return finite_start(self._draw, self.expand, n, generator)
+        except ValueError as error:
+            if self._complaint is None:
+                raise
+            raise ValueError(f"{error} (at draws from the prior: {self._complaint})") from error
+
+    def flatten(self, params: Mapping[str, Tensor]) -> Float[Tensor, "*batch dim"]:
+        """Site → unconstrained tensor, any batch dimensions in front → points, (*batch, D)."""
+        return self.sites.flatten(params)
+
+    def unflatten(self, x: Float[Tensor, "*batch dim"]) -> dict[str, Tensor]:
+        """Points, (*batch, D) → site → unconstrained tensor."""
+        return self.sites.unflatten(x)
+
+    def constrain(self, x: Float[Tensor, "*batch dim"]) -> dict[str, Any]:
+        """Points, (*batch, D) → site → constrained tensor."""
+        return {name: self.transforms[name].inv(u) for name, u in self.unflatten(x).items()}
+
+    def deterministic(self, x: Float[Tensor, "*batch dim"]) -> dict[str, Tensor]:
+        """The `pyro.deterministic` sites at points (*batch, D): site → (*batch, *site shape).
+
+        A site whose value depends on a summed-out one has none, and is left out with a warning.
+        """
+        if self._undetermined:
+            warnings.warn(
+                f"deterministic sites {list(self._undetermined)} depend on the discrete sites "
+                f"{list(self.enumerated)}, which are summed out: they are left out",
+                stacklevel=2,
+            )
+        if not self._deterministic:
+            return {}
+        points = x.detach().reshape(-1, self.dim)
+        with isolated_rng(0), torch.no_grad():
+            found = self._deterministic_batched(points)
+            if found is None:
+                each = [self._deterministic_at(point) for point in points]
+                found = {name: torch.stack([e[name] for e in each]) for name in each[0]}
+        return {name: v.reshape(x.shape[:-1] + v.shape[1:]) for name, v in found.items()}
+
+    def _deterministic_at(self, point: Tensor) -> dict[str, Tensor]:
+        model = poutine.condition(self._model, self.constrain(point))
+        trace: Any = poutine.trace(model).get_trace()
+        return {name: trace.nodes[name]["value"] for name in self._deterministic}
+
+    def _deterministic_batched(self, points: Tensor) -> dict[str, Tensor] | None:
+        if self.enumerated or not self._vectorize:
+            return None
+        try:
+            found = vmap(self._deterministic_at, chunk_size=1000)(points)
+        except Exception:  # whatever a model raises under vmap, the loop answers it
+            return None
+        first = self._deterministic_at(points[0])
+        return found if all(agree(v[0], first[n]) for n, v in found.items()) else None
+
+    def _log_density(self, point: Tensor) -> Tensor:
+        return -self._potential(self.sites.unflatten(point))
+
+    def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        like = torch.empty((), dtype=self.dtype, device=self.device)
+        return uniform(n, self.dim, generator, like)
+
+    def _probe(self) -> Tensor:
+        """Twenty points, (20, D), near where chains begin."""
+        near = self._draw(20, torch.Generator().manual_seed(1))
+        return near if self._initial is None else self._initial + 0.01 * near
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pyro's potential and what was learned of it are made anew
+        return _rebuild, (*self._made_of, self._vectorize)
+
+
+def unconstrain(
+    model: Callable[..., Any], samples: Mapping[str, Tensor], *args: Any, **kwargs: Any
+) -> Float[Tensor, "*batch dim"]:
+    """Draws of a model's latent sites as flat unconstrained points, to train a score on.
+
+    Args:
+        model: a Pyro model.
+        samples: site → constrained draws, (*batch, *site shape).
+        args: the model's arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        (*batch, D), the sites in sorted order of their names.
+
+    Raises:
+        ValueError: sites missing or too many, shapes that do not fit, draws outside the support.
+    """
+    score = PyroModelScore(model, args, kwargs, vectorize=False)
+    unknown = sorted(set(samples) ^ set(score.names))
+    if unknown:
+        raise ValueError(
+            f"samples must have the sites {list(score.names)}, but differed in {unknown}"
+        )
+    u: dict[str, Any] = {name: score.transforms[name](samples[name]) for name in score.names}
+    for name, value in u.items():
+        # a bijection takes values outside its range to the nearest inside
+        back: Any = score.transforms[name].inv(value)
+        if not torch.allclose(back, samples[name], rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"samples[{name!r}] must be finite and in the support of its site, but "
+                f"{int((~torch.isclose(back, samples[name], 1e-3, 1e-3)).sum())} of its "
+                f"{samples[name].numel()} entries were not"
+            )
+        validation.finite(f"samples[{name!r}], unconstrained,", value)
+    return score.flatten(u)
+
+
+def _rebuild(
+    model: Any, args: Any, kwargs: Any, transforms: Any, initial_params: Any, vectorize: Any
+) -> PyroModelScore:
+    return PyroModelScore(
+        model,
+        args,
+        kwargs,
+        transforms=transforms,
+        initial_params=initial_params,
+        vectorize=vectorize,
+    )

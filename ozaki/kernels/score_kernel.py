@@ -1,0 +1,257 @@
+"""What `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` ask of a kernel (floor 7).
+
+A thin face over `Engine`, in the order in which Pyro calls it. It turns whatever `model` is into a score over flat unconstrained points,
+and sites' tensors into those points and back.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+from torch.distributions import Distribution, Transform
+
+from ozaki import validation
+from ozaki.kernels.engine import Engine
+from ozaki.kernels.metropolis import Correction
+from ozaki.kernels.proposals import Proposal
+from ozaki.kernels.pyro_model import PyroModelScore
+from ozaki.kernels.sites import Sites, check_initial_params
+from ozaki.kernels.transition import Info, Method
+from ozaki.kernels.wrappers import Guided
+from ozaki.scores.autodiff import DistributionScore
+from ozaki.scores.base import CurvatureKind, Score
+
+Model = Score | Distribution | Callable[..., Any]
+
+
+class Target(NamedTuple):
+    """A model as the kernels see it.
+
+    Attributes:
+        score: over flat, unconstrained points.
+        sites: names and unconstrained shapes, flat points to tensors and back.
+        transforms: site → constrained-to-unconstrained transform, Pyro's convention.
+    """
+
+    score: Score
+    sites: Sites
+    transforms: dict[str, Transform]
+
+
+class ScoreKernel(MCMCKernel):
+    """What the two kernels share; build one of them, not this."""
+
+    _proposal: Proposal
+    _acceptance: dict[Correction, float]
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        score: Score | None = None,
+        step_size: float | None = None,
+        curvature: CurvatureKind | str | None = "auto",
+        frozen: bool = False,
+        metropolis: Correction | str = "auto",
+        site: str = "x",
+    ):
+        if not (isinstance(model, (Score, Distribution)) or callable(model)):
+            raise ValueError(
+                "model must be a score, a distribution or a Pyro model, but was "
+                f"{type(model).__name__}"
+            )
+        if score is not None and not isinstance(score, Score):
+            raise ValueError(f"score must be a Score, but was {type(score).__name__}")
+        if step_size is not None:
+            step_size = validation.positive("step_size", step_size)
+        validation.choice("metropolis", metropolis, ("auto", "none", "exact", "line_integral"))
+        self._source, self._guide = model, score
+        self._step_size, self._metropolis = step_size, metropolis
+        self._curvature, self._frozen, self._site = curvature, frozen, site
+        # read by MCMC and by converters: None where there is no Pyro model
+        self.model = None if isinstance(model, (Score, Distribution)) else model
+        self.transforms: dict[str, Transform] | None = None
+        self.generator: torch.Generator | None = None
+        self.num_chains: int | None = None
+        self._warmup_steps = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget the chain just walked, but not what outlives it."""
+        self._target: Target | None = None
+        self._engine: Engine | None = None
+        self._initial_params: dict[str, Tensor] | None = None
+        self._divergences: list[list[int]] = []
+        self._accepted, self._counted = 0.0, 0
+        self._info: Info | None = None
+
+    # -- what pyro.infer.MCMC calls, in its order -------------------------------------------------
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Bind the model to its arguments and begin anew."""
+        given = self._initial_params
+        self._clear()
+        self._warmup_steps = warmup_steps
+        self._target = self._bind(args, kwargs)
+        self.transforms = self._target.transforms
+        self._initial_params = given
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """Where the chain begins: site → unconstrained tensor, drawn from the score if not given.
+
+        With `num_chains` set, every tensor has a leading chain dimension.
+        """
+        target = self._bound()
+        leading = () if self.num_chains is None else (self.num_chains,)
+        if self._initial_params is None:
+            start = target.score.start(self.num_chains or 1, self.generator)
+            self._initial_params = target.sites.unflatten(
+                start if self.num_chains is not None else start[0]
+            )
+        else:
+            check_initial_params(self._initial_params, target.sites, leading)
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor] | None) -> None:
+        self._initial_params = params
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step from `params`, unconstrained; a batch of chains if `num_chains` is set."""
+        target = self._bound()
+        batched = self.num_chains is not None
+        x = target.sites.flatten(params)
+        x = (x if batched else x.unsqueeze(0)).to(target.score.dtype)
+        if self._engine is None:
+            self._engine = self._make_engine(target, x)
+            self._engine.start(x)
+            self._divergences = [[] for _ in range(len(x))]
+        elif not torch.allclose(x, self._engine.position, rtol=1e-4, atol=1e-6):
+            # a caller may move the chain; the metric's rounding is not a move
+            self._engine.start(x)
+        engine = self._engine
+        warming_up = engine.warming_up
+        self._info = engine.step()
+        if not warming_up:
+            self._count(self._info)
+        position = engine.position
+        return target.sites.unflatten(position if batched else position[0])
+
+    def logging(self) -> OrderedDict[str, str]:
+        """Step size and mean acceptance so far, for the progress bar."""
+        seen = f"{self.acceptance_rate:.3f}" if self._counted else "warm-up"
+        size = "–" if self._engine is None else f"{self._engine.step_size:.2e}"
+        return OrderedDict([("step size", size), ("acc. prob", seen)])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Post-warm-up divergences, as draw indices, and the mean acceptance, of a lone chain."""
+        found = self._divergences[0] if self._divergences else []
+        return {"divergences": found, "acceptance rate": self.acceptance_rate}
+
+    def cleanup(self) -> None:
+        """Free the chain; the transforms stay."""
+        self._clear()
+
+    # -- what ozaki.MCMC reads --------------------------------------------------------------------
+
+    @property
+    def acceptance_rate(self) -> float:
+        """The mean (pseudo-)acceptance after warm-up."""
+        return self._accepted / self._counted if self._counted else float("nan")
+
+    @property
+    def engine(self) -> Engine:
+        """The chains in flight."""
+        if self._engine is None:
+            raise RuntimeError("no chain has been walked yet: call sample first")
+        return self._engine
+
+    @property
+    def target(self) -> Target:
+        """The bound model."""
+        return self._bound()
+
+    @property
+    def divergences(self) -> list[list[int]]:
+        """Per chain, the draws that diverged."""
+        return self._divergences
+
+    @property
+    def info(self) -> Info:
+        """What the last step did."""
+        assert self._info is not None, "sample() comes first"
+        return self._info
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _bound(self) -> Target:
+        if self._target is None:
+            raise RuntimeError("setup(warmup_steps, *args) comes first; MCMC.run calls it")
+        return self._target
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+        source = self._source
+        if isinstance(source, (Score, Distribution)) and (args or kwargs):
+            raise ValueError(
+                f"run must be called without arguments for a {type(source).__name__}, but got "
+                f"{len(args) + len(kwargs)}; only a Pyro model takes data"
+            )
+        if isinstance(source, Score):
+            return Target(source, Sites({self._site: source.event_shape}), {})
+        if isinstance(source, Distribution):
+            score = DistributionScore(source)
+            sites = Sites({self._site: score.unconstrained_shape})
+            return Target(score, sites, {self._site: score.transform.inv})
+        score = PyroModelScore(source, args, kwargs)
+        return Target(score, score.sites, score.transforms)
+
+    def _make_engine(self, target: Target, x: Tensor) -> Engine:
+        score = target.score
+        has_density = score.expand(x[:1]).has_density
+        correction: Any = self._metropolis
+        if correction == "auto":
+            correction = "exact" if has_density else "line_integral"
+        if correction == "exact" and not has_density:
+            raise ValueError(
+                "metropolis='exact' needs a log density, but this score has none; use "
+                "'line_integral', or 'none' for the unadjusted chain"
+            )
+        if self._guide is not None:
+            if correction != "exact":
+                raise ValueError(
+                    f"metropolis must be 'exact' where score= is given, but was {correction!r}: "
+                    "only then is the law the model's and not the score's"
+                )
+            score = Guided(score, self._guide)
+        kind: Any = score.default_curvature if self._curvature == "auto" else self._curvature
+        if kind is None and self._curvature is not None:
+            raise ValueError(
+                f"model must give a curvature for Ozaki steps, but this {type(score).__name__} has "
+                "none; train it with curvature='diagonal', or use ScoreLangevinKernel"
+            )
+        return Engine(
+            score,
+            Method(type(self)._proposal, kind, correction),
+            warmup_steps=self._warmup_steps,
+            target=self._acceptance[correction],
+            step_size=self._step_size,
+            frozen=self._frozen,
+            dense_metric=score.dim <= 100 and kind in (None, "dense"),
+            generator=self.generator,
+        )
+
+    def _count(self, info: Info) -> None:
+        for chain in info.diverging.nonzero().flatten().tolist():
+            self._divergences[chain].append(self._counted)
+        self._accepted += float(info.acceptance.mean())
+        self._counted += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process needs: the model and the settings, not the chain."""
+        state = self.__dict__.copy()
+        state.update(_target=None, _engine=None, _info=None, generator=None)
+        return state

@@ -1,0 +1,164 @@
+"""One transition: state and noise in, state and info out (floor 4).
+
+Nothing here adapts, logs or draws random numbers. A kernel is a `Method`: a proposal, the kind of
+curvature it reads, and a correction.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ozaki.kernels.metropolis import Correction, Rule, log_density_change
+from ozaki.kernels.proposals import Proposal, modified
+from ozaki.scores.base import CurvatureKind, Expansion, Score
+from ozaki.shapes import Bool, Float
+
+DIVERGENCE = -1000.0
+"""A log acceptance ratio below this is a divergence, as in Stan."""
+
+
+class Method(NamedTuple):
+    """What tells one kernel from another.
+
+    Attributes:
+        proposal: expansion → Gaussian step.
+        curvature: the kind the proposal reads, or None.
+        correction: "none", "exact" or "line_integral".
+    """
+
+    proposal: Proposal
+    curvature: CurvatureKind | None
+    correction: Correction
+
+
+class State(NamedTuple):
+    """Where each chain is, (chains, D), and log p near there."""
+
+    position: Tensor
+    expansion: Expansion
+
+
+class Info(NamedTuple):
+    """What one step did, each (chains,).
+
+    Attributes:
+        acceptance: min(1, ratio); for an unadjusted chain the pseudo-acceptance, what Metropolis
+            would have accepted.
+        accepted: whether the chain moved.
+        diverging: the proposal was not finite, or its log ratio fell below `DIVERGENCE`.
+        modified: directions of positive curvature that were flattened where the step began.
+    """
+
+    acceptance: Tensor
+    accepted: Tensor
+    diverging: Tensor
+    modified: Tensor
+
+
+def init(score: Score, position: Float[Tensor, "chains dim"], method: Method) -> State:
+    """The state at `position`.
+
+    Raises:
+        ValueError: a position, density or gradient there that is not finite.
+    """
+    expansion = score.expand(position, method.curvature)
+    fine = _finite(position, expansion)
+    if not bool(fine.all()):
+        bad = (~fine).nonzero().flatten().tolist()
+        raise ValueError(
+            f"the starting points of chains {bad} must have a finite density and gradient, but do "
+            "not; pass other initial_params"
+        )
+    return State(position, expansion)
+
+
+def step(
+    state: State,
+    score: Score,
+    method: Method,
+    step_size: Float[Tensor, "..."],
+    noise: Float[Tensor, "chains dim"],
+    uniform: Float[Tensor, "chains"],
+    *,
+    adjusted: bool | None = None,
+    uphill: bool = False,
+    rule: Rule = "simpson",
+) -> tuple[State, Info]:
+    """One step of every chain.
+
+    Proposes y ~ N(m(x), C(x)) and accepts with min(1, p(y) q(x|y) / (p(x) q(y|x))); "none" accepts
+    whatever is finite and reports the same ratio as a pseudo-acceptance.
+
+    Args:
+        state: where the chains are.
+        score: the law walked on.
+        method: proposal, curvature, correction.
+        step_size: h, a scalar or (chains, 1).
+        noise: standard normal, (chains, D).
+        uniform: uniform on (0, 1), (chains,).
+        adjusted: whether to reject; by default, unless the correction is "none".
+        uphill: also accept whatever raises the density: the transient of the warm-up, which seeks
+            the typical set and samples nothing.
+        rule: how a line integral is taken.
+    """
+    x = state.position
+    forward = method.proposal(x, state.expansion, step_size)
+    y = forward.sample(noise)
+    reachable = torch.isfinite(y).all(-1)
+    y = torch.where(reachable.unsqueeze(-1), y, x)
+    there = score.expand(y, method.curvature)
+    fine = reachable & _finite(y, there)
+    if not bool(fine.all()):
+        # a NaN curvature breaks an eigendecomposition for every chain: look from x instead
+        y = torch.where(fine.unsqueeze(-1), y, x)
+        there = select(fine, there, state.expansion)
+    reverse = method.proposal(y, there, step_size)
+    change = log_density_change(score, x, y, state.expansion, there, rule)
+    log_ratio = change + reverse.log_prob(x) - forward.log_prob(y)
+    log_ratio = torch.where(fine & ~log_ratio.isnan(), log_ratio, -torch.inf)
+    accepted = uniform.log() < log_ratio
+    if uphill:
+        accepted = accepted | (change > 0)
+    if not (method.correction != "none" if adjusted is None else adjusted):
+        accepted = torch.ones_like(accepted)
+    accepted = accepted & fine
+    curvature = state.expansion.curvature
+    info = Info(
+        acceptance=log_ratio.clamp(max=0).exp(),
+        accepted=accepted,
+        diverging=log_ratio < DIVERGENCE,
+        modified=torch.zeros_like(log_ratio) if curvature is None else modified(curvature),
+    )
+    moved = State(torch.where(accepted.unsqueeze(-1), y, x), select(accepted, there, state[1]))
+    return moved, info
+
+
+def select(mask: Bool[Tensor, "chains"], a: Expansion, b: Expansion) -> Expansion:
+    """Expansion `a` where `mask` is True, `b` elsewhere."""
+
+    def pick(u: Tensor | None, v: Tensor | None) -> Tensor | None:
+        if u is None or v is None:
+            return None
+        return torch.where(mask.reshape(mask.shape + (1,) * (u.ndim - 1)), u, v)
+
+    curvature = None
+    if a.curvature is not None and b.curvature is not None:
+        curvature = a.curvature.select(mask, b.curvature)
+    gradient = torch.where(mask.unsqueeze(-1), a.gradient, b.gradient)
+    return Expansion(
+        gradient,
+        curvature,
+        pick(a.log_density, b.log_density),
+        pick(a.score_gradient, b.score_gradient),
+    )
+
+
+def _finite(position: Tensor, expansion: Expansion) -> Tensor:
+    """Whether a chain can walk on from here, (chains,)."""
+    fine = torch.isfinite(position).all(-1) & torch.isfinite(expansion.gradient).all(-1)
+    if expansion.log_density is not None:
+        fine = fine & torch.isfinite(expansion.log_density)
+    if expansion.curvature is not None:
+        fine = fine & torch.isfinite(expansion.curvature.frobenius_squared())
+    return fine

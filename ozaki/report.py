@@ -1,0 +1,221 @@
+"""One self-contained HTML page that says whether to trust the draws (floor 6).
+
+The verdict comes first, in plain words, with what to do about each problem; then the table, the
+figures, the learned score's held-out figures, and the run's settings and versions.
+"""
+
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+
+from ozaki import plots, storage
+from ozaki.diagnostics import components, existing_folder, summary, verdict
+from ozaki.stein import SteinTest
+from ozaki.verdict import Verdict
+
+ROWS = 50
+PACKAGES = ("ozaki", "torch", "pyro-ppl", "arviz", "numpy")
+METRICS = {
+    "dsm": "Denoising loss of s1 (lower is better; its best value is below 0)",
+    "residual_vr": "Residual loss of s2 (lower is better; its best value is below 0)",
+    "calibration": "Calibration E[r²]/C by dimension (1 is right)",
+    "calibration_mean": "Its mean",
+    "held_out_rows": "Rows held out",
+    "steps": "Training steps of the weights kept",
+}
+
+_PAGES = Environment(
+    loader=PackageLoader("ozaki", "templates"), autoescape=True, undefined=StrictUndefined
+)
+
+
+class _Figure(NamedTuple):
+    heading: str
+    source: str
+    alt: str
+    caption: str
+
+
+class _Facts(NamedTuple):
+    heading: str
+    lead: str
+    rows: list[tuple[str, str]]
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    idata: Any,
+    *,
+    title: str,
+    law: str | None = None,
+    data: Any = None,
+    data_columns: Sequence[str] | None = None,
+    estimator_metrics: Mapping[str, Any] | None = None,
+    stein: SteinTest | None = None,
+    run_info: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Write the page, whole or not at all; a file that is there is replaced.
+
+    Args:
+        path: the file, in a folder that exists.
+        idata: what `ozaki.diagnostics.inference_data` returned.
+        title: the page's heading.
+        law: what the chains draw from, in words that follow "The chains draw from".
+        data: (N, D) points to draw under the samples, in the order of the components; shown where
+            D is their number.
+        data_columns: the D columns' names.
+        estimator_metrics: held-out figures of a learned score, by name.
+        stein: a test of the draws against their score.
+        run_info: the run's settings, by name; those kept with the draws when None.
+
+    Returns:
+        The verdict that stands on the page.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        FileNotFoundError: the folder of `path` does not exist.
+    """
+    path = existing_folder(path)
+    judged = verdict(idata, law=law, estimator_metrics=estimator_metrics, stein=stein)
+    draws = components(idata)
+    rows = _rows(summary(idata))
+    settings = idata["posterior"].attrs if run_info is None else run_info
+    page = _PAGES.get_template("report.html.j2").render(
+        title=title,
+        verdict=judged,
+        tone=_tone(judged),
+        columns=["mean", "sd", "mcse", "ess bulk", "ess tail", "r_hat"],
+        rows=rows,
+        hidden_rows=len(draws) - len(rows),
+        shown_panels=min(plots.PANELS, len(draws)),
+        hidden_panels=max(0, len(draws) - plots.PANELS),
+        figures=_figures(draws, _matching(data, len(draws)), data_columns),
+        facts=[
+            _Facts(
+                "The learned score",
+                "Held-out figures. They test the model; R-hat, ESS and the Stein discrepancy test "
+                "the sampler.",
+                [(METRICS.get(k, k), _text(v)) for k, v in (estimator_metrics or {}).items()],
+            ),
+            _Facts("The run", "", [(k, _text(v)) for k, v in settings.items()]),
+            _Facts("Versions", "", _versions()),
+        ],
+    )
+    storage.write_atomically(path, lambda file: _write(file, page), overwrite=True)
+    return judged
+
+
+def _write(file: Path, page: str) -> None:
+    file.write_text(page, encoding="utf-8")
+
+
+def _tone(judged: Verdict) -> str:
+    if not judged.trusted:
+        return "bad"
+    return "warn" if judged.problems else "good"
+
+
+def _rows(table: Any) -> list[tuple[str, list[str]]]:
+    if len(table) > ROWS:
+        table = table.sort_values("ess_bulk", na_position="last").head(ROWS)
+    shown = []
+    for name, figures in zip(table.index, table.itertuples(index=False), strict=True):
+        *moments, bulk, tail, rhat = (float(f) for f in figures)
+        sizes = [_number(size, ".0f") for size in (bulk, tail)]
+        cells = [_number(m, ".4g") for m in moments] + sizes + [_number(rhat, ".3f")]
+        shown.append((str(name), cells))
+    return shown
+
+
+def _matching(data: Any, count: int) -> np.ndarray | None:
+    """The data as an array (N, D), where D is the number of components; None otherwise."""
+    if data is None:
+        return None
+    array = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
+    return array if array.ndim == 2 and array.shape[1] == count and len(array) else None
+
+
+def _figures(
+    draws: Mapping[str, np.ndarray], data: np.ndarray | None, columns: Sequence[str] | None
+) -> list[_Figure]:
+    names = ", ".join(list(draws)[: plots.PANELS])
+    chains = len(next(iter(draws.values())))
+    found = []
+    if len(draws) == 2:
+        over = " over the data" if data is not None else ""
+        found.append(
+            _Figure(
+                f"Samples{over}",
+                plots.encode(plots.samples_over_data(draws, data, columns)),
+                f"Scatter plot of the draws of {names}{over}.",
+                "Draws should lie where the data lie, a little wider where noise was added.",
+            )
+        )
+    found += [
+        _Figure(
+            "Densities",
+            plots.encode(plots.marginals(draws, data)),
+            f"Histogram of the draws of {names}, one line for each of {chains} chains.",
+            "The lines of all chains should lie on one another.",
+        ),
+        _Figure(
+            "Trace",
+            plots.encode(plots.trace(draws)),
+            f"The draws of {names} in order, one line for each of {chains} chains.",
+            "Each chain should look like the others, without drift and without flat stretches.",
+        ),
+        _Figure(
+            "Ranks",
+            plots.encode(plots.rank(draws)),
+            f"Histogram of each chain's ranks among all draws, for {names}.",
+            "Each line should wander about 1, mostly within the grey band; a slope or a hump is a "
+            "chain that differs from the rest. Correlated draws stray further.",
+        ),
+        _Figure(
+            "Autocorrelation",
+            plots.encode(plots.autocorrelation(draws)),
+            f"Autocorrelation of {names} against the lag, one line for each chain.",
+            "The sooner it falls to 0, the more each draw is worth.",
+        ),
+        _Figure(
+            "Growth of the effective sample size",
+            plots.encode(plots.ess_growth(draws)),
+            f"Bulk and tail effective sample size of {names} against the number of draws.",
+            "Solid: bulk; dashed: tail. Both should grow in a line; one that levels off has not "
+            "seen the whole law.",
+        ),
+    ]
+    return found
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "–"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        more = f", … ({len(value)} in all)" if len(value) > 12 else ""
+        return ", ".join(_text(v) for v in value[:12]) + more
+    return str(value)
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = [("python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,271 @@
+"""Closed forms: Gaussian, Gaussian mixture, mixture of logistics (floor 2).
+
+Each gives gradient, log density, full and diagonal curvature, exact draws, and, where the
+convolution with Gaussian noise is closed, its own smoothing. They are the oracles of the tests and
+may stand wherever a trained estimator or a model may.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ozaki import validation
+from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
+from ozaki.shapes import Float
+
+Array = Tensor | Sequence[Any] | Any
+
+
+class _ClosedForm(Score):
+    """What closed forms share: where they start and which curvature they prefer."""
+
+    def _place(self, like: Tensor) -> None:
+        self.dim = like.shape[-1]
+        self.event_shape = torch.Size([self.dim])
+        self.dtype = like.dtype
+        self.device = like.device
+
+    @property
+    def default_curvature(self) -> CurvatureKind:
+        """Dense up to D = 100, diagonal beyond."""
+        return dense_up_to(self.dim)
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """`n` exact, independent draws, (n, D)."""
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """`n` exact draws: a chain begins in its own law."""
+        return self.sample(n, generator)
+
+    def _normal(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(n, self.dim, dtype=self.dtype, device=self.device, generator=generator)
+
+
+class GaussianScore(_ClosedForm):
+    """The score of N(μ, Σ): ∇ log p = −Σ⁻¹(x − μ), ∇² log p = −Σ⁻¹.
+
+    Args:
+        mean: μ, (D,).
+        covariance: Σ, (D, D), symmetric and positive definite, of any condition.
+
+    Raises:
+        ValueError: shapes that do not fit, entries not finite, Σ not positive definite.
+
+    Example:
+        >>> score = GaussianScore(torch.zeros(2), torch.eye(2))
+        >>> score.expand(torch.tensor([1.0, -2.0])).gradient
+        tensor([-1.,  2.])
+    """
+
+    def __init__(self, mean: Array, covariance: Array):
+        self.mean = validation.shape("mean", validation.floating("mean", mean), (None,))
+        self._place(self.mean)
+        sigma = validation.floating("covariance", covariance).to(self.mean)
+        self.covariance = validation.shape("covariance", sigma, (self.dim, self.dim))
+        self._root = validation.covariance("covariance", self.covariance)
+        values, vectors = torch.linalg.eigh(self.covariance)
+        self._eigen = (-1 / values, vectors)
+        self._curvature = Dense.from_eigen(*self._eigen)
+
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """Gradient, curvature and log density (up to a constant) at x, (*batch, D)."""
+        centred = x - self.mean
+        gradient = self._curvature.matmul(centred)
+        log_density = 0.5 * (centred * gradient).sum(-1)
+        return Expansion(gradient, self._constant(x.shape, curvature), log_density)
+
+    def _constant(
+        self, shape: torch.Size, curvature: CurvatureKind | None
+    ) -> SymmetricOperator | None:
+        if curvature == "dense":
+            values, vectors = self._eigen
+            return Dense.from_eigen(
+                values.expand(shape), vectors.expand(*shape[:-1], self.dim, self.dim)
+            )
+        if curvature == "diagonal":
+            return Diagonal(self._curvature.diagonal().expand(shape))
+        if curvature is None:
+            return None
+        raise self.cannot_give(curvature)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """μ + Σ^½ z."""
+        return self.mean + self._normal(n, generator) @ self._root.mT
+
+    def smooth(self, sigma: Array) -> "GaussianScore":
+        """The score of N(μ, Σ + diag(σ²)): this law with noise of standard deviation `sigma`.
+
+        Args:
+            sigma: a number, or one a dimension, (D,); at least 0.
+        """
+        return GaussianScore(self.mean, self.covariance + _noise(sigma, self.mean))
+
+
+class _Components(NamedTuple):
+    """Each component at x: its weighted log density, gradient and curvature."""
+
+    log_density: Tensor  # (*batch, K), weight included
+    gradient: Tensor  # (*batch, K, D)
+    diagonal: Tensor  # (..., K, D)
+    dense: Tensor | None  # (..., K, D, D)
+
+
+class _Mixture(_ClosedForm):
+    """Σ_k w_k p_k, given each component's expansion."""
+
+    weights: Tensor
+
+    @abstractmethod
+    def _components(self, x: Tensor, dense: bool) -> _Components: ...
+
+    @abstractmethod
+    def _draw(
+        self, component: Tensor, generator: torch.Generator | None
+    ) -> Float[Tensor, "n dim"]: ...
+
+    def _set_weights(self, weights: Array | None, count: int) -> None:
+        if weights is None:
+            self.weights = torch.full((count,), 1 / count, dtype=self.dtype, device=self.device)
+            return
+        given = validation.floating("weights", weights).to(self.device, self.dtype)
+        self.weights = validation.weights("weights", validation.shape("weights", given, (count,)))
+
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """Gradient, curvature and log density at x, (*batch, D).
+
+        With responsibilities ρ_k and g_k, H_k of the components: s1 = Σ ρ_k g_k and
+        s2 = Σ ρ_k (H_k + g_k g_kᵀ) − s1 s1ᵀ.
+        """
+        if curvature == "low_rank":
+            raise self.cannot_give(curvature)
+        parts = self._components(x, curvature == "dense")
+        rho = torch.softmax(parts.log_density, -1)
+        g = parts.gradient
+        s1 = (rho.unsqueeze(-1) * g).sum(-2)
+        # centred, so that no large g_k g_kᵀ cancels against s1 s1ᵀ
+        spread = g - s1.unsqueeze(-2)
+        s2: SymmetricOperator | None = None
+        if curvature == "diagonal":
+            s2 = Diagonal((rho.unsqueeze(-1) * (parts.diagonal + spread.square())).sum(-2))
+        elif parts.dense is not None:
+            mean = torch.einsum("...k,...kij->...ij", rho, parts.dense)
+            weighted = (rho.unsqueeze(-1) * spread).mT
+            s2 = Dense(mean + weighted @ spread)
+        return Expansion(s1, s2, torch.logsumexp(parts.log_density, -1))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """Exact draws: a component by its weight, then a draw of it."""
+        component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        return self._draw(component, generator)
+
+
+class GaussianMixtureScore(_Mixture):
+    """The score of Σ_k w_k N(μ_k, Σ_k).
+
+    Args:
+        means: μ, (K, D).
+        covariances: Σ, (K, D, D), each symmetric and positive definite.
+        weights: w, (K,), above 0 and summing to 1; equal when None.
+
+    Raises:
+        ValueError: shapes that do not fit, entries not finite, a covariance not positive definite.
+    """
+
+    def __init__(self, means: Array, covariances: Array, weights: Array | None = None):
+        self.means = validation.shape("means", validation.floating("means", means), (None, None))
+        self._place(self.means)
+        k = self.means.shape[0]
+        given = validation.floating("covariances", covariances).to(self.means)
+        self.covariances = validation.shape("covariances", given, (k, self.dim, self.dim))
+        self._roots = validation.covariance("covariances", self.covariances)
+        self._precisions = torch.cholesky_inverse(self._roots)
+        self._set_weights(weights, k)
+        log_det = self._roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        self._offsets = self.weights.log() - log_det
+
+    def _components(self, x: Tensor, dense: bool) -> _Components:
+        centred = x.unsqueeze(-2) - self.means
+        gradient = -(self._precisions @ centred.unsqueeze(-1)).squeeze(-1)
+        log_density = self._offsets + 0.5 * (centred * gradient).sum(-1)
+        diagonal = -self._precisions.diagonal(dim1=-2, dim2=-1)
+        return _Components(log_density, gradient, diagonal, -self._precisions if dense else None)
+
+    def _draw(self, component: Tensor, generator: torch.Generator | None) -> Tensor:
+        z = self._normal(len(component), generator)
+        return self.means[component] + (self._roots[component] @ z.unsqueeze(-1)).squeeze(-1)
+
+    def smooth(self, sigma: Array) -> "GaussianMixtureScore":
+        """The mixture convolved with N(0, diag(σ²)): every Σ_k grows by diag(σ²).
+
+        Args:
+            sigma: a number, or one a dimension, (D,); at least 0.
+        """
+        noise = _noise(sigma, self.means)
+        return GaussianMixtureScore(self.means, self.covariances + noise, self.weights)
+
+
+class LogisticMixtureScore(_Mixture):
+    """The score of Σ_k w_k Π_i Logistic(x_i; m_ki, s_ki).
+
+    With t = (x − m)/s, a component has log p = Σ −t − log s − 2 log(1 + e^−t), gradient
+    −tanh(t/2)/s and curvature −sech²(t/2)/(2s²). Its smoothing is not closed.
+
+    Args:
+        locations: m, (K, D).
+        scales: s, (K, D), above 0.
+        weights: w, (K,), above 0 and summing to 1; equal when None.
+
+    Raises:
+        ValueError: shapes that do not fit, entries not finite, a scale not above 0.
+    """
+
+    def __init__(self, locations: Array, scales: Array, weights: Array | None = None):
+        given = validation.floating("locations", locations)
+        self.locations = validation.shape("locations", given, (None, None))
+        self._place(self.locations)
+        k = self.locations.shape[0]
+        widths = validation.floating("scales", scales).to(self.locations)
+        self.scales = validation.shape("scales", widths, (k, self.dim))
+        if bool((self.scales <= 0).any()):
+            raise ValueError(f"scales must be above 0, but the smallest was {self.scales.min()}")
+        self._set_weights(weights, k)
+
+    def _components(self, x: Tensor, dense: bool) -> _Components:
+        t = (x.unsqueeze(-2) - self.locations) / self.scales
+        log_density = (-t - self.scales.log() - 2 * softplus(-t)).sum(-1) + self.weights.log()
+        slope = torch.tanh(t / 2)
+        diagonal = -(1 - slope.square()) / (2 * self.scales.square())
+        full = torch.diag_embed(diagonal) if dense else None
+        return _Components(log_density, -slope / self.scales, diagonal, full)
+
+    def _draw(self, component: Tensor, generator: torch.Generator | None) -> Tensor:
+        u = torch.rand(
+            len(component), self.dim, dtype=self.dtype, device=self.device, generator=generator
+        )
+        tiny = torch.finfo(self.dtype).tiny
+        # 1 − u is exact for torch.rand, so both tails are reached
+        logit = torch.log(u.clamp_min(tiny)) - torch.log1p(-u)
+        return self.locations[component] + self.scales[component] * logit
+
+
+def _noise(sigma: Array, like: Tensor) -> Tensor:
+    """diag(σ²) as a (D, D) matrix, from a number or one value a dimension."""
+    value = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+    if bool((value < 0).any()) or not bool(torch.isfinite(value).all()):
+        raise ValueError(f"sigma must be finite and at least 0, but was {sigma!r}")
+    if value.ndim > 1 or (value.ndim == 1 and len(value) != like.shape[-1]):
+        raise ValueError(
+            f"sigma must be a number or have shape ({like.shape[-1]},), but had "
+            f"{tuple(value.shape)}"
+        )
+    return torch.diag(value.square().expand(like.shape[-1]))

@@ -1,0 +1,254 @@
+"""Scores of any density written in torch: a function, or a distribution (floor 3)."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Transform, biject_to
+from torch.distributions.constraints import Constraint
+
+from ozaki import validation
+from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
+from ozaki.scores.derivatives import (
+    Draw,
+    expand_vectorised,
+    finite_start,
+    first_line,
+    isolated_rng,
+    seed_from,
+    uniform,
+)
+from ozaki.shapes import Float
+
+
+def support_transform(support: Constraint) -> Transform:
+    """The bijection from unconstrained coordinates to `support`: biject_to, mixtures included.
+
+    Raises:
+        NotImplementedError: torch knows none.
+    """
+    # newer torch wraps the support of a mixture in a constraint that it cannot biject to
+    if type(support).__name__ == "MixtureSameFamilyConstraint":
+        return support_transform(getattr(support, "base_constraint"))  # noqa: B009
+    return biject_to(support)
+
+
+class LogDensityScore(Score):
+    """The score of a log density written in torch, by automatic differentiation.
+
+    Args:
+        log_density: one point, of shape `event_shape` → its log density up to a constant, a scalar
+            tensor. It is batched by torch.func.vmap: no `.item()`, no branch on values.
+        event_shape: the shape of one point.
+        start: where chains begin: `(n, generator) → (n, *event_shape)`, or a tensor of points of
+            which some are picked; None for uniform(−2, 2).
+        dtype: of the points; None for that of `start`, or torch's default.
+        device: of the points.
+
+    Raises:
+        ValueError: a shape that is none, a log density that is not a scalar, not differentiable or
+            cannot be batched, or that is finite nowhere among 100 tries.
+
+    Example:
+        >>> score = LogDensityScore(lambda x: -0.5 * (x**2).sum(), (2,))
+        >>> score.expand(torch.tensor([1.0, -2.0])).gradient
+        tensor([-1.,  2.])
+    """
+
+    def __init__(
+        self,
+        log_density: Callable[[Tensor], Tensor],
+        event_shape: Sequence[int],
+        *,
+        start: Draw | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        if not callable(log_density):
+            raise ValueError(f"log_density must be callable, but was {log_density!r}")
+        if not isinstance(event_shape, Sequence) or isinstance(event_shape, str):
+            raise ValueError(
+                f"event_shape must be a sequence of sizes such as (3,), but was {event_shape!r}"
+            )
+        self.event_shape = torch.Size([validation.count("event_shape", s) for s in event_shape])
+        self.dim = math.prod(self.event_shape)
+        given = validation.floating("start", start) if isinstance(start, Tensor) else None
+        if given is not None:
+            validation.shape("start", given, (None, *self.event_shape))
+            validation.count("len(start)", len(given))
+        self.dtype = dtype or (torch.get_default_dtype() if given is None else given.dtype)
+        self.device = torch.device(device or ("cpu" if given is None else given.device))
+        self.log_density, self._start = log_density, start
+        self._shape = self.event_shape  # of what log_density is given
+        self._check()
+
+    @property
+    def default_curvature(self) -> CurvatureKind:
+        """Dense up to D = 100, diagonal beyond."""
+        return dense_up_to(self.dim)
+
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
+        if curvature not in (None, "diagonal", "dense"):
+            raise self.cannot_give(curvature)
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
+        return expand_vectorised(self._flat, x, curvature)
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """`n` points of finite density to begin chains from, (n, D)."""
+        return finite_start(self._draw, self.expand, n, generator)
+
+    def _flat(self, point: Tensor) -> Tensor:
+        return self.log_density(point.reshape(self._shape))
+
+    def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        source = self._start
+        like = torch.empty((), dtype=self.dtype, device=self.device)
+        if source is None:
+            return uniform(n, self.dim, generator, like)
+        if isinstance(source, Tensor):
+            device = None if generator is None else generator.device
+            if n <= len(source):
+                index = torch.randperm(len(source), generator=generator, device=device)[:n]
+            else:
+                index = torch.randint(len(source), (n,), generator=generator, device=device)
+            points = source[index.to(source.device)]
+        else:
+            points = source(n, generator)
+            validation.shape("start(n, generator)", points, (n, *self._shape))
+        return points.reshape(n, self.dim).to(like)
+
+    def _check(self) -> None:
+        """Evaluate once, so that what is wrong is said here and not in the middle of a run."""
+        with isolated_rng(0):
+            point = self._draw(1, torch.Generator().manual_seed(0))[0].requires_grad_()
+            with torch.enable_grad(), pyro.validation_enabled(False):
+                value = self._flat(point)
+            if not isinstance(value, Tensor) or value.ndim > 0:
+                kind = type(value).__name__
+                was = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise ValueError(
+                    f"log_density must return a scalar tensor, but returned a {kind}, {was}, for "
+                    f"a point of shape {tuple(self._shape)}; sum it over its dimensions, in torch"
+                )
+            if not value.requires_grad:
+                raise ValueError(
+                    "log_density must be differentiable, but its value did not depend on the "
+                    "point through torch; write it in torch operations, without .detach(), "
+                    ".item() or numpy"
+                )
+            try:
+                expand_vectorised(self._flat, point.detach().expand(2, -1))
+            except Exception as cause:
+                raise ValueError(
+                    f"log_density could not be batched by torch.func.vmap ({first_line(cause)}); "
+                    "write it without .item(), branches on values and random numbers"
+                ) from cause
+
+
+class DistributionScore(LogDensityScore):
+    """The score of a torch or Pyro distribution in unconstrained coordinates u.
+
+    log p(u) = log p(T(u)) + log|det ∂T/∂u|, T = biject_to(support). With a batch shape it is the
+    joint law of all members.
+
+    Args:
+        distribution: a continuous distribution; it is copied, not changed.
+
+    Attributes:
+        transform: T, unconstrained → constrained.
+        event_shape: batch and event shape of the constrained value.
+        unconstrained_shape: that of u, whose product is D (fewer than the value's for a simplex).
+
+    Raises:
+        ValueError: not a distribution, a discrete one, or one whose support has no bijection.
+
+    Example:
+        >>> DistributionScore(torch.distributions.Dirichlet(torch.ones(3))).dim
+        2
+    """
+
+    def __init__(self, distribution: Distribution):
+        if not isinstance(distribution, Distribution):
+            raise ValueError(
+                f"distribution must be a distribution, but was {type(distribution).__name__}"
+            )
+        self.transform = _bijection(distribution)
+        self.distribution = without_validation(distribution)
+        shape = distribution.batch_shape + distribution.event_shape
+        try:
+            u_shape = torch.Size(self.transform.inverse_shape(shape))
+            fits = self.transform.forward_shape(u_shape) == shape
+        except ValueError:
+            u_shape, fits = shape, False
+        if not fits:
+            raise ValueError(
+                "distribution must have one support for all its components, but the support of "
+                f"{distribution} has another shape than its values, {tuple(shape)}"
+            )
+        like = self._like()
+        super().__init__(self._joint, u_shape, dtype=like.dtype, device=like.device)
+        self.unconstrained_shape, self.event_shape = u_shape, shape
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """`n` draws, as u, (n, D); uniform(−2, 2) where it cannot be sampled."""
+        try:
+            return finite_start(self._sample, self.expand, n, generator)
+        except (NotImplementedError, ValueError):  # no sampler, or draws outside the density
+            return super().start(n, generator)
+
+    def _joint(self, u: Tensor) -> Tensor:
+        value: Any = self.transform(u)  # torch types it as possibly None
+        log_p = self.distribution.log_prob(value).sum()
+        return log_p + self.transform.log_abs_det_jacobian(u, value).sum()
+
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        # torch distributions draw from the global generator only
+        with isolated_rng(seed_from(generator)):
+            u: Any = self.transform.inv(self.distribution.sample(torch.Size([n])))
+        return u.reshape(n, self.dim)
+
+    def _like(self) -> Tensor:
+        try:
+            with isolated_rng(0):
+                return self.distribution.sample()
+        except NotImplementedError:
+            found = [v for v in vars(self.distribution).values() if isinstance(v, Tensor)]
+            return next((v for v in found if v.is_floating_point()), torch.empty(()))
+
+
+def without_validation(distribution: Distribution) -> Distribution:
+    """A copy that checks nothing, nor do the distributions inside it; vmap allows no checks."""
+    twin = copy.copy(distribution)
+    for name, value in vars(distribution).items():
+        if isinstance(value, Distribution):
+            vars(twin)[name] = without_validation(value)
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, Distribution) for v in value):
+            vars(twin)[name] = type(value)(
+                without_validation(v) if isinstance(v, Distribution) else v for v in value
+            )
+    vars(twin)["_validate_args"] = False
+    return twin
+
+
+def _bijection(distribution: Distribution) -> Transform:
+    try:
+        support: Any = distribution.support
+        if not support.is_discrete:
+            return support_transform(support)
+    except NotImplementedError as cause:
+        raise ValueError(
+            f"distribution must have a support that biject_to knows, but {distribution} has none "
+            f"({first_line(cause)}); register one with torch.distributions.biject_to, or write "
+            "its log density in unconstrained coordinates for LogDensityScore"
+        ) from cause
+    raise ValueError(
+        f"distribution must be continuous, but {distribution} is discrete: it has no score"
+    )

@@ -1,0 +1,172 @@
+"""From a scalar function of one point to the expansion of a batch (floor 2).
+
+Two routes stand here, and every density that is differentiated takes one of them:
+`expand_vectorised` (torch.func over the batch) and `expand_looped` (plain autograd, point by point,
+for what cannot be batched). Second derivatives are reverse over reverse: some functions have no
+forward mode. Beside them, what such densities need to begin a chain.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pyro
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, jacrev, vjp, vmap
+
+from ozaki.linalg import Dense, Diagonal
+from ozaki.scores.base import CurvatureKind, Expansion
+from ozaki.shapes import Float
+
+Function = Callable[[Tensor], Tensor]
+"""One point, (D,) → its log density, ()."""
+
+Draw = Callable[[int, torch.Generator | None], Tensor]
+"""(n, generator) → n points."""
+
+TRIES = 100
+CHUNK = 2**22  # numbers held at once by the diagonal's basis vectors
+
+
+def expand_vectorised(
+    f: Function, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+) -> Expansion:
+    """The expansion (log p, ∇ log p, ∇² log p or its diagonal) by torch.func, the batch at once.
+
+    Args:
+        f: log p of one point, (D,) → ().
+        x: points, (*batch, D).
+        curvature: None, "diagonal" (exact, D vector products, never D × D) or "dense".
+    """
+    batch, dim = x.shape[:-1], x.shape[-1]
+    points = x.detach().reshape(-1, dim)
+
+    def first(point: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        gradient, value = grad_and_value(f)(point)
+        return gradient, (gradient, value)
+
+    def diagonal(point: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        _, pull, found = vjp(first, point, has_aux=True)  # pyright: ignore
+        index = torch.arange(dim, device=point.device)
+
+        def entry(i: Tensor) -> Tensor:
+            basis = index == i
+            return torch.where(basis, pull(basis.to(point.dtype))[0], 0).sum()
+
+        size = max(1, min(dim, CHUNK // max(1, points.numel())))
+        return vmap(entry, chunk_size=size)(index), found
+
+    second, gradient, value = None, None, None
+    with pyro.validation_enabled(False):  # its checks branch on values
+        if curvature == "dense":
+            hessian, (gradient, value) = vmap(jacrev(first, has_aux=True))(points)
+            second = Dense(hessian.detach().reshape(*batch, dim, dim))
+        elif curvature == "diagonal":
+            entries, (gradient, value) = vmap(diagonal)(points)
+            second = Diagonal(entries.detach().reshape(*batch, dim))
+        else:
+            gradient, value = vmap(first)(points)[1]
+    return Expansion(
+        gradient.detach().reshape(*batch, dim), second, value.detach().reshape(batch).to(x.dtype)
+    )
+
+
+def expand_looped(
+    f: Function, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+) -> Expansion:
+    """The same as `expand_vectorised`, one point at a time, for an `f` that cannot be batched."""
+    batch, dim = x.shape[:-1], x.shape[-1]
+    rows = range(dim) if curvature is not None else ()
+    second = None
+    found = [derivatives(f, point, rows) for point in x.reshape(-1, dim)]
+    value, gradient, hessian = (torch.stack(part) for part in zip(*found, strict=True))
+    if curvature == "dense":
+        second = Dense(hessian.reshape(*batch, dim, dim))
+    elif curvature == "diagonal":
+        second = Diagonal(hessian.diagonal(dim1=-2, dim2=-1).reshape(*batch, dim))
+    return Expansion(gradient.reshape(*batch, dim), second, value.reshape(batch).to(x.dtype))
+
+
+def derivatives(
+    f: Function, point: Float[Tensor, "dim"], rows: Sequence[int] = ()
+) -> tuple[Float[Tensor, ""], Float[Tensor, "dim"], Float[Tensor, "rows dim"]]:
+    """(f, ∇f, the chosen rows of ∇²f) at one point, by plain autograd.
+
+    What does not depend on the point has derivative 0.
+    """
+    with torch.enable_grad(), pyro.validation_enabled(False):
+        point = point.detach().requires_grad_()
+        value = f(point)
+        hessian = point.new_zeros(len(rows), len(point))
+        if not value.requires_grad:
+            return value, torch.zeros_like(point), hessian
+        gradient = _pull(value, point, create=len(rows) > 0)
+        if gradient.requires_grad:
+            for k, i in enumerate(rows):
+                hessian[k] = _pull(gradient[i], point)
+    return value.detach(), gradient.detach(), hessian
+
+
+def _pull(output: Tensor, point: Tensor, create: bool = False) -> Tensor:
+    return torch.autograd.grad(
+        output, point, retain_graph=True, create_graph=create, materialize_grads=True
+    )[0]
+
+
+def uniform(
+    n: int, dim: int, generator: torch.Generator | None, like: Tensor
+) -> Float[Tensor, "n dim"]:
+    """`n` points uniform on (−2, 2)ᴰ, in the dtype and on the device of `like`."""
+    device = like.device if generator is None else generator.device
+    unit = torch.rand(n, dim, generator=generator, dtype=like.dtype, device=device)
+    return (4 * unit - 2).to(like.device)
+
+
+def finite_start(
+    draw: Draw, expand: Callable[[Tensor], Expansion], n: int, generator: torch.Generator | None
+) -> Float[Tensor, "n dim"]:
+    """`n` points by `draw`, each redrawn until its density and gradient are finite.
+
+    Raises:
+        ValueError: after 100 tries some still are not.
+    """
+    x = draw(n, generator)
+    for attempt in range(TRIES):
+        found = expand(x)
+        good = found.gradient.isfinite().all(-1)
+        if found.log_density is not None:
+            good = good & found.log_density.isfinite()
+        bad = ~good
+        if not bool(bad.any()):
+            return x
+        if attempt < TRIES - 1:
+            x = x.clone()
+            x[bad] = draw(int(bad.sum()), generator)
+    raise ValueError(
+        f"cannot find valid initial params: after {TRIES} tries the log density or its gradient "
+        f"was not finite at {int(bad.sum())} of {n} starting points; check the density for values "
+        "outside its support, or give points to begin from"
+    )
+
+
+@contextmanager
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed torch's global generators for a while; afterwards they are as they were."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(gpus)):
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+def seed_from(generator: torch.Generator | None) -> int:
+    """A seed drawn from `generator`, or from the global one."""
+    device = None if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,337 @@
+"""A score learned from data: trained networks, the noise level, and the data's units (floor 2)."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ozaki import validation
+from ozaki.linalg import Dense, Diagonal
+from ozaki.scores import archive, objectives
+from ozaki.scores.base import CurvatureKind, Expansion, Score
+from ozaki.scores.networks import ScoreNetwork, default_network
+from ozaki.scores.standardisation import Standardisation
+from ozaki.shapes import Float
+
+
+class ScoreEstimator(Score):
+    """The learned score of p_σ, the data's law with smoothing noise; made by `DSMTrainer.fit`.
+
+    Everything it takes and gives is in the data's units. With u = (x − mean)/scale, the networks'
+    s1 and s2 of u become s1/scale and s2/scale². It is the score of p_σ, never of the data's own
+    law: `noise_scale` says how much noise that is. Nothing is recorded for a gradient.
+
+    Args:
+        network: s1 and diag s2 in standardised units; its weights are frozen.
+        standardisation: how u is made from x.
+        points: training points to start chains from, (n, D), in the data's units.
+        metrics: held-out figures, numbers by name.
+        architecture: what `load` needs to build the trunk again; None for a user's own network.
+    """
+
+    def __init__(
+        self,
+        network: ScoreNetwork,
+        standardisation: Standardisation,
+        points: Float[Tensor, "n dim"],
+        *,
+        metrics: Mapping[str, float | list[float]] | None = None,
+        architecture: Mapping[str, Any] | None = None,
+    ):
+        self.network = network.eval().requires_grad_(False)
+        self.standardisation = standardisation
+        self.points = points
+        self.metrics = dict(metrics or {})
+        self.architecture = None if architecture is None else dict(architecture)
+        self.event_shape = network.event_shape
+        self.dim = self.event_shape.numel()
+        self.dtype = points.dtype
+        self.device = points.device
+
+    @property
+    def sigma(self) -> float:
+        """σ, the standard deviation of the smoothing noise in standardised units."""
+        return self.network.sigma
+
+    @property
+    def noise_scale(self) -> Float[Tensor, " dim"]:
+        """The standard deviation of the smoothing noise in the data's units, (D,)."""
+        return (self.sigma * self.standardisation.scale).to(self.dtype).expand(self.dim)
+
+    @property
+    def default_curvature(self) -> CurvatureKind | None:
+        """Diagonal, or None if it was trained without s2."""
+        return "diagonal" if self.network.heads == 2 else None
+
+    @torch.no_grad()
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """s1 and, if asked for, diag s2 of p_σ at x; there is no log density.
+
+        The networks compute in `dtype`; what comes back has the dtype of x.
+
+        Args:
+            x: points in the data's units, (*batch, D).
+            curvature: None or "diagonal".
+
+        Raises:
+            ValueError: another curvature (see `autodiff`), or x of another last dimension.
+        """
+        if curvature is not None and curvature != self.default_curvature:
+            raise self.cannot_give(curvature)
+        s1, s2 = self.network(self._standardised(x))
+        scale = self.standardisation.scale.to(x.dtype)
+        operator = None
+        if curvature is not None:
+            operator = Diagonal(s2.to(x.dtype) / scale.square())
+        return Expansion(s1.to(x.dtype) / scale, operator, None)
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """`n` training points, with replacement beyond those stored, plus the smoothing noise.
+
+        The noise makes them follow p_σ, the law whose score this is.
+        """
+        where = self.device if generator is None else generator.device
+        stored = len(self.points)
+        if n <= stored:
+            rows = torch.randperm(stored, generator=generator, device=where)[:n]
+        else:
+            rows = torch.randint(stored, (n,), generator=generator, device=where)
+        z = torch.randn(n, self.dim, generator=generator, device=where, dtype=self.dtype)
+        return self.points[rows.to(self.device)] + self.noise_scale * z.to(self.device)
+
+    def autodiff(self) -> "JacobianScore":
+        """The same s1 with its Jacobian for curvature: dense, at D backward passes a point."""
+        return JacobianScore(self)
+
+    @torch.no_grad()
+    def evaluate(
+        self, data: Any, generator: torch.Generator | None = None, *, draws: int = 4096
+    ) -> dict[str, float | list[float]]:
+        """How well the score fits data it has not seen, in standardised units.
+
+        Args:
+            data: clean points in the data's units, (N, *event_shape) or (N, D).
+            generator: for the noise.
+            draws: the number of noisy pairs, at least; every row is used equally often.
+
+        Returns:
+            "dsm": the mean of ½Σ±[‖s1‖²/2 ± s1ᵀz/σ], half the mean squared error of s1 up to a
+            constant; and, where s2 was learned, "residual_vr": the mean squared error of diag s2
+            up to a constant; "calibration": E[r ⊙ r / diag C] by dimension; "calibration_mean".
+        """
+        u = self._standardised(_rows("data", data, self.event_shape).to(self.device))
+        u = u.repeat(-(-draws // len(u)), 1)
+        where = self.device if generator is None else generator.device
+        z = torch.randn(u.shape, generator=generator, device=where, dtype=u.dtype).to(u.device)
+        totals: dict[str, list[Tensor]] = {"dsm": [], "residual_vr": []}
+        outputs: list[tuple[Tensor, Tensor]] = []
+        for x, noise in zip(u.split(4096), z.split(4096), strict=True):
+            if self.network.heads == 1:
+                first = objectives.dsm_antithetic(self._first, x, noise, self.sigma)
+                totals["dsm"].append(first)
+                continue
+            first, second = objectives.joint_diagonal(
+                "residual", self.network, x, noise, self.sigma
+            )
+            totals["dsm"].append(first)
+            totals["residual_vr"].append(second)
+            outputs.append(self.network(x + self.sigma * noise))
+        figures: dict[str, float | list[float]] = {
+            name: float(torch.cat(values).double().mean())
+            for name, values in totals.items()
+            if values
+        }
+        if outputs:
+            s1, s2 = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+            ratios = objectives.calibration(s1, s2, z, self.sigma).double()
+            figures["calibration"] = ratios.tolist()
+            figures["calibration_mean"] = float(ratios.mean())
+        return figures
+
+    def to(self, device: torch.device | str) -> "ScoreEstimator":
+        """Move the estimator to `device`, in place, and return it."""
+        self.network.to(device)
+        self.standardisation = self.standardisation.to(device)
+        self.points = self.points.to(device)
+        self.device = self.points.device
+        return self
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write weights (safetensors) and settings (JSON) into `folder`, all or nothing.
+
+        Args:
+            folder: a new or empty folder, or with `overwrite` one that holds an estimator.
+            overwrite: replace the estimator in `folder`.
+
+        Returns:
+            `folder`.
+
+        Raises:
+            FileExistsError: `folder` holds an estimator and `overwrite` is False, or something
+                else.
+        """
+        settings = {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "event_shape": list(self.event_shape),
+            "sigma": self.sigma,
+            "heads": self.network.heads,
+            "centre": self.network.centre,
+            "spread": self.network.spread,
+            "standardize": self.standardisation.kind,
+            "architecture": self.architecture,
+            "network": type(self.network.network).__qualname__,
+            "metrics": self.metrics,
+        }
+        trunk = {f"network.{k}": v for k, v in self.network.network.state_dict().items()}
+        scaling = {"mean": self.standardisation.mean, "scale": self.standardisation.scale}
+        return archive.write(
+            folder, settings, {**scaling, "points": self.points, **trunk}, overwrite=overwrite
+        )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], network: torch.nn.Module | None = None) -> "ScoreEstimator":
+        """Read an estimator that `save` wrote; nothing in the folder is executed.
+
+        Args:
+            folder: where it was saved.
+            network: a trunk built as it was for training, if the estimator had a trunk of the
+                user's own; its weights are overwritten.
+
+        Raises:
+            FileNotFoundError: no such folder, or a file is missing from it.
+            ValueError: a file is corrupt, of another format or version, or does not fit.
+        """
+        settings, tensors = archive.read(folder)
+        if network is None and settings.get("architecture") is None:
+            raise ValueError(
+                f"{folder} holds the weights of a network of your own "
+                f"({settings.get('network')}); build it and pass it: "
+                "ScoreEstimator.load(folder, network=...)"
+            )
+        if network is not None and settings.get("architecture") is not None:
+            raise ValueError(
+                f"network must be None for {folder}, which was trained with ozaki's own network, "
+                f"but was {type(network).__name__}; call ScoreEstimator.load(folder)"
+            )
+        try:
+            wrapped = _build(settings, network)
+            kind, metrics = settings["standardize"], dict(settings["metrics"])
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ValueError(
+                f"{Path(folder) / archive.SETTINGS} lacks a setting or holds one that does not "
+                f"fit ({type(error).__name__}: {error}); save the estimator again"
+            ) from error
+        expected = {f"network.{k}": v.shape for k, v in wrapped.network.state_dict().items()}
+        dim = wrapped.event_shape.numel()
+        units = torch.Size([dim if kind == "columns" else 1])
+        points = torch.Size([len(tensors.get("points", ())), dim])
+        expected |= {"mean": units, "scale": units, "points": points}
+        archive.match(folder, expected, tensors)
+        wrapped.network.load_state_dict(
+            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
+        )
+        return cls(
+            wrapped,
+            Standardisation(kind, tensors["mean"], tensors["scale"]),
+            tensors["points"],
+            metrics=metrics,
+            architecture=settings["architecture"],
+        )
+
+    def _first(self, u: Tensor) -> Tensor:
+        return self.network(u)[0]
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.dim:
+            raise ValueError(
+                f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}; points are "
+                f"flat, so reshape those of event shape {tuple(self.event_shape)}"
+            )
+        return self.standardisation.forward(x, self.dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"ScoreEstimator(event_shape={tuple(self.event_shape)}, sigma={self.sigma:.4g}, "
+            f"curvature={self.default_curvature!r}, standardize={self.standardisation.kind!r}, "
+            f"dtype={self.dtype})"
+        )
+
+
+class JacobianScore(Score):
+    """An estimator's s1 with ½(J + Jᵀ), J the Jacobian of s1, for its curvature.
+
+    A learned s1 need not be a gradient, so J need not be symmetric: it is made so.
+
+    Args:
+        estimator: whose s1 is differentiated.
+    """
+
+    def __init__(self, estimator: ScoreEstimator):
+        self.estimator = estimator
+        self.dim = estimator.dim
+        self.event_shape = estimator.event_shape
+        self.dtype = estimator.dtype
+        self.device = estimator.device
+
+    @property
+    def default_curvature(self) -> CurvatureKind:
+        """Dense."""
+        return "dense"
+
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """s1 at x, (*batch, D), and its Jacobian, dense or the diagonal alone.
+
+        Raises:
+            ValueError: curvature="low_rank", or x of another last dimension.
+        """
+        if curvature == "low_rank":
+            raise self.cannot_give(curvature)
+        expansion = self.estimator.expand(x)
+        if curvature is None:
+            return expansion
+        # through the networks, and not `expand`, which records nothing
+        net, scale = self.estimator.network, self.estimator.standardisation.scale.to(x.dtype)
+        u = self.estimator._standardised(x)
+        jacobian = torch.func.vmap(torch.func.jacrev(lambda p: net(p)[0]))(u.reshape(-1, self.dim))
+        j = jacobian.to(x.dtype).reshape(*x.shape, self.dim) / (scale * scale.unsqueeze(-1))
+        if curvature == "diagonal":
+            return Expansion(expansion.gradient, Diagonal(j.diagonal(dim1=-2, dim2=-1)), None)
+        return Expansion(expansion.gradient, Dense((j + j.mT) / 2), None)
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """As the estimator's."""
+        return self.estimator.start(n, generator)
+
+
+def _rows(name: str, data: Any, event_shape: torch.Size) -> Tensor:
+    """Finite data as (N, D)."""
+    x = validation.floating(name, data)
+    dim = event_shape.numel()
+    if x.ndim < 2 or len(x) == 0 or x.shape[1:] not in (event_shape, torch.Size([dim])):
+        raise ValueError(
+            f"{name} must have shape (N, {', '.join(map(str, event_shape))}) with N ≥ 1, but had "
+            f"{tuple(x.shape)}"
+        )
+    return x.reshape(len(x), dim)
+
+
+def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> ScoreNetwork:
+    """The networks that the settings describe, with weights still to be read."""
+    # the initial weights are overwritten: the global random state must not notice them
+    with torch.random.fork_rng(devices=[]):
+        trunk = default_network(**settings["architecture"]) if network is None else network
+    return ScoreNetwork(
+        trunk,
+        torch.Size(settings["event_shape"]),
+        validation.positive("sigma", settings["sigma"]),
+        validation.choice("heads", settings["heads"], (1, 2)),
+        float(settings["centre"]),
+        validation.positive("spread", settings["spread"]),
+    ).to({"float32": torch.float32, "float64": torch.float64}[settings["dtype"]])

@@ -1,0 +1,35 @@
+"""Every annotated call in ozaki has its shapes and types checked while the tests run."""
+
+import hypothesis
+from jaxtyping import install_import_hook
+
+install_import_hook("ozaki", "beartype.beartype")
+
+import matplotlib  # noqa: E402
+import pyro  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)  # the batches are small: a second thread only waits
+
+# the same examples every time: a failure on one machine is a failure on the next
+hypothesis.settings.register_profile(
+    "ozaki", derandomize=True, deadline=None, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("ozaki")
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    """Each test starts from the same global seed and leaves torch's defaults as they were."""
+    dtype = torch.get_default_dtype()
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20)

@@ -1,0 +1,203 @@
+"""Warm-up: schedules, dual averaging, metrics, and the engine that uses them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from ozaki.kernels import adaptation, proposals
+from ozaki.kernels.adaptation import MeanCurvature, PooledCovariance, schedule
+from ozaki.kernels.engine import Engine
+from ozaki.kernels.transition import Method
+from ozaki.kernels.wrappers import Frozen, Guided, Whitened
+from ozaki.linalg import Dense, Diagonal
+from ozaki.scores.analytic import GaussianScore
+from tests.strategies import generator, mixtures, seeds, spd
+
+LANGEVIN = Method(proposals.langevin, None, "exact")
+DENSE = Method(proposals.ozaki, "dense", "exact")
+
+
+@given(st.integers(0, 5000))
+def test_a_schedule_is_in_order_and_spends_what_it_has(warmup_steps):
+    plan = schedule(warmup_steps)
+    marks = [0, plan.transient, *plan.windows, plan.settled, plan.total]
+    assert marks == sorted(marks)
+    assert plan.total == warmup_steps
+    gaps = [b - a for a, b in zip(marks[1:], plan.windows, strict=False)]
+    assert all(gap >= 20 for gap in gaps)
+
+
+@given(st.floats(0.2, 0.95), st.floats(-3, 3))
+def test_dual_averaging_finds_the_step_that_accepts_as_asked(target, log_scale):
+    scale = math.exp(log_scale)
+    state = adaptation.dual_averaging(1.0)
+    for _ in range(3000):
+        accepted = math.exp(-math.exp(state.log_step) / scale)  # falls with the step
+        state = adaptation.update(state, accepted, target, cap=1e9)
+    assert math.exp(-math.exp(state.log_average) / scale) == pytest.approx(target, abs=0.02)
+
+
+def test_dual_averaging_is_capped_where_everything_is_accepted():
+    state = adaptation.dual_averaging(1.0)
+    for _ in range(500):
+        state = adaptation.update(state, 1.0, 0.8)
+    assert math.exp(state.log_average) <= adaptation.MAX_STEP_SIZE * (1 + 1e-12)
+
+
+@given(seeds, st.integers(1, 4), st.booleans())
+def test_pooled_covariance_equals_numpys(seed, dim, dense):
+    x = torch.randn(50, 3, dim, generator=generator(seed), dtype=torch.float64) * 4 + 100
+    pooled = PooledCovariance(dim, dense, x)
+    for row in x:
+        pooled.add(row)
+    want = torch.cov(x.reshape(-1, dim).mT).reshape(dim, dim)
+    factor = pooled.factor(torch.float64)
+    if dense:
+        weight = 150 / (150 + dim + 5)
+        shrunk = weight * want + (1 - weight) * torch.diag(want.diagonal())
+        assert_close(factor @ factor.mT, shrunk)
+    else:
+        assert_close(factor.square(), want.diagonal())
+
+
+def test_stuck_chains_give_no_metric():
+    pooled = PooledCovariance(2, True, torch.zeros(1))
+    for _ in range(10):
+        pooled.add(torch.ones(4, 2))
+    assert pooled.factor(torch.float32) is None
+
+
+@given(mixtures(), seeds, st.booleans())
+def test_whitened_is_the_same_law_in_other_coordinates(score, seed, diagonal):
+    g = generator(seed)
+    factor = torch.linalg.cholesky(spd(g, score.dim, condition=10.0))
+    factor = factor.diagonal().clone() if diagonal else factor
+    full = torch.diag(factor) if diagonal else factor
+    walked = Whitened(score, factor)
+    u = torch.randn(3, score.dim, generator=g, dtype=torch.float64)
+    x = walked.to_x(u)
+    assert_close(x, u @ full.mT)
+    assert_close(walked.to_u(x), u)
+    for kind in ("diagonal", "dense") if diagonal else ("dense",):
+        at, base = walked.expand(u, kind), score.expand(x, kind)
+        assert_close(at.gradient, base.gradient @ full)
+        assert_close(at.curvature.dense(), full.mT @ base.curvature.dense() @ full)
+        assert_close(at.log_density, base.log_density)
+
+
+@pytest.mark.parametrize(
+    "factor", [None, torch.tensor([2.0, 0.5]), torch.tensor([[2.0, 0], [1, 0.5]])]
+)
+def test_mean_curvature_comes_back_to_x(factor):
+    factor = None if factor is None else factor.double()
+    score = GaussianScore(torch.zeros(2).double(), spd(generator(5), 2))
+    walked, seen = Whitened(score, factor), MeanCurvature()
+    for _ in range(3):
+        seen.add(walked.expand(torch.zeros(4, 2).double(), "dense").curvature)
+    assert_close(seen.average(walked).dense(), -torch.linalg.inv(score.covariance))
+    if factor is None or factor.ndim == 1:
+        seen = MeanCurvature()
+        seen.add(walked.expand(torch.zeros(4, 2).double(), "diagonal").curvature)
+        want = -torch.linalg.inv(score.covariance).diagonal()
+        assert_close(seen.average(walked).diagonal(), want)
+
+
+def test_frozen_and_guided_keep_what_they_say():
+    score = GaussianScore(torch.zeros(2).double(), torch.eye(2).double())
+    x = torch.ones(3, 2).double()
+    for op in (Dense(-2 * torch.eye(2).double()), Diagonal(-2 * torch.ones(2).double())):
+        at = Frozen(score, op).expand(x, "dense")
+        assert_close(at.curvature.dense(), -2 * torch.eye(2).double().expand(3, 2, 2))
+        assert_close(at.log_density, score.expand(x).log_density)
+        assert Frozen(score, op).expand(x).curvature is None
+    guide = GaussianScore(torch.ones(2).double(), torch.eye(2).double())
+    at = Guided(score, guide).expand(x, "dense")
+    assert_close(at.gradient, torch.zeros_like(x))
+    assert_close(at.log_density, score.expand(x).log_density)
+    with pytest.raises(ValueError, match="score must have the dimension of the model, 2"):
+        Guided(score, GaussianScore(torch.zeros(1), torch.eye(1)))
+
+
+def warmed(score, method, steps=500, chains=4, **options):
+    g = torch.Generator().manual_seed(7)
+    engine = Engine(score, method, warmup_steps=steps, generator=g, **options)
+    engine.start(score.start(chains, g))
+    for _ in range(steps):
+        engine.step()
+    return engine
+
+
+@pytest.mark.parametrize(("method", "target"), [(LANGEVIN, 0.574), (DENSE, 0.8)])
+def test_warm_up_finds_metric_and_step(method, target):
+    sigma = torch.tensor([[1.0, 9.5], [9.5, 100.0]]).double()
+    score = GaussianScore(torch.tensor([3.0, -5.0]).double(), sigma)
+    engine = warmed(score, method, target=target, dense_metric=True)
+    learned = engine.metric @ engine.metric.mT
+    # in the learned metric the law is nearly white, whatever its scales
+    values = torch.linalg.eigvals(torch.linalg.solve(learned, sigma)).real
+    assert 0.5 < values.min() < values.max() < 2
+    rate = torch.stack([engine.step().acceptance.mean() for _ in range(300)]).mean()
+    if method is DENSE:  # exact on a Gaussian: everything is accepted, and h is capped
+        assert rate > 0.999
+        assert engine.step_size > 0.9 * adaptation.MAX_STEP_SIZE
+    else:
+        assert abs(rate - target) < 0.12
+    assert not engine.warming_up
+
+
+def test_a_given_step_size_is_kept_in_the_identity_metric():
+    score = GaussianScore(torch.zeros(2).double(), torch.diag(torch.tensor([1.0, 25.0])).double())
+    engine = warmed(score, LANGEVIN, steps=100, target=0.574, step_size=0.37, dense_metric=True)
+    assert engine.metric is None
+    assert engine.step_size == pytest.approx(0.37)
+
+
+@pytest.mark.parametrize(("method", "narrow"), [(LANGEVIN, 0.25), (DENSE, 1e-4)])
+def test_the_transient_comes_home_from_far_away(method, narrow):
+    score = GaussianScore(torch.zeros(2).double(), torch.diag(torch.tensor([1.0, narrow])).double())
+    engine = Engine(score, method, warmup_steps=400, target=0.6, generator=generator(0))
+    engine.start(torch.full((4, 2), 1e4).double())
+    for _ in range(60):
+        engine.step()
+    distance = (score.covariance.inverse() @ engine.position.mT * engine.position.mT).sum(0)
+    assert distance.max() < 100  # about 2 in the typical set, 10⁸ and more at the start
+
+
+def test_frozen_is_factorised_once_and_holds_the_mean_curvature():
+    score = GaussianScore(torch.zeros(3).double(), spd(generator(2), 3))
+    engine = warmed(score, DENSE, target=0.8, frozen=True, dense_metric=True)
+    frozen = engine._walked.score
+    assert isinstance(frozen, Frozen)
+    assert_close(frozen.curvature.dense(), -torch.linalg.inv(score.covariance))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "step_size must be given"), ({"step_size": 1.0, "frozen": True}, "frozen must be False")],
+)
+def test_without_warm_up_nothing_can_be_found(options, message):
+    score = GaussianScore(torch.zeros(1), torch.eye(1))
+    with pytest.raises(ValueError, match=message):
+        Engine(score, DENSE, warmup_steps=0, target=0.8, **options)
+
+
+def test_an_unadjusted_chain_settles_in_its_own_law_before_the_draws():
+    plan = schedule(1000)
+    assert plan.total - plan.settled >= 30
+    sigma = torch.diag(torch.tensor([1.0, 0.01])).double()
+    score = GaussianScore(torch.zeros(2).double(), sigma)
+    method = Method(proposals.langevin, None, "none")
+    engine = warmed(score, method, steps=1000, chains=16, target=0.9)
+    draws = []
+    for _ in range(1000):
+        engine.step()
+        draws.append(engine.position)
+    # in a metric of 1: stationary variance 1/(1 − h/4), by the Lyapunov equation
+    scale = engine.metric.square() / sigma.diagonal()
+    variance = torch.stack(draws).flatten(0, 1).var(0) / sigma.diagonal()
+    want = 1 / (1 - engine.step_size * scale / 4)
+    assert_close(variance, want, rtol=0.1, atol=0)

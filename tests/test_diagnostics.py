@@ -1,0 +1,305 @@
+"""Figures against ArviZ and closed forms; verdicts on draws whose fault is known."""
+
+import arviz as az
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch.func import grad, jacrev, vmap
+
+from ozaki import diagnostics
+from ozaki.diagnostics import inference_data, kernel_stein_discrepancy, stein_test, verdict
+from ozaki.scores import GaussianScore
+from ozaki.stein import stein_kernel
+
+
+def iid(chains: int = 4, draws: int = 1000, dim: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(chains, draws, dim))
+
+
+def autoregressive(rho: float, chains: int = 4, draws: int = 1000) -> np.ndarray:
+    x = iid(chains, draws, 1)
+    for t in range(1, draws):
+        x[:, t] = rho * x[:, t - 1] + np.sqrt(1 - rho**2) * x[:, t]
+    return x
+
+
+# InferenceData ----------------------------------------------------------------------------------
+
+
+def test_draws_come_back_from_netcdf_with_types_names_and_attributes(tmp_path):
+    x, y = iid(), torch.randn(4, 1000)
+    diverging = np.random.default_rng(1).random((4, 1000)) < 0.01
+    idata = inference_data(
+        {"x": x, "y": y},
+        {"diverging": diverging, "modified_curvature": np.ones((4, 1000), np.int32)},
+        {"obs": torch.arange(3.0)},
+        attrs={"seed": 3, "adapted": True, "nothing": None, "scales": [1.0, 2.0]},
+    )
+    read = az.from_netcdf(diagnostics.save(idata, tmp_path / "draws.nc"))
+    assert read["posterior"]["x"].dims == ("chain", "draw", "x_dim_0")
+    np.testing.assert_array_equal(read["posterior"]["x"], x)
+    np.testing.assert_array_equal(read["posterior"]["y"], y)
+    assert read["sample_stats"]["diverging"].dtype == bool
+    np.testing.assert_array_equal(read["sample_stats"]["diverging"], diverging)
+    np.testing.assert_array_equal(read["observed_data"]["obs"], np.arange(3.0))
+    attrs = read["posterior"].attrs
+    assert (attrs["seed"], attrs["adapted"], attrs["nothing"]) == (3, "true", "null")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["draws.nc"]
+
+
+def test_a_data_tree_serves_as_well(tmp_path):
+    """What ArviZ 1.0 returns in place of InferenceData."""
+    idata = inference_data({"x": iid()}, {"diverging": np.zeros((4, 1000), bool)})
+    tree = xr.DataTree.from_dict({g: idata[g] for g in ("posterior", "sample_stats")})
+    assert verdict(tree) == verdict(idata)
+    assert diagnostics.save(tree, tmp_path / "draws.nc").is_file()
+
+
+def test_saving_refuses_a_folder_and_makes_none(tmp_path):
+    idata = inference_data({"x": iid(draws=10)})
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        diagnostics.save(idata, tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        diagnostics.save(idata, tmp_path / "absent" / "draws.nc")
+
+
+@pytest.mark.parametrize(
+    ("posterior", "stats", "message"),
+    [
+        ({}, None, "posterior must hold"),
+        ({"x": np.zeros(5)}, None, "x must have shape"),
+        ({"x": np.zeros((4, 0))}, None, "x must have shape"),
+        ({"x": np.zeros((4, 5)), "y": np.zeros((4, 6))}, None, "y must have 4 chains of 5"),
+        ({"x": np.zeros((4, 5))}, {"lp": np.zeros((2, 5))}, "lp must have 4 chains of 5"),
+        ({"x": np.full((4, 5), "a")}, None, "x must be numbers"),
+    ],
+)
+def test_arrays_that_disagree_are_refused(posterior, stats, message):
+    with pytest.raises(ValueError, match=message):
+        inference_data(posterior, stats)
+
+
+# summary ----------------------------------------------------------------------------------------
+
+
+def test_the_summary_is_arvizs():
+    idata = inference_data({"x": iid(), "y": iid(dim=1)[..., 0]})
+    ours = diagnostics.summary(idata)
+    theirs = az.summary(idata, round_to="none")
+    assert list(ours.index) == list(theirs.index) == ["x[0]", "x[1]", "y"]
+    for name in ("mean", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"):
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-10)
+
+
+def test_matrices_are_named_by_row_and_column():
+    names = diagnostics.components(inference_data({"m": np.zeros((2, 5, 2, 2))}))
+    assert list(names) == ["m[0, 0]", "m[0, 1]", "m[1, 0]", "m[1, 1]"]
+
+
+def test_one_chain_compares_its_halves():
+    drifting = inference_data({"x": iid(1, 1000, 1) + np.linspace(0, 5, 1000)[:, None]})
+    steady = inference_data({"x": iid(1, 1001, 1)})
+    assert diagnostics.summary(drifting)["r_hat"].iloc[0] > 1.5
+    assert diagnostics.summary(steady)["r_hat"].iloc[0] < 1.02
+
+
+@pytest.mark.parametrize(("rho", "expected"), [(0.0, 1), (0.9, 37)])
+def test_thinning_leaves_little_correlation(rho, expected):
+    """0.9³⁷ = 0.02."""
+    assert diagnostics.thinning(autoregressive(rho, draws=5000)) == pytest.approx(expected, rel=0.3)
+
+
+# verdicts ---------------------------------------------------------------------------------------
+
+
+def judge(x: np.ndarray, **stats: np.ndarray) -> diagnostics.Verdict:
+    return verdict(inference_data({"x": x}, {"diverging": np.zeros(x.shape[:2], bool)} | stats))
+
+
+def test_good_draws_are_trusted():
+    good = judge(iid(), acceptance_rate=np.full((4, 1000), 0.8))
+    assert good.trusted and good.problems == []
+    assert good.headline.startswith("4 chains agree: R-hat 1.00")
+    assert good.headline.endswith("no divergences")
+
+
+def test_chains_that_disagree_are_not_trusted():
+    x = iid()
+    x[1] += 2
+    bad = judge(x)
+    assert not bad.trusted
+    assert bad.headline.startswith("Do not trust these draws: the chains disagree: R-hat 1.")
+
+
+def test_draws_that_are_not_finite_are_reported_with_their_beginning():
+    x = iid()
+    x[2, 143:] = np.nan
+    bad = judge(x)
+    assert not bad.trusted
+    assert "chain 2 left the finite numbers at draw 143; 857 of its 1000" in bad.headline
+    x[2, 143:] = np.inf
+    assert not judge(x).trusted
+
+
+def test_divergences_are_counted_by_chain():
+    diverging = np.zeros((4, 1000), bool)
+    diverging[2, 143:181] = True
+    diverging[0, 7] = True
+    bad = judge(iid(), diverging=diverging)
+    assert not bad.trusted
+    assert bad.headline.endswith("39 divergences: do not trust the tails")
+    what = [problem.what for problem in bad.problems]
+    assert what[0].startswith("chain 0 diverged first at draw 7; 1 divergence in all")
+    assert what[1].startswith("chain 2 diverged first at draw 143; 38 divergences in all")
+
+
+@pytest.mark.parametrize(
+    ("begin", "message"), [(0, "chain 3 never moved"), (600, "stood still for 400 draws from")]
+)
+def test_a_stuck_chain_is_seen(begin, message):
+    x = iid()
+    x[3, begin:] = x[3, begin]
+    bad = judge(x)
+    assert not bad.trusted and message in bad.headline
+
+
+def test_chains_that_never_moved_are_seen():
+    assert "no chain moved" in judge(np.ones((4, 100, 2))).headline
+
+
+def test_what_is_constant_by_construction_is_no_fault():
+    """Such as the first entry of the Cholesky factor of a correlation matrix."""
+    x = np.concatenate([iid(), np.ones((4, 1000, 1))], -1)
+    good = judge(x)
+    assert good.trusted and good.problems == []
+    assert any("x[2]" in note for note in good.notes)
+
+
+@pytest.mark.parametrize(("rho", "fatal"), [(0.93, False), (0.995, True)])
+def test_correlated_draws_are_few(rho, fatal):
+    few = judge(autoregressive(rho))
+    assert few.trusted is not fatal
+    assert any(p.what.startswith("few independent draws") for p in few.problems)
+    assert fatal or few.headline.startswith("4 chains")
+
+
+def test_one_chain_cannot_agree_with_another():
+    one = judge(iid(chains=1))
+    assert one.trusted and "num_chains=4" in one.problems[0].remedy
+
+
+def test_a_handful_of_draws_is_not_trusted():
+    assert not judge(iid(draws=3)).trusted
+
+
+def test_low_acceptance_calibration_and_a_failed_stein_test_are_warnings():
+    rate = np.full((4, 1000), 0.8)
+    rate[1] = 0.05
+    idata = inference_data({"x": iid()}, {"acceptance_rate": rate})
+    warned = verdict(
+        idata,
+        law="the prior",
+        estimator_metrics={"calibration": [1.0, 0.5]},
+        stein=diagnostics.SteinTest(0.3, 0.001, 500),
+    )
+    assert warned.trusted and warned.headline.endswith("3 warnings below")
+    text = " ".join(problem.what for problem in warned.problems)
+    assert "chain 1 accepted only 5%" in text
+    assert "0.50 in dimension 1" in text
+    assert "do not follow the score" in text
+    assert "The chains draw from the prior." in warned.notes
+
+
+def test_every_problem_says_what_to_do():
+    x = iid()
+    x[0] = np.nan
+    x[1] = 5.0
+    rate = np.zeros((4, 1000))
+    bad = judge(x, acceptance_rate=rate, diverging=np.ones((4, 1000), bool))
+    assert len(bad.problems) > 5
+    assert all(problem.remedy.endswith(".") for problem in bad.problems)
+    assert [p.fatal for p in bad.problems] == sorted((p.fatal for p in bad.problems), reverse=True)
+
+
+# kernel Stein discrepancy -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_the_stein_kernel_is_that_of_its_definition(dim, generator):
+    """Against automatic differentiation of the inverse multiquadric itself."""
+    x = torch.randn(6, dim, dtype=torch.float64, generator=generator)
+    s = torch.randn(6, dim, dtype=torch.float64, generator=generator)
+    c = 0.7
+
+    def k(a, b):
+        return (c**2 + (a - b).square().sum()) ** -0.5
+
+    def u(a, sa, b, sb):
+        mixed = jacrev(grad(k, 1), 0)(a, b).trace()
+        return sa @ sb * k(a, b) + sa @ grad(k, 1)(a, b) + sb @ grad(k, 0)(a, b) + mixed
+
+    rows = vmap(vmap(u, (None, None, 0, 0)), (0, 0, None, None))
+    torch.testing.assert_close(stein_kernel(x, s, c), rows(x, s, x, s), rtol=1e-8, atol=1e-8)
+
+
+def test_whitening_is_a_change_of_coordinates(generator):
+    x = torch.randn(50, 2, dtype=torch.float64, generator=generator)
+    factor = torch.tensor([[2.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
+    one = torch.ones(2, dtype=torch.float64)
+    plain = kernel_stein_discrepancy(x, -x, scale=one)
+    y = x @ factor.mT
+    gradient = -torch.linalg.solve(factor.mT, x.mT).mT
+    torch.testing.assert_close(kernel_stein_discrepancy(y, gradient, scale=factor), plain)
+
+
+def test_exact_draws_have_discrepancy_zero_and_wider_ones_have_not(generator):
+    exact = torch.randn(800, 2, dtype=torch.float64, generator=generator)
+    wide = 1.3 * exact
+    fair = stein_test(exact, -exact, generator=generator)
+    unfair = stein_test(wide, -wide, generator=generator)
+    assert fair.p_value > 0.05
+    assert unfair.p_value < 0.005
+    assert unfair.discrepancy > 5 * abs(fair.discrepancy)
+
+
+def test_the_p_value_is_uniform_for_exact_draws(generator):
+    """100 tests: those under 0.2 are Binomial(100, 0.2), sd 4."""
+    draws = torch.randn(100, 100, 2, dtype=torch.float64, generator=generator)
+    low = sum(stein_test(x, -x, replicates=200, generator=generator).p_value <= 0.2 for x in draws)
+    assert abs(low - 20) < 4 * 4
+
+
+def test_the_v_statistic_falls_as_one_over_n(generator):
+    def size(n):
+        draws = torch.randn(40, n, 1, dtype=torch.float64, generator=generator)
+        return torch.stack([kernel_stein_discrepancy(x, -x, statistic="V") for x in draws]).mean()
+
+    assert float(size(100) / size(400)) == pytest.approx(4, rel=0.35)
+
+
+def test_chains_are_thinned_before_they_are_tested():
+    """Unthinned, the draws of a slow chain would be taken for a wrong law."""
+    x = torch.tensor(autoregressive(0.95, draws=2000))
+    score = GaussianScore(torch.zeros(1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
+    fair = diagnostics.sampler_test(score, x)
+    assert fair is not None and fair.p_value > 0.01 and fair.points < 300
+    unfair = diagnostics.sampler_test(score, 2 * x)
+    assert unfair is not None and unfair.p_value < 0.01
+    assert diagnostics.sampler_test(score, x[:1, :400]) is None
+    x[0, 3] = torch.nan
+    assert diagnostics.sampler_test(score, x) is None
+
+
+def test_bad_arguments_of_the_discrepancy_are_named(generator):
+    x = torch.randn(10, 2, generator=generator)
+    with pytest.raises(ValueError, match="gradient must have shape"):
+        kernel_stein_discrepancy(x, x[:5])
+    with pytest.raises(ValueError, match="at least 2 draws"):
+        kernel_stein_discrepancy(x[:1], x[:1])
+    with pytest.raises(ValueError, match="gradient must be finite"):
+        kernel_stein_discrepancy(x, x / 0)
+    with pytest.raises(ValueError, match="statistic must be one of"):
+        kernel_stein_discrepancy(x, x, statistic="W")
+    with pytest.raises(ValueError, match="scale must have shape"):
+        kernel_stein_discrepancy(x, x, scale=torch.ones(3))

@@ -1,0 +1,296 @@
+"""The estimator in the data's units, on disk, and against the Jacobian of its own s1."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ozaki.linalg import Dense, Diagonal
+from ozaki.scores import archive
+from ozaki.scores.analytic import GaussianScore
+from ozaki.scores.estimator import ScoreEstimator
+from ozaki.scores.networks import ScoreNetwork, TwoHeads, default_network
+from ozaki.scores.standardisation import Standardisation
+
+SIGMA = 0.4
+ARCHITECTURE = {"dim": 3, "heads": 2, "width": 8, "depth": 1}
+
+
+def make(
+    *, heads: int = 2, dtype: torch.dtype = torch.float32, trunk: nn.Module | None = None
+) -> ScoreEstimator:
+    """Random weights, columns of very different units."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = trunk or default_network(**{**ARCHITECTURE, "heads": heads})
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.4)
+        points = torch.randn(40, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5
+    net = ScoreNetwork(network, torch.Size([3]), SIGMA, heads).to(dtype)
+    units = Standardisation(
+        "columns",
+        torch.tensor([5.0, 5.0, 5.0], dtype=torch.float64),
+        torch.tensor([1.0, 10.0, 0.1], dtype=torch.float64),
+    )
+    return ScoreEstimator(
+        net,
+        units,
+        points.to(dtype),
+        metrics={"dsm": -1.5, "calibration": [1.0, 0.9, 1.1]},
+        architecture=None if trunk else {**ARCHITECTURE, "heads": heads},
+    )
+
+
+class Zero(nn.Module):
+    """With this trunk the estimator is the isotropic normal of its units, exactly."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return 0 * u * self.weight, 0 * u
+
+
+def zero(dtype: torch.dtype = torch.float64) -> ScoreEstimator:
+    estimator = make(dtype=dtype, trunk=Zero())
+    nn.init.zeros_(estimator.network.network.weight)  # pyright: ignore
+    return estimator
+
+
+def law(estimator: ScoreEstimator) -> GaussianScore:
+    mean, scale = estimator.standardisation[1:]
+    return GaussianScore(mean, scale.square().diag()).smooth(estimator.noise_scale)
+
+
+def test_everything_is_in_the_units_of_the_data(generator: torch.Generator):
+    estimator = zero()
+    exact = law(estimator)
+    x = exact.sample(50, generator).reshape(5, 10, 3)
+    found, truth = estimator.expand(x, "diagonal"), exact.expand(x, "diagonal")
+    torch.testing.assert_close(found.gradient, truth.gradient)
+    assert isinstance(found.curvature, Diagonal)
+    assert truth.curvature is not None
+    torch.testing.assert_close(found.curvature.diagonal(), truth.curvature.diagonal())
+    assert found.log_density is None
+    expected = SIGMA * torch.tensor([1.0, 10.0, 0.1], dtype=torch.float64)
+    torch.testing.assert_close(estimator.noise_scale, expected)
+
+
+def test_the_figures_of_the_exact_score(generator: torch.Generator):
+    estimator = zero()
+    data = GaussianScore(*law_of_data(estimator)).sample(20_000, generator)
+    figures = estimator.evaluate(data, generator)
+    variance = 1 + SIGMA**2
+    assert figures["dsm"] == pytest.approx(-0.5 * 3 / variance, rel=0.02)
+    assert figures["residual_vr"] == pytest.approx(-3 / variance**2, rel=0.1)
+    for ratio in (*figures["calibration"], figures["calibration_mean"]):  # pyright: ignore
+        assert ratio == pytest.approx(1, abs=0.05)
+    json.dumps(figures, allow_nan=False)
+
+
+def law_of_data(estimator: ScoreEstimator) -> tuple[Tensor, Tensor]:
+    mean, scale = estimator.standardisation[1:]
+    return mean, scale.square().diag()
+
+
+def test_a_shape_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"x must have shape \(\*batch, 3\).*\(4, 2\)"):
+        make().expand(torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"data must have shape \(N, 3\)"):
+        make().evaluate(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("kind", ["dense", "low_rank"])
+def test_a_curvature_it_has_not_is_refused(kind):
+    with pytest.raises(ValueError, match="ScoreEstimator can give"):
+        make().expand(torch.zeros(1, 3), kind)
+
+
+def test_one_head_gives_no_curvature():
+    estimator = make(heads=1)
+    assert estimator.default_curvature is None
+    assert estimator.expand(torch.zeros(2, 3)).curvature is None
+    with pytest.raises(ValueError, match="its own kind is None"):
+        estimator.expand(torch.zeros(2, 3), "diagonal")
+    assert set(estimator.evaluate(estimator.points)) == {"dsm"}
+
+
+def test_nothing_is_recorded_and_the_dtype_of_the_points_comes_back():
+    x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    expansion = make().expand(x, "diagonal")
+    assert expansion.curvature is not None
+    assert not expansion.gradient.requires_grad
+    assert expansion.gradient.dtype == expansion.curvature.dtype == torch.float64
+
+
+def test_it_can_be_called_under_vmap():
+    estimator, x = make(), make().points[:6]
+    inside = torch.vmap(lambda p: estimator.expand(p).gradient)(x)
+    torch.testing.assert_close(inside, estimator.expand(x).gradient)
+
+
+def test_autodiff_is_the_symmetrised_jacobian():
+    estimator = make(dtype=torch.float64)
+    x = estimator.points[:4]
+    step = 1e-5 * estimator.standardisation.scale
+    columns = [
+        (estimator.expand(x + e).gradient - estimator.expand(x - e).gradient) / (2 * step[i])
+        for i, e in enumerate(step.diag())
+    ]
+    jacobian = torch.stack(columns, -1)
+    score = estimator.autodiff()
+    dense = score.expand(x, score.default_curvature)
+    assert isinstance(dense.curvature, Dense)
+    torch.testing.assert_close(
+        dense.curvature.dense(), (jacobian + jacobian.mT) / 2, rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(dense.gradient, estimator.expand(x).gradient)
+    diagonal = score.expand(x.reshape(2, 2, 3), "diagonal").curvature
+    assert diagonal is not None
+    torch.testing.assert_close(
+        diagonal.diagonal().reshape(4, 3), dense.curvature.diagonal(), rtol=1e-9, atol=1e-9
+    )
+    assert score.expand(x).curvature is None
+    with pytest.raises(ValueError, match="JacobianScore can give"):
+        score.expand(x, "low_rank")
+    assert score.start(2).shape == (2, 3)
+
+
+def test_start_is_training_points_plus_noise(generator: torch.Generator):
+    estimator = make()
+    few = estimator.start(40, torch.Generator().manual_seed(1))
+    again = estimator.start(40, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(few, again, rtol=0, atol=0)
+    many = estimator.start(20_000, generator)
+    expected = estimator.points.var(0, correction=0) + estimator.noise_scale.square()
+    torch.testing.assert_close(many.var(0), expected, rtol=0.05, atol=0.0)
+    assert many.dtype == estimator.dtype
+
+
+def same(a: ScoreEstimator, b: ScoreEstimator) -> None:
+    x = a.start(20, torch.Generator().manual_seed(3))
+    assert torch.equal(x, b.start(20, torch.Generator().manual_seed(3)))
+    mine, theirs = a.expand(x, a.default_curvature), b.expand(x, b.default_curvature)
+    assert torch.equal(mine.gradient, theirs.gradient)
+    if mine.curvature is not None:
+        assert theirs.curvature is not None
+        assert torch.equal(mine.curvature.diagonal(), theirs.curvature.diagonal())
+    assert a.metrics == b.metrics
+    assert repr(a) == repr(b)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_load_gives_back_what_was_saved(tmp_path: Path, heads: int, dtype: torch.dtype):
+    estimator = make(heads=heads, dtype=dtype)
+    state = torch.random.get_rng_state()
+    loaded = ScoreEstimator.load(estimator.save(tmp_path / "e"))
+    assert torch.equal(state, torch.random.get_rng_state())
+    same(estimator, loaded)
+    same(estimator, pickle.loads(pickle.dumps(estimator)))
+
+
+def test_save_replaces_only_an_estimator_and_only_when_told(tmp_path: Path):
+    estimator, other = make(), make(heads=1)
+    folder = tmp_path / "e"
+    estimator.save(folder)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        other.save(folder)
+    same(estimator, ScoreEstimator.load(folder))
+    other.save(folder, overwrite=True)
+    same(other, ScoreEstimator.load(folder))
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="left alone"):
+        estimator.save(folder, overwrite=True)
+    same(other, ScoreEstimator.load(folder))
+
+
+def own() -> nn.Module:
+    return TwoHeads(default_network(3, 1, 5, 1), default_network(3, 1, 5, 1))
+
+
+def test_a_network_of_ones_own(tmp_path: Path):
+    estimator = make(trunk=own())
+    folder = estimator.save(tmp_path / "e")
+    with pytest.raises(ValueError, match=r"network of your own \(TwoHeads\).*network="):
+        ScoreEstimator.load(folder)
+    same(estimator, ScoreEstimator.load(folder, network=own()))
+    with pytest.raises(ValueError, match=r"must have shape \(5, 5\)|must have shape \(9"):
+        ScoreEstimator.load(
+            folder, network=TwoHeads(default_network(3, 1, 9, 1), default_network(3, 1, 9, 1))
+        )
+    with pytest.raises(ValueError, match=r"missing .* unknown"):
+        ScoreEstimator.load(folder, network=nn.Linear(3, 3))
+    ours = make().save(tmp_path / "ours")
+    with pytest.raises(ValueError, match="must be None"):
+        ScoreEstimator.load(ours, network=own())
+
+
+def settings(folder: Path, **changes) -> None:
+    path = folder / archive.SETTINGS
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def weights(folder: Path, change) -> None:
+    path = folder / archive.WEIGHTS
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path)
+
+
+SPOILED = {
+    "not JSON": lambda f: (f / archive.SETTINGS).write_text("{"),
+    "must be of format": lambda f: settings(f, format="somebody's"),
+    "must be of format 'ozaki.ScoreEstimator', but was 'list'": lambda f: (
+        f / archive.SETTINGS
+    ).write_text("[1]"),
+    "must be of version 1, but was 9": lambda f: settings(f, version=9),
+    "lacks a setting": lambda f: settings(f, sigma="wide"),
+    "sigma must be": lambda f: settings(f, sigma=-1),
+    "heads must be": lambda f: settings(f, heads=3),
+    "float16": lambda f: settings(f, dtype="float16"),
+    "truncated": lambda f: (f / archive.WEIGHTS).write_bytes(
+        (f / archive.WEIGHTS).read_bytes()[:-50]
+    ),
+    "not a safetensors file": lambda f: (f / archive.WEIGHTS).write_bytes(b"\x80\x04pickle"),
+    "missing .*mean": lambda f: weights(f, lambda t: t.pop("mean")),
+    "unknown .*other": lambda f: weights(f, lambda t: t.update(other=torch.zeros(1))),
+    r"mean must have shape \(3,\)": lambda f: weights(f, lambda t: t.update(mean=torch.zeros(4))),
+    "NaN or infinite": lambda f: weights(
+        f, lambda t: t["network.first.stem.bias"].fill_(torch.nan)
+    ),
+    "scale must be above 0": lambda f: weights(f, lambda t: t["scale"].zero_()),
+    "must have shape": lambda f: settings(f, architecture={**ARCHITECTURE, "width": 9}),
+    "lacks a setting or holds": lambda f: settings(f, architecture={"layers": 3}),
+}
+
+
+@pytest.mark.parametrize("message", SPOILED)
+def test_a_spoiled_folder_is_refused_by_name(tmp_path: Path, message: str):
+    folder = make().save(tmp_path / "e")
+    SPOILED[message](folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        ScoreEstimator.load(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_missing_folder_or_file_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ScoreEstimator.load(tmp_path / "nowhere")
+    for name in (archive.SETTINGS, archive.WEIGHTS):
+        folder = make().save(tmp_path / name)
+        (folder / name).unlink()
+        with pytest.raises(FileNotFoundError, match=name):
+            ScoreEstimator.load(folder)
+
+
+def test_repr_says_what_matters():
+    assert repr(make()) == (
+        "ScoreEstimator(event_shape=(3,), sigma=0.4, curvature='diagonal', "
+        "standardize='columns', dtype=torch.float32)"
+    )

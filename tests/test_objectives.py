@@ -1,0 +1,242 @@
+"""Every objective against closed forms: zero mean gradient at the exact score, and only there."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ozaki.scores import objectives
+from ozaki.scores.analytic import GaussianMixtureScore
+
+DRAWS = 20_000
+quick = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+class Case(NamedTuple):
+    """A smoothed law, clean draws with noise, and a smooth direction to perturb along."""
+
+    law: GaussianMixtureScore
+    x: Tensor
+    z: Tensor
+    sigma: float
+    direction: Callable[[Tensor], Tensor]
+
+    def exact(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        expansion = self.law.expand(points, "diagonal")
+        assert expansion.curvature is not None
+        return expansion.gradient, expansion.curvature.diagonal()
+
+
+@st.composite
+def cases(draw: st.DrawFn, low: float = 0.3, high: float = 1.0) -> Case:
+    seed = draw(st.integers(0, 10_000))
+    dim, modes = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    sigma = draw(st.floats(low, high))
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    root = 0.5 * normal(modes, dim, dim)
+    covariances = root @ root.mT + 0.2 * torch.eye(dim, dtype=torch.float64)
+    clean = GaussianMixtureScore(1.5 * normal(modes, dim), covariances)
+    x = clean.sample(DRAWS, g)
+    w, b = normal(dim, dim), normal(dim)
+    return Case(clean.smooth(sigma), x, normal(DRAWS, dim), sigma, lambda p: torch.tanh(p @ w + b))
+
+
+FIRST = {
+    "dsm": objectives.dsm,
+    "dsm_vr": objectives.dsm_vr,
+    "dsm_antithetic": objectives.dsm_antithetic,
+}
+SECOND = {
+    "d2sm": objectives.d2sm_diagonal,
+    "d2sm_vr": objectives.d2sm_vr_diagonal,
+    "residual": objectives.residual_diagonal,
+    "residual_vr": objectives.residual_vr_diagonal,
+}
+
+
+def z_score(loss: Callable[[Tensor], Tensor]) -> float:
+    """Mean over standard error of dℓ/dθ at θ = 0, one θ a sample."""
+    theta = torch.zeros(DRAWS, 1, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(theta).sum(), theta)
+    return float(gradient.mean() / (gradient.std() / DRAWS**0.5))
+
+
+def first_order(name: str, case: Case, sign: float = 1.0, along: str = "direction") -> float:
+    def loss(theta: Tensor) -> Tensor:
+        def score(p: Tensor) -> Tensor:
+            s1, _ = case.exact(p)
+            return sign * s1 + theta * (s1 if along == "s1" else case.direction(p))
+
+        return FIRST[name](score, case.x, case.z, case.sigma)
+
+    return z_score(loss)
+
+
+def second_order(
+    name: str,
+    case: Case,
+    *,
+    s1_error: float = 0.0,
+    shift: Callable[[Tensor, Tensor], Tensor] = lambda s1, s2: s2,
+    move_s1: bool = False,
+    along: str = "direction",
+) -> float:
+    def loss(theta: Tensor) -> Tensor:
+        def score(p: Tensor) -> tuple[Tensor, Tensor]:
+            s1, s2 = case.exact(p)
+            g = s2 if along == "s2" else case.direction(p)
+            wrong = s1 + s1_error
+            moved = wrong + theta * g if move_s1 else wrong
+            return moved, shift(s1, s2) + (0 if move_s1 else theta * g)
+
+        return SECOND[name](score, case.x, case.z, case.sigma)
+
+    return z_score(loss)
+
+
+@pytest.mark.parametrize("name", FIRST)
+@quick
+@given(case=cases())
+def test_first_order_gradient_vanishes_at_the_exact_score(name: str, case: Case):
+    assert abs(first_order(name, case)) < 5
+    assert abs(first_order(name, case, sign=-1.0, along="s1")) > 10
+
+
+@pytest.mark.parametrize("name", SECOND)
+@quick
+@given(case=cases())
+def test_second_order_gradient_vanishes_at_the_exact_score(name: str, case: Case):
+    assert abs(second_order(name, case)) < 5
+    assert abs(second_order(name, case, shift=lambda s1, s2: -s2, along="s2")) > 10
+
+
+@pytest.mark.parametrize("name", ["dsm_vr", "dsm_antithetic"])
+@quick
+@given(case=cases(0.01, 0.1))
+def test_first_order_reduced_forms_have_signal_at_small_sigma(name: str, case: Case):
+    assert abs(first_order(name, case)) < 5
+    assert abs(first_order(name, case, sign=-1.0, along="s1")) > 10
+
+
+@pytest.mark.parametrize("name", ["d2sm_vr", "residual_vr"])
+@quick
+@given(case=cases(0.01, 0.1))
+def test_second_order_reduced_forms_have_signal_at_small_sigma(name: str, case: Case):
+    assert abs(second_order(name, case)) < 5
+    assert abs(second_order(name, case, shift=lambda s1, s2: -s2, along="s2")) > 10
+
+
+@pytest.mark.parametrize("name", ["d2sm", "d2sm_vr"])
+@quick
+@given(case=cases())
+def test_d2sm_gradient_in_s1_vanishes_at_the_exact_score(name: str, case: Case):
+    assert abs(second_order(name, case, move_s1=True)) < 5
+
+
+@pytest.mark.parametrize("name", ["residual", "residual_vr"])
+@quick
+@given(case=cases())
+def test_residual_sends_no_gradient_into_s1(name: str, case: Case):
+    s1 = torch.zeros_like(case.x, requires_grad=True)
+    s2 = torch.zeros_like(case.x, requires_grad=True)
+    loss = SECOND[name](lambda p: (s1 + 0 * p, s2 + 0 * p), case.x, case.z, case.sigma)
+    grads = torch.autograd.grad(loss.sum(), (s1, s2), allow_unused=True)
+    assert grads[0] is None
+    assert grads[1] is not None
+
+
+DELTA = 0.4
+OPTIMA = {
+    "residual": lambda s1, s2: s2 + DELTA**2,
+    "residual_vr": lambda s1, s2: s2 + DELTA**2,
+    "d2sm": lambda s1, s2: s2 - 2 * DELTA * s1 - DELTA**2,
+    "d2sm_vr": lambda s1, s2: s2 - 2 * DELTA * s1 - DELTA**2,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMA)
+@quick
+@given(case=cases())
+def test_an_error_in_s1_moves_the_optimum_as_stated(name: str, case: Case):
+    assert abs(second_order(name, case, s1_error=DELTA, shift=OPTIMA[name])) < 5
+
+
+def fields(dim: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    g = torch.Generator().manual_seed(dim)
+    w = torch.randn(2, dim, dim, generator=g, dtype=torch.float64)
+    return lambda p: torch.sin(p @ w[0]), lambda p: torch.cos(p @ w[1])
+
+
+@quick
+@given(seed=st.integers(0, 999), dim=st.integers(1, 4), sigma=st.floats(0.05, 3.0))
+def test_reduced_forms_are_the_plain_pair_less_a_control_variate(seed: int, dim: int, sigma: float):
+    g = torch.Generator().manual_seed(seed)
+    x, z = torch.randn(2, 5, dim, generator=g, dtype=torch.float64)
+    f1, f2 = fields(dim)
+
+    def both(p: Tensor) -> tuple[Tensor, Tensor]:
+        return f1(p), f2(p)
+
+    def pair(plain, score) -> Tensor:
+        return (plain(score, x, z, sigma) + plain(score, x, -z, sigma)) / 2
+
+    def close(a: Tensor, b: Tensor) -> None:
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * (1 + sigma**-4))
+
+    z2 = z.square().sum(-1)
+    control = (f1(x) * z).sum(-1) / sigma + (z2 - dim) / (2 * sigma**2)
+    close(objectives.dsm_vr(f1, x, z, sigma), objectives.dsm(f1, x, z, sigma) - control)
+    antithetic = pair(objectives.dsm, f1) - z2 / (2 * sigma**2)
+    close(objectives.dsm_antithetic(f1, x, z, sigma), antithetic)
+
+    a = (1 - z.square()) / sigma**2
+    control = a.square().sum(-1) + 2 * (a * (f2(x) + f1(x).square())).sum(-1)
+    close(
+        objectives.d2sm_vr_diagonal(both, x, z, sigma),
+        pair(objectives.d2sm_diagonal, both) - control,
+    )
+    targets = [((s * z + sigma * f1(x + s * sigma * z)).square() - 1) / sigma**2 for s in (1, -1)]
+    t2 = sum(t.square().sum(-1) for t in targets) / 2
+    reduced = objectives.residual_vr_diagonal(both, x, z, sigma)
+    plain = pair(objectives.residual_diagonal, both)
+    close(reduced, plain - t2 - 2 * (a * f2(x)).sum(-1))
+
+    first, second = objectives.joint_diagonal("residual", both, x, z, sigma)
+    close(first, objectives.dsm_antithetic(f1, x, z, sigma))
+    close(second, reduced)
+    _, second = objectives.joint_diagonal("residual", both, x, z, sigma, control_variate=False)
+    close(second, plain - t2)
+
+
+def test_sigma_may_differ_by_sample():
+    g = torch.Generator().manual_seed(0)
+    x, z = torch.randn(2, 6, 3, generator=g, dtype=torch.float64)
+    f1, f2 = fields(3)
+    sigma = torch.linspace(0.1, 2, 6, dtype=torch.float64)
+    for objective in FIRST.values():
+        one = torch.stack([objective(f1, x[i], z[i], float(sigma[i])) for i in range(6)])
+        torch.testing.assert_close(objective(f1, x, z, sigma[:, None]), one)
+    for objective in SECOND.values():
+        one = [objective(lambda p: (f1(p), f2(p)), x[i], z[i], float(sigma[i])) for i in range(6)]
+        many = objective(lambda p: (f1(p), f2(p)), x, z, sigma[:, None])
+        torch.testing.assert_close(many, torch.stack(one))
+
+
+@quick
+@given(case=cases())
+def test_calibration_is_one_at_the_exact_score_and_tells_a_wrong_one(case: Case):
+    s1, s2 = case.exact(case.x + case.sigma * case.z)
+    ratios = (case.z + case.sigma * s1).square() / (1 + case.sigma**2 * s2)
+    error = ratios.std(0) / DRAWS**0.5
+    found = objectives.calibration(s1, s2, case.z, case.sigma)
+    assert bool(((found - 1).abs() < 5 * error).all())
+    wrong = objectives.calibration(s1, 0 * s2, case.z, case.sigma)
+    assert bool((wrong < 1).all())
