@@ -1,4 +1,4 @@
-"""``python -m ozaki`` is the command ``ozaki`` (floor 9)."""
+"""``python -m ozaki`` is the command ``ozaki`` (floor 10)."""
 
 from ozaki.cli import main
 

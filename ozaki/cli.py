@@ -1,4 +1,4 @@
-"""The command line: ``ozaki demo`` (floor 8).
+"""The command line: ``ozaki demo`` (floor 9).
 
 A command is a function here with ``@app.command()``; what it says goes through `typer.echo`.
 """

@@ -1,4 +1,4 @@
-"""Real data sets: one shipped with the package, two read from a folder (floor 0).
+"""Real data sets: one shipped with the package, two read from a folder (floor 1).
 
 `old_faithful` needs nothing. `mnist` reads the four IDX files of LeCun et al., as they are or
 gzipped; `cifar10_subset` reads one .npz of CIFAR-10 images.

@@ -1,4 +1,4 @@
-"""What a run keeps (floor 8)."""
+"""What a run keeps (floor 7)."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""`MCMC`: chains as one batch, from kernel to report (floor 10).
+"""`MCMC`: chains as one batch, from kernel to report (floor 8).
 
 A subclass of `pyro.infer.MCMC` with the same arguments, so that what reads one reads the other. The
 parent is told of one chain; the batch is walked here.
@@ -20,8 +20,7 @@ from ozaki import diagnostics, report, validation
 from ozaki.draws import Draws
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel
-from ozaki.scores.base import Score
-from ozaki.stein import SteinTest, stein_test
+from ozaki.verdict import Verdict
 
 
 class MCMC(PyroMCMC):
@@ -184,6 +183,7 @@ class MCMC(PyroMCMC):
         """Draws → constrained samples, deterministic sites among them."""
         target = kernel.target
         self._draws, self._target = draws, target
+        self._steps = kernel.engine.method
         self.transforms = self._given_transforms or target.transforms
         samples = target.sites.unflatten(draws.position)
         for name, transform in self.transforms.items():
@@ -238,37 +238,27 @@ class MCMC(PyroMCMC):
                     f"{first}"
                 )
 
-    def report(self, path: str | Path, *, title: str = "Markov chain report") -> None:
+    def report(self, path: str | Path, *, title: str = "Markov chain report") -> Verdict:
         """Write one self-contained HTML page that says whether to trust the draws.
 
         Args:
             path: the file; replaced if it is there.
             title: the page's heading.
+
+        Returns:
+            The verdict that heads the page.
         """
         draws, source = self._ran(), self._target.score
-        report.write_report(
+        return report.write_report(
             path,
             self.to_inference_data(),
             title=title,
             law=self._law(),
             data=getattr(source, "points", None),
             estimator_metrics=getattr(source, "metrics", None),
-            stein=self._stein(draws, source),
+            stein=diagnostics.sampler_test(source, draws.position),
             run_info=self._run_info(),
         )
-
-    def _stein(self, draws: Draws, score: Score) -> SteinTest | None:
-        """The Stein test of draws far enough apart to be nearly independent."""
-        x = draws.position
-        if not bool(torch.isfinite(x).all()):
-            return None
-        apart = diagnostics.thinning(x.double().cpu().numpy())
-        points = x[:, ::apart].reshape(-1, score.dim)
-        if len(points) < 2:
-            return None
-        generator = torch.Generator(points.device).manual_seed(0)
-        gradient = score.expand(points).gradient
-        return stein_test(points.double(), gradient.double(), generator=generator)
 
     def _law(self) -> str | None:
         """Which law the draws follow, in words."""
@@ -284,6 +274,8 @@ class MCMC(PyroMCMC):
     def _run_info(self) -> dict[str, Any]:
         return {
             "kernel": type(self.kernel).__name__,
+            "proposal": self._steps.proposal.__name__,
+            "correction": self._steps.correction,
             "num_chains": self.num_chains,
             "num_samples": self._ran().count,
             "warmup_steps": self.warmup_steps,

@@ -1,7 +1,7 @@
 """Every annotated call in ozaki has its shapes and types checked while the tests run."""
 
 import hypothesis
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 install_import_hook("ozaki", "beartype.beartype")
 
@@ -33,3 +33,11 @@ def clean_slate():
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20)
+
+
+@pytest.fixture
+def unchecked():
+    """Shape checks off, so that a wrong argument meets ozaki's own error, as a user's would."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -77,7 +77,7 @@ def stock(row, law, draws):
 
 @pytest.mark.parametrize("row", KERNELS[:3], ids=repr)
 def test_the_same_in_stock_mcmc(row):
-    stock(row, "gaussian", 1500)
+    stock(row, "gaussian", 2500)
 
 
 @pytest.mark.slow

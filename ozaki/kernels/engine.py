@@ -4,15 +4,21 @@ One engine serves both faces: one chain in the stock `pyro.infer.MCMC`, a batch 
 It holds the only mutable state of a run; everything it calls is pure.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ozaki.kernels import adaptation, transition
-from ozaki.kernels.adaptation import MeanCurvature, PooledCovariance
+from ozaki.kernels.adaptation import JumpRecord, MeanCurvature, PooledCovariance
+from ozaki.kernels.proposals import langevin
 from ozaki.kernels.transition import Info, Method, State
 from ozaki.kernels.wrappers import Frozen, Whitened
 from ozaki.scores.base import Score
 from ozaki.shapes import Float
+
+LANGEVIN_TARGET = 0.574
+"""Optimal acceptance of adjusted Langevin in high dimension (Roberts & Rosenthal, 1998)."""
 
 GROW, SHRINK = 1.5, 1 / 3
 """Transient step sizes, per chain: in balance at an acceptance of 0.73."""
@@ -29,6 +35,7 @@ class Engine:
         step_size: a given h is kept, in the identity metric; None adapts both.
         frozen: average the curvature over warm-up and use that one from then on.
         dense_metric: whether the metric is a matrix or a diagonal.
+        choose: whether warm-up may settle on Langevin in the metric, where that moves further.
         generator: the source of noise; None for torch's global one.
 
     Raises:
@@ -45,6 +52,7 @@ class Engine:
         step_size: float | None = None,
         frozen: bool = False,
         dense_metric: bool = False,
+        choose: bool = False,
         generator: torch.Generator | None = None,
     ):
         if warmup_steps == 0 and step_size is None:
@@ -62,7 +70,9 @@ class Engine:
         self.generator = generator
         self.adapting = step_size is None
         self.frozen, self.dense_metric = frozen, dense_metric
-        self.count = 0
+        self._rivals = (method.proposal, langevin) if choose else (method.proposal,)
+        self.count, self._halvings = 0, 0
+        self._last_window = (self.plan.windows or (self.plan.transient,))[-1]
         self._walked = Whitened(score)
         self._given = 1.0 if step_size is None else step_size
         self._averaging = adaptation.dual_averaging(self._given)
@@ -108,13 +118,16 @@ class Engine:
         x = self.state.position
         noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=self.generator)
         uniform = torch.rand(x.shape[:1], dtype=x.dtype, device=x.device, generator=self.generator)
+        seeking = self.adapting and not transient and self.count < self._last_window
+        trial = self._jumps.trial(self.count) if seeking else (0, 0)
         # an unadjusted draw only reports the ratio, and the trapezoid is free
         free = self.method.correction == "none" and not self.warming_up
         self._state, info = transition.step(
             self.state,
             self._walked,
-            self.method,
-            self._step_size,
+            # every rival sees the same curvature, so that the next step can be the kernel's own
+            self.method._replace(proposal=self._rivals[trial[0]]),
+            self._step_size * 0.5 ** trial[1],
             noise,
             uniform,
             # the first steps of dual averaging are bold: uncorrected they threw chains to 1e18
@@ -124,18 +137,21 @@ class Engine:
         )
         self.count += 1
         if self.count <= self.plan.total:
-            self._adapt(info, transient)
+            self._adapt(info, transient, trial)
         return info
 
-    def _adapt(self, info: Info, transient: bool) -> None:
+    def _adapt(self, info: Info, transient: bool, trial: tuple[int, int]) -> None:
         if transient:
             self._adapt_transient(info)
         elif self.adapting and self.count <= self.plan.settled:
-            seen = float(info.acceptance.nan_to_num(0.0).mean())
-            self._averaging = adaptation.update(self._averaging, seen, self.target)
-            done = self.count == self.plan.settled
-            log_step = self._averaging.log_average if done else self._averaging.log_step
-            self._step_size = torch.full_like(self._step_size, log_step).exp()
+            self._jumps.add(trial, info.jump)
+            if trial == (0, 0):
+                seen = float(info.acceptance.nan_to_num(0.0).mean())
+                self._averaging = adaptation.update(self._averaging, seen, self.target)
+            settled = self.count == self.plan.settled
+            shorter = self._halvings * math.log(2) if settled else 0.0
+            average = self._averaging.log_average if settled else self._averaging.log_step
+            self._set_step(average - shorter)
         # the second half of the transient gives the first, rough metric
         if self.count > self.plan.transient // 2:
             self._covariance.add(self.position)
@@ -143,6 +159,9 @@ class Engine:
                 self._curvature.add(self.state.expansion.curvature)
         if self.count == self.plan.transient or self.count in self.plan.windows:
             self._end_window()
+
+    def _set_step(self, log_step: float) -> None:
+        self._step_size = torch.full_like(self._step_size, log_step).exp()
 
     def _adapt_transient(self, info: Info) -> None:
         if not self.adapting:
@@ -154,7 +173,8 @@ class Engine:
         """Change the metric to what the window saw, and begin the next one."""
         position, walked = self.position, self._walked
         score = walked.score
-        if self.frozen and self.count == (self.plan.windows or (self.plan.transient,))[-1]:
+        last = self.count == self._last_window
+        if self.frozen and last:
             score = Frozen(score, self._curvature.average(walked))
         factor = self._covariance.factor(position.dtype) if self.adapting else None
         self._walked = Whitened(score, walked.factor if factor is None else factor)
@@ -163,10 +183,25 @@ class Engine:
             begin = self.step_size if factor is None else 1.0
             self._averaging = adaptation.dual_averaging(begin)
             self._step_size = torch.full_like(self._step_size, begin)
+        if self.adapting and last and self.plan.windows:
+            self._choose()
         self._open_window()
         self.start(position)
 
+    def _choose(self) -> None:
+        """Settle on the proposal and the fraction of its step that moved furthest."""
+        rival, halvings = self._jumps.best()
+        if rival == 0:
+            self._halvings = halvings
+            return
+        # Langevin in the metric: no curvature is paid for any more
+        self._rivals = (self._rivals[rival],)
+        self.method = self.method._replace(proposal=self._rivals[0], curvature=None)
+        if self.method.correction != "none":
+            self.target = LANGEVIN_TARGET
+
     def _open_window(self) -> None:
+        self._jumps = JumpRecord(len(self._rivals))
         like = self.state.position
         self._covariance = PooledCovariance(self.score.dim, self.dense_metric, like)
         self._curvature = MeanCurvature()

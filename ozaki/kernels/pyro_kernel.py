@@ -1,4 +1,4 @@
-"""The two kernels: `ScoreLangevinKernel` and `ScoreOzakiKernel` (floor 8).
+"""The two kernels: `ScoreLangevinKernel` and `ScoreOzakiKernel` (floor 7).
 
 They differ in one function, the proposal. A new kernel is another such class, a row in
 tests/registry.py and a row in docs/kernels.md.
@@ -72,7 +72,8 @@ class ScoreOzakiKernel(ScoreKernel):
         step_size: h, the time of dX = ½ s1 dt + dW, kept as given in the identity metric; None
             finds it in warm-up, with a metric.
         curvature: "diagonal", "low_rank", "dense", or "auto": an estimator's own kind; for
-            densities dense up to D = 100, diagonal beyond.
+            densities dense up to D = 100, diagonal beyond; and where warm-up sees Langevin in the
+            metric move further, as between separate modes, the draws are walked by that.
         frozen: average the curvature over warm-up and chains, and factorise it once.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.

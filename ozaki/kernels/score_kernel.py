@@ -1,4 +1,4 @@
-"""What `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` ask of a kernel (floor 7).
+"""What `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` ask of a kernel (floor 6).
 
 A thin face over `Engine`, in the order in which Pyro calls it. It turns whatever `model` is into a score over flat unconstrained points,
 and sites' tensors into those points and back.
@@ -240,7 +240,8 @@ class ScoreKernel(MCMCKernel):
             target=self._acceptance[correction],
             step_size=self._step_size,
             frozen=self._frozen,
-            dense_metric=score.dim <= 100 and kind in (None, "dense"),
+            dense_metric=score.dim <= 100,
+            choose=self._curvature == "auto",
             generator=self.generator,
         )
 

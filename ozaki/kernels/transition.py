@@ -40,19 +40,21 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one step did, each (chains,).
+    """What one step did, each (chains,) but the jump.
 
     Attributes:
         acceptance: min(1, ratio); for an unadjusted chain the pseudo-acceptance, what Metropolis
             would have accepted.
         accepted: whether the chain moved.
         diverging: the proposal was not finite, or its log ratio fell below `DIVERGENCE`.
+        jump: acceptance × (y − x)², the squared jump to expect of such a step, (chains, D).
         modified: directions of positive curvature that were flattened where the step began.
     """
 
     acceptance: Tensor
     accepted: Tensor
     diverging: Tensor
+    jump: Tensor
     modified: Tensor
 
 
@@ -124,10 +126,12 @@ def step(
         accepted = torch.ones_like(accepted)
     accepted = accepted & fine
     curvature = state.expansion.curvature
+    acceptance = log_ratio.clamp(max=0).exp()
     info = Info(
-        acceptance=log_ratio.clamp(max=0).exp(),
+        acceptance=acceptance,
         accepted=accepted,
         diverging=log_ratio < DIVERGENCE,
+        jump=acceptance.unsqueeze(-1) * (y - x).square(),
         modified=torch.zeros_like(log_ratio) if curvature is None else modified(curvature),
     )
     moved = State(torch.where(accepted.unsqueeze(-1), y, x), select(accepted, there, state[1]))

@@ -1,4 +1,4 @@
-"""Scores seen another way, so that the kernels need not know (floor 3).
+"""Scores seen another way, so that the kernels need not know (floor 2).
 
 * `Whitened`: the same law in u = L⁻¹x, the metric that warm-up finds;
 * `Frozen`: one curvature for every point, factorised once;

@@ -194,7 +194,9 @@ class ScoreEstimator(Score):
         )
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], network: torch.nn.Module | None = None) -> "ScoreEstimator":
+    def load(
+        cls, folder: str | os.PathLike[str], network: torch.nn.Module | None = None
+    ) -> "ScoreEstimator":
         """Read an estimator that `save` wrote; nothing in the folder is executed.
 
         Args:

@@ -17,7 +17,8 @@ from torch.nn.functional import silu
 
 from ozaki.shapes import Float
 
-STEM_GAIN = 1.7  # measured: s1's squared error falls by a quarter in 2-d, none in 10-d
+# measured on 2-d mixtures: a third off s1's squared error against torch's own; 10-d is indifferent
+STEM_GAIN = 3.0
 
 
 class ResidualMLP(nn.Module):
@@ -41,7 +42,7 @@ class ResidualMLP(nn.Module):
             nn.ModuleList((nn.Linear(width, width), nn.Linear(width, width))) for _ in range(depth)
         )
         self.head = nn.Linear(width, dim)
-        # wider than torch's: a score bends over σ, less than the spread of its points
+        # wide: a score bends over a distance of σ, less than the spread of the points
         nn.init.normal_(self.stem.weight, std=STEM_GAIN / dim**0.5)
         nn.init.normal_(self.stem.bias, std=STEM_GAIN)
         nn.init.zeros_(self.head.weight)

@@ -3,7 +3,7 @@
 import copy
 import math
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ozaki import validation
-from ozaki.scores import objectives
 from ozaki.scores.estimator import ScoreEstimator
+from ozaki.scores.losses import HeldOut, LossPlan, held_out_losses
 from ozaki.scores.networks import ScoreNetwork, default_network
 from ozaki.scores.standardisation import collect, standardisation
 
@@ -34,9 +34,9 @@ class DSMTrainer:
     form, variance-reduced (as eq. 33) for σ up to 0.3 of the data's spread and averaged over the
     antithetic pair above, where the control variate does more harm than good. Each loss is divided
     by the size of what it estimates, so that neither drowns the other. Adam, a cosine schedule
-    with a short warm-up, a moving average of the weights; the average kept is the latest
-    that is not worse on held-out rows than any before it, by more than two standard errors; training
-    stops when that has long been past.
+    with a short warm-up, and a moving average of the weights. What is kept is the latest average
+    whose held-out loss is within two standard errors of the lowest; training stops when that has
+    long been past.
 
     Args:
         sigma: the standard deviation of the smoothing noise, in units of the standardised data;
@@ -91,7 +91,7 @@ class DSMTrainer:
         network: nn.Module | None = None,
         width: int = 64,
         depth: int = 2,
-        max_steps: int = 2000,
+        max_steps: int = 3000,
         batch_size: int = 256,
         learning_rate: float = 6e-3,
         ema: float = 0.998,
@@ -188,7 +188,7 @@ class DSMTrainer:
         net = net.requires_grad_().to(fabric.device, dtype)
         net.check(u)
         reduced = self.variance_reduction
-        plan = _Plan(
+        plan = LossPlan(
             "d2sm" if self.objective == "d2sm" else "residual",
             heads,
             antithetic=reduced is not False,
@@ -209,7 +209,7 @@ class DSMTrainer:
         self,
         fabric: Fabric,
         net: ScoreNetwork,
-        plan: "_Plan",
+        plan: LossPlan,
         train: Tensor,
         held: Tensor,
         generator: torch.Generator,
@@ -228,7 +228,7 @@ class DSMTrainer:
         held = held.repeat(-(-HELD_OUT_PAIRS // len(held)), 1)[:HELD_OUT_PAIRS]
         held_noise = _normal(held, generator)
         weights = (1.0, self.curvature_weight)
-        lowest = _held_out(plan, averaged, held, held_noise)
+        lowest = held_out_losses(plan, averaged, held, held_noise)
         kept, kept_step, sizes = copy.deepcopy(averaged.state_dict()), 0, lowest.sizes
         model.train()
 
@@ -249,7 +249,7 @@ class DSMTrainer:
                 bar.update()
                 if step % EVALUATE_EVERY and step != self.max_steps:
                     continue
-                now = _held_out(plan, averaged, held, held_noise)
+                now = held_out_losses(plan, averaged, held, held_noise)
                 self._check_finite(now, step)
                 sizes = now.sizes
                 change, error = now.change(lowest, weights)
@@ -291,64 +291,13 @@ class DSMTrainer:
                 "leave rank out"
             )
 
-    def _check_finite(self, now: "_HeldOut", step: int) -> None:
+    def _check_finite(self, now: HeldOut, step: int) -> None:
         if not all(math.isfinite(value) for value in (*now.means, *now.sizes)):
             raise FloatingPointError(
                 f"the held-out loss was {now.means} at step {step} of training; lower "
                 f"learning_rate (it was {self.learning_rate}), raise sigma, or look for outliers "
                 "in the data"
             )
-
-
-class _Plan(NamedTuple):
-    """Which losses are formed."""
-
-    family: objectives.Family
-    heads: int
-    antithetic: bool
-    control_variate: bool
-
-    def losses(self, score: nn.Module, x: Tensor, z: Tensor, sigma: float) -> tuple[Tensor, ...]:
-        """One loss a sample and head."""
-        if self.antithetic and self.heads == 2:
-            return objectives.joint_diagonal(
-                self.family, score, x, z, sigma, control_variate=self.control_variate
-            )
-        first = objectives.dsm_antithetic if self.antithetic else objectives.dsm
-        one = first(lambda p: score(p)[0], x, z, sigma)
-        if self.heads == 1:
-            return (one,)
-        d2sm = self.family == "d2sm"
-        second = objectives.d2sm_diagonal if d2sm else objectives.residual_diagonal
-        return one, second(score, x, z, sigma)
-
-
-class _HeldOut(NamedTuple):
-    """Held-out losses by head, one a pair, and the size of what each estimates."""
-
-    losses: tuple[Tensor, ...]
-    sizes: tuple[float, ...]  # ½E‖s1‖² and E‖s2‖²: what −loss is at the optimum
-
-    @property
-    def means(self) -> tuple[float, ...]:
-        return tuple(float(loss.mean()) for loss in self.losses)
-
-    def change(self, other: "_HeldOut", weights: tuple[float, ...]) -> tuple[float, float]:
-        """How much higher the weighted loss is than another's, and the standard error of that."""
-        parts = zip(weights, self.losses, other.losses, self.sizes, strict=False)
-        change = torch.stack([w * (mine - its) / size for w, mine, its, size in parts]).sum(0)
-        return float(change.mean()), float(change.std() / len(change) ** 0.5)
-
-
-@torch.no_grad()
-def _held_out(plan: _Plan, net: ScoreNetwork, x: Tensor, z: Tensor) -> _HeldOut:
-    # always over the pair: plain losses have too much variance to choose by
-    losses = plan._replace(antithetic=True).losses(net, x, z, net.sigma)
-    s1, s2 = net(x + net.sigma * z)
-    sizes = [float(0.5 * s1.square().sum(-1).mean())]
-    if s2 is not None:
-        sizes.append(float(s2.square().sum(-1).mean()))
-    return _HeldOut(losses, tuple(sizes))
 
 
 def _gradual(decay: float) -> Any:

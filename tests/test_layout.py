@@ -1,0 +1,72 @@
+"""Data flows one way: a file imports from lower floors only, and each foreign library has a home."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import ozaki
+
+ROOT = Path(ozaki.__file__).parent
+FILES = sorted(p for p in ROOT.rglob("*.py"))
+HOMES = {
+    "lightning": {"scores/training.py"},
+    "arviz": {"diagnostics.py"},
+    "typer": {"cli.py"},
+    "jinja2": {"report.py"},
+}
+# the ground: what every file may use
+GROUND = {"shapes.py", "validation.py", "lazy.py"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def floor(path: Path) -> int | None:
+    found = re.search(r"\(floor (\d+)", ast.get_docstring(ast.parse(path.read_text())) or "")
+    return int(found[1]) if found else None
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_file(module: str) -> Path | None:
+    path = ROOT.parent.joinpath(*module.split("."))
+    return path.with_suffix(".py") if path.with_suffix(".py").exists() else None
+
+
+INNER = [f for f in FILES if f.name not in ("__init__.py", "__main__.py")]
+
+
+@pytest.mark.parametrize("path", INNER, ids=name)
+def test_imports_run_downward(path):
+    here = floor(path)
+    assert here is not None, "the docstring's first paragraph ends with its floor"
+    for module in imports(path):
+        other = module_file(module) if module.startswith("ozaki.") else None
+        if other is not None and name(other) not in GROUND:
+            assert floor(other) < here, f"{name(path)} ({here}) imports {module} ({floor(other)})"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_each_foreign_library_has_one_home(path):
+    for library, homes in HOMES.items():
+        used = any(m.split(".")[0].startswith(library) for m in imports(path))
+        assert not used or name(path) in homes, library
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_stand_at_the_top(path):
+    tree = ast.parse(path.read_text())
+    for function in ast.walk(tree):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for node in ast.walk(function):
+                assert not isinstance(node, (ast.Import, ast.ImportFrom)), function.name
