@@ -18,8 +18,9 @@ from ozaki.report import write_report
 from ozaki.scores.training import DSMTrainer
 
 USAGE_ERROR = 2
-QUICK = {"max_steps": 200, "num_samples": 200, "warmup_steps": 200}
-FULL = {"max_steps": 2500, "num_samples": 1000, "warmup_steps": 1000}
+QUICK = {"max_steps": 200, "num_samples": 200, "warmup_steps": 200, "thinning": 1}
+# the eruptions have two modes: neighbouring draws are alike, so one in five is kept
+FULL = {"max_steps": 2500, "num_samples": 1000, "warmup_steps": 1000, "thinning": 5}
 
 app = typer.Typer(
     add_completion=False,
@@ -69,6 +70,7 @@ def demo(
         ScoreOzakiKernel(estimator),
         num_samples=size["num_samples"],
         warmup_steps=size["warmup_steps"],
+        thinning=size["thinning"],
         seed=seed,
     )
     mcmc.run()

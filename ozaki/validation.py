@@ -121,4 +121,7 @@ def _tensor(name: str, value: Any) -> Tensor:
             f"{name} must be numeric, but its dtype was {array.dtype}; drop or encode the columns "
             "that are not numbers"
         )
-    return torch.as_tensor(np.ascontiguousarray(array))
+    tensor = torch.as_tensor(np.ascontiguousarray(array))
+    # Python's own numbers have no dtype: they take torch's default, as in torch.tensor
+    plain = isinstance(value, (list, tuple, float)) and tensor.is_floating_point()
+    return tensor.to(torch.get_default_dtype()) if plain else tensor

@@ -1,4 +1,4 @@
-"""Data flows one way: a file imports from lower floors only, and each foreign library has a home."""
+"""Data flows one way: imports run to lower floors, and each foreign library has one home."""
 
 import ast
 import re

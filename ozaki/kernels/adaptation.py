@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(warmup_steps: int) -> Schedule:
-    """Lay out `warmup_steps`: 15% transient (at most 200), doubling windows, then the step size alone.
+    """Lay out `warmup_steps`: a transient (15%, at most 200), doubling windows, a last stretch.
 
     Example:
         >>> schedule(1000)

@@ -4,6 +4,8 @@ They differ in one function, the proposal. A new kernel is another such class, a
 tests/registry.py and a row in docs/kernels.md.
 """
 
+from typing import ClassVar
+
 from ozaki import validation
 from ozaki.kernels import proposals
 from ozaki.kernels.metropolis import Correction
@@ -37,7 +39,7 @@ class ScoreLangevinKernel(ScoreKernel):
     """
 
     _proposal = staticmethod(proposals.langevin)
-    _acceptance = {"exact": 0.574, "line_integral": 0.574, "none": 0.9}
+    _acceptance: ClassVar[dict[Correction, float]] = {"exact": 0.574, "line_integral": 0.574, "none": 0.9}
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class ScoreOzakiKernel(ScoreKernel):
     """
 
     _proposal = staticmethod(proposals.ozaki)
-    _acceptance = {"exact": 0.8, "line_integral": 0.8, "none": 0.9}
+    _acceptance: ClassVar[dict[Correction, float]] = {"exact": 0.8, "line_integral": 0.8, "none": 0.9}
 
     def __init__(
         self,

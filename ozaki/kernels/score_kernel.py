@@ -1,12 +1,12 @@
 """What `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` ask of a kernel (floor 6).
 
-A thin face over `Engine`, in the order in which Pyro calls it. It turns whatever `model` is into a score over flat unconstrained points,
-and sites' tensors into those points and back.
+A thin face over `Engine`, in the order in which Pyro calls it. It turns whatever `model` is into a
+score over flat unconstrained points, and sites' tensors into those points and back.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -45,7 +45,7 @@ class ScoreKernel(MCMCKernel):
     """What the two kernels share; build one of them, not this."""
 
     _proposal: Proposal
-    _acceptance: dict[Correction, float]
+    _acceptance: ClassVar[dict[Correction, float]]
 
     def __init__(
         self,
