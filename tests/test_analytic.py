@@ -83,9 +83,9 @@ def test_far_out_a_mixture_stays_finite():
     ],
 )
 def test_draws_have_the_moments_of_the_smoothed_law(score, generator):
-    n, noise = 40_000, torch.tensor([0.5, 2.0], dtype=torch.float64)
+    n, noise = 40_000, torch.tensor([0.5, 2.0])
     smooth = score.smooth(noise)
-    z = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    z = torch.randn(n, 2, generator=generator)
     for x in (smooth.sample(n, generator), score.sample(n, generator) + noise * z):
         # Stein: E[s1] = 0, E[s1 (x − m)ᵀ] = −I, E[s2 + s1 s1ᵀ] = 0 under the law itself
         at = smooth.expand(x, "dense")
