@@ -271,10 +271,15 @@ class MCMC(PyroMCMC):
             f"({sizes}{', …' if scale.numel() > 4 else ''}), in the data's units"
         )
 
+    def _proposal(self) -> str:
+        walked, own = self._steps.proposal, type(self.kernel)._proposal
+        chosen = "" if walked is own else f", which warm-up saw move further than {own.__name__}"
+        return walked.__name__ + chosen
+
     def _run_info(self) -> dict[str, Any]:
         return {
             "kernel": type(self.kernel).__name__,
-            "proposal": self._steps.proposal.__name__,
+            "proposal": self._proposal(),
             "correction": self._steps.correction,
             "num_chains": self.num_chains,
             "num_samples": self._ran().count,

@@ -39,7 +39,11 @@ class ScoreLangevinKernel(ScoreKernel):
     """
 
     _proposal = staticmethod(proposals.langevin)
-    _acceptance: ClassVar[dict[Correction, float]] = {"exact": 0.574, "line_integral": 0.574, "none": 0.9}
+    _acceptance: ClassVar[dict[Correction, float]] = {
+        "exact": 0.574,
+        "line_integral": 0.574,
+        "none": 0.9,
+    }
 
     def __init__(
         self,
@@ -92,7 +96,11 @@ class ScoreOzakiKernel(ScoreKernel):
     """
 
     _proposal = staticmethod(proposals.ozaki)
-    _acceptance: ClassVar[dict[Correction, float]] = {"exact": 0.8, "line_integral": 0.8, "none": 0.9}
+    _acceptance: ClassVar[dict[Correction, float]] = {
+        "exact": 0.8,
+        "line_integral": 0.8,
+        "none": 0.9,
+    }
 
     def __init__(
         self,

@@ -1,0 +1,79 @@
+"""What every benchmark shares: its options, where it ran, a table, and a JSON file."""
+
+import argparse
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("ozaki", "torch", "pyro-ppl", "numpy", "arviz")
+
+
+def options(description: str) -> argparse.Namespace:
+    """--quick, --seed and --out."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a rough answer in a minute or two")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions the figures were taken with."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def write(name: str, args: argparse.Namespace, rows: list[dict], bars: list[dict]) -> None:
+    """Print the bars and keep everything in `args.out`/name.json; a quick run has its own file."""
+    for bar in bars:
+        print(f"{bar['bar']}: asked {bar['asked']}, measured {bar['measured']:.3g}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{name}{'-quick' if args.quick else ''}.json"
+    content = {
+        "benchmark": name,
+        "seed": args.seed,
+        "quick": args.quick,
+        "machine": machine(),
+        "bars": bars,
+        "rows": rows,
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+    print(f"written to {path}")
+
+
+def table(rows: list[dict], columns: list[str]) -> None:
+    """Print rows under their column names."""
+    cells = [[_text(row[c]) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
+    for line in [columns, *cells]:
+        print("  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,38 @@
+"""Every Python block of the README and the docs runs, in order, in an empty folder."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    p
+    for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if "```python" in p.read_text()
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_code_on_the_page_runs(page, tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+\.md)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} → {target}"
+
+
+def test_the_readme_opens_with_two_lines():
+    block = re.search(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    assert block.splitlines() == [
+        "pip install -c constraints.txt . && python -m ozaki demo",
+        'pip install -c constraints.txt ".[test]" && pytest',
+    ]
