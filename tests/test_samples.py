@@ -77,7 +77,8 @@ def stock(row, law, draws):
 
 @pytest.mark.parametrize("row", KERNELS[:3], ids=repr)
 def test_the_same_in_stock_mcmc(row):
-    stock(row, "gaussian", 2500)
+    # the diagonal of a correlated Hessian mixes three times slower
+    stock(row, "gaussian", 3500 if row.options.get("curvature") == "diagonal" else 1500)
 
 
 @pytest.mark.slow
