@@ -22,7 +22,12 @@ from ozaki.shapes import Bool, Float
 class SymmetricOperator(ABC):
     """A batch of symmetric D × D matrices, known by what it does and not by how it is stored."""
 
-    _tensors: tuple[Tensor, ...]
+    _parts: tuple[Tensor, ...]
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """What it is stored as, each with the batch dimensions in front."""
+        return self._parts
 
     @classmethod
     @abstractmethod
@@ -107,7 +112,7 @@ class Diagonal(SymmetricOperator):
     """
 
     def __init__(self, values: Float[Tensor, "*batch dim"]):
-        self._tensors = (_vector("values", values),)
+        self._parts = (_vector("values", values),)
 
     @classmethod
     def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "Diagonal":
@@ -170,7 +175,7 @@ class LowRank(SymmetricOperator):
             raise ValueError(f"rank must be at most the dimension {dim}, but was {rank}")
         if signs is None:
             signs = factor.new_ones(rank)
-        self._tensors = (values, factor, signs.expand(*factor.shape[:-2], rank))
+        self._parts = (values, factor, signs.expand(*factor.shape[:-2], rank))
         self._eigen: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod

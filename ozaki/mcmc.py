@@ -163,7 +163,7 @@ class MCMC(PyroMCMC):
         self._collect(kernel, draws)
 
     def _advance(
-        self, kernel: ScoreKernel, params: dict[str, Tensor], stage: str, i: int, bar: tqdm
+        self, kernel: ScoreKernel, params: dict[str, Tensor], stage: str, i: int, bar: Any
     ) -> dict[str, Tensor]:
         params = kernel.sample(params)
         if self._hook is not None:

@@ -68,7 +68,7 @@ class DualAveraging(NamedTuple):
     log_step: float
     log_average: float
     error: float
-    count: int
+    steps: int
     centre: float
 
 
@@ -90,13 +90,13 @@ def update(
         cap: the largest step size.
     """
     gamma, t0, kappa = 0.05, 10.0, 0.75
-    count = state.count + 1
-    weight = 1 / (count + t0)
+    steps = state.steps + 1
+    weight = 1 / (steps + t0)
     error = (1 - weight) * state.error + weight * (target - acceptance)
-    log_step = min(state.centre - error * math.sqrt(count) / gamma, math.log(cap))
-    fade = count**-kappa
+    log_step = min(state.centre - error * math.sqrt(steps) / gamma, math.log(cap))
+    fade = steps**-kappa
     average = fade * log_step + (1 - fade) * state.log_average
-    return DualAveraging(log_step, average, error, count, state.centre)
+    return DualAveraging(log_step, average, error, steps, state.centre)
 
 
 class JumpRecord:

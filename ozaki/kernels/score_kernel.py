@@ -141,7 +141,7 @@ class ScoreKernel(MCMCKernel):
         position = engine.position
         return target.sites.unflatten(position if batched else position[0])
 
-    def logging(self) -> OrderedDict[str, str]:
+    def logging(self) -> Any:
         """Step size and mean acceptance so far, for the progress bar."""
         seen = f"{self.acceptance_rate:.3f}" if self._counted else "warm-up"
         size = "–" if self._engine is None else f"{self._engine.step_size:.2e}"

@@ -131,6 +131,7 @@ def finite_start(
         ValueError: after 100 tries some still are not.
     """
     x = draw(n, generator)
+    bad = torch.ones(n, dtype=torch.bool)
     for attempt in range(TRIES):
         found = expand(x)
         good = found.gradient.isfinite().all(-1)
