@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ozaki.kernels import adaptation, proposals
-from ozaki.kernels.adaptation import MeanCurvature, PooledCovariance, schedule
+from ozaki.kernels.adaptation import JumpRecord, MeanCurvature, PooledCovariance, schedule
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.transition import Method
 from ozaki.kernels.wrappers import Frozen, Guided, Whitened
 from ozaki.linalg import Dense, Diagonal
-from ozaki.scores.analytic import GaussianScore
+from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from tests.strategies import generator, mixtures, seeds, spd
 
 LANGEVIN = Method(proposals.langevin, None, "exact")
@@ -201,3 +201,41 @@ def test_an_unadjusted_chain_settles_in_its_own_law_before_the_draws():
     variance = torch.stack(draws).flatten(0, 1).var(0) / sigma.diagonal()
     want = 1 / (1 - engine.step_size * scale / 4)
     assert_close(variance, want, rtol=0.1, atol=0)
+
+
+def test_the_jump_record_tries_everything_and_counts_the_cost():
+    record = JumpRecord(2)
+    tried = [record.trial(i) for i in range(40)]
+    assert tried[::2] == [(0, 0)] * 20
+    assert set(tried[1::2]) == {(r, k) for r in (0, 1) for k in range(5)} - {(0, 0)}
+
+    def best(**jumps):
+        record = JumpRecord(2)
+        for name, jump in {"r0k0": [1.0, 1.0], **jumps}.items():
+            # two chains, one of them lost: a NaN is no jump
+            seen = torch.tensor([jump, [float("nan")] * 2]) * 2
+            record.add((int(name[1]), int(name[3])), seen)
+        return record.best()
+
+    assert best() == (0, 0)
+    assert best(r0k2=[1.05, 1.05]) == (0, 0)  # not clearly further
+    assert best(r0k2=[1.2, 1.2]) == (0, 2)
+    assert best(r0k2=[9.0, 0.5]) == (0, 0)  # the slowest coordinate decides
+    assert best(r1k1=[0.8, 0.8]) == (0, 0)
+    assert best(r1k1=[0.95, 0.95]) == (1, 1)  # as far for half the price
+    assert best(r0k1=[2.0, 2.0], r1k1=[1.5, 1.5]) == (0, 1)
+
+
+def test_auto_leaves_curvature_only_where_it_does_not_pay():
+    gauss = GaussianScore(torch.zeros(2).double(), spd(generator(4), 2))
+    far = GaussianMixtureScore(
+        torch.tensor([[-2.5, 0.0], [2.5, 0.0]]).double(),
+        torch.eye(2).double().expand(2, 2, 2),
+    )
+    for law, proposal in ((gauss, proposals.ozaki), (far, proposals.langevin)):
+        engine = warmed(law, DENSE, target=0.8, dense_metric=True, choose=True, chains=16)
+        assert engine.method.proposal is proposal
+        assert (engine.state.expansion.curvature is None) == (proposal is proposals.langevin)
+        # not left to choose, it keeps to its own
+        engine = warmed(law, DENSE, target=0.8, dense_metric=True, steps=200)
+        assert engine.method == DENSE
