@@ -249,10 +249,10 @@ def some(names: list[str], limit: int = 5) -> str:
 # in the order in which they are told; a new check is a function and a row here
 CHECKS: tuple[Callable[[Evidence], Iterator[Problem]], ...] = (
     _not_finite,
+    _divergences,
     _few,
     _stuck,
     _rhat,
-    _divergences,
     _ess,
     _acceptance,
     _calibration,

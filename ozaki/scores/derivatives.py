@@ -145,8 +145,8 @@ def finite_start(
             x[bad] = draw(int(bad.sum()), generator)
     raise ValueError(
         f"cannot find valid initial params: after {TRIES} tries the log density or its gradient "
-        f"was not finite at {int(bad.sum())} of {n} starting points; check the density for values "
-        "outside its support, or give points to begin from"
+        f"was not finite at {int(bad.sum())} of {n} starting points; check the observed data for "
+        "NaN and the density for values outside its support, or give points to begin from"
     )
 
 
