@@ -82,6 +82,18 @@ def test_a_kernel_survives_pickling_and_a_spawned_worker():
     again.sample(again.initial_params)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("source", "args"), [(GAUSS, ()), (model, (Y,))])
+def test_stock_chains_in_spawned_workers(source, args, monkeypatch):
+    # Pyro keeps one core free, so on two it would walk the chains in turn
+    monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 4)
+    mcmc = StockMCMC(ScoreOzakiKernel(source), num_chains=2, mp_context="spawn", **FEW)
+    mcmc.run(*args)
+    for draws in mcmc.get_samples(group_by_chain=True).values():
+        assert draws.shape[:2] == (2, 20)
+        assert not bool((draws[0, 0] == draws[1, 0]).any())
+
+
 @pytest.mark.parametrize("face", [StockMCMC, MCMC])
 def test_initial_params_are_where_the_chain_begins(face):
     chains = 1 if face is StockMCMC else 2
