@@ -95,7 +95,7 @@ class MCMC(PyroMCMC):
         )
         self.kernel: ScoreKernel = kernel
         self.num_chains = num_chains
-        self.seed = seed
+        self.seed = None if seed is None else validation.count("seed", seed, minimum=0)
         self.thinning = validation.count("thinning", thinning)
         self._save_params = save_params
         self._hook = hook_fn
@@ -128,6 +128,7 @@ class MCMC(PyroMCMC):
     def _walk(self, kernel: ScoreKernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         kernel.initial_params = self._batched_initial()
         kernel.setup(self.warmup_steps, *args, **kwargs)
+        self._check_transforms(kernel)
         score = kernel.target.score
         kernel.generator = torch.Generator(score.device)
         kernel.generator.manual_seed(
@@ -173,6 +174,17 @@ class MCMC(PyroMCMC):
             bar.set_description(stage, refresh=False)
             bar.set_postfix(kernel.logging(), refresh=False)
         return params
+
+    def _check_transforms(self, kernel: ScoreKernel) -> None:
+        own, names = kernel.target.transforms, kernel.target.sites.names
+        given = self._given_transforms or {}
+        wrong = sorted(set(given) & set(own) | set(given) - set(names))
+        if wrong:
+            # another transform without its Jacobian would return draws of another law
+            raise ValueError(
+                f"transforms must name sites of a bare score, {list(set(names) - set(own))}, but "
+                f"named {wrong}; a model or a distribution brings its own, leave them out"
+            )
 
     def _batched_initial(self) -> dict[str, Tensor] | None:
         if self._initial is None or self.num_chains > 1:

@@ -316,3 +316,20 @@ def test_before_a_run_there_is_nothing_to_report():
     for call in (mcmc.to_inference_data, mcmc.summary, lambda: mcmc.report("x.html")):
         with pytest.raises(RuntimeError, match=r"call run\(\) first"):
             call()
+
+
+def test_a_transform_that_would_change_the_law_is_refused():
+    transform = dist.transforms.SoftplusTransform().inv
+    for source, name in ((dist.HalfNormal(torch.ones(1)), "x"), (GAUSS, "z")):
+        mcmc = MCMC(ScoreOzakiKernel(source), transforms={name: transform}, **FEW)
+        with pytest.raises(ValueError, match="transforms must name sites of a bare score"):
+            mcmc.run()
+
+
+def test_a_callers_move_is_followed_however_small():
+    tiny = GaussianScore(torch.zeros(1).double(), torch.full((1, 1), 1e-14).double())
+    kernel = ScoreOzakiKernel(tiny, step_size=1e-22)
+    kernel.setup(0)
+    params = kernel.sample(kernel.initial_params)
+    moved = kernel.sample({"x": params["x"] + 5e-7})
+    assert float(moved["x"] - params["x"]) == pytest.approx(5e-7, rel=1e-2)

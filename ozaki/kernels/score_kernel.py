@@ -87,6 +87,7 @@ class ScoreKernel(MCMCKernel):
         self._divergences: list[list[int]] = []
         self._accepted, self._counted = 0.0, 0
         self._info: Info | None = None
+        self._returned: Tensor | None = None
 
     # -- what pyro.infer.MCMC calls, in its order -------------------------------------------------
 
@@ -130,15 +131,15 @@ class ScoreKernel(MCMCKernel):
             self._engine = self._make_engine(target, x)
             self._engine.start(x)
             self._divergences = [[] for _ in range(len(x))]
-        elif not torch.allclose(x, self._engine.position, rtol=1e-4, atol=1e-6):
-            # a caller may move the chain; the metric's rounding is not a move
+        elif self._returned is None or not torch.equal(x, self._returned):
+            # a caller may move the chain, by however little
             self._engine.start(x)
         engine = self._engine
         warming_up = engine.warming_up
         self._info = engine.step()
         if not warming_up:
             self._count(self._info)
-        position = engine.position
+        self._returned = position = engine.position
         return target.sites.unflatten(position if batched else position[0])
 
     def logging(self) -> Any:
@@ -254,5 +255,5 @@ class ScoreKernel(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs: the model and the settings, not the chain."""
         state = self.__dict__.copy()
-        state.update(_target=None, _engine=None, _info=None, generator=None)
+        state.update(_target=None, _engine=None, _info=None, _returned=None, generator=None)
         return state
