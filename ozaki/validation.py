@@ -115,6 +115,11 @@ def _tensor(name: str, value: Any) -> Tensor:
         return value
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} must not be masked, but {int(np.ma.count_masked(value))} of its entries were; "
+            "remove or impute them"
+        )
     array = np.asarray(value)
     if array.dtype == object or array.dtype.kind in "USV":
         raise ValueError(

@@ -1,5 +1,6 @@
 """Closed forms against autodiff of densities written by torch, and against their own draws."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -124,6 +125,10 @@ def test_logistic_draws_follow_the_law(generator):
         (lambda: GaussianScore([0.0, 0.0], [[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
         (lambda: GaussianScore([0, 0], torch.eye(2)), "mean must be floating-point"),
         (lambda: GaussianScore(["a"], torch.eye(1)), "mean must be numeric"),
+        (
+            lambda: GaussianScore(np.ma.masked_greater([1.0, 9.0], 2), torch.eye(2)),
+            "mean must not be masked, but 1 of its entries",
+        ),
         (lambda: GaussianMixtureScore([0.0], [[[1.0]]]), "means must have shape"),
         (
             lambda: GaussianMixtureScore([[0.0]], [[[1.0]]], [0.5]),
