@@ -47,9 +47,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def write(name: str, args: argparse.Namespace, rows: list[dict], bars: list[dict]) -> None:
+def write(
+    name: str, args: argparse.Namespace, rows: list[dict], bars: list[dict], *, quiet: bool = False
+) -> None:
     """Print the bars and keep everything in `args.out`/name.json; a quick run has its own file."""
-    for bar in bars:
+    for bar in [] if quiet else bars:
         print(f"{bar['bar']}: asked {bar['asked']}, measured {bar['measured']:.3g}")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{name}{'-quick' if args.quick else ''}.json"
@@ -64,7 +66,8 @@ def write(name: str, args: argparse.Namespace, rows: list[dict], bars: list[dict
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
-    print(f"written to {path}")
+    if not quiet:
+        print(f"written to {path}")
 
 
 def table(rows: list[dict], columns: list[str]) -> None:

@@ -1,8 +1,9 @@
-"""The command line: ``ozaki demo`` (floor 9).
+"""The command line: ``ozaki demo``, ``ozaki train`` (floor 9).
 
 A command is a function here with ``@app.command()``; what it says goes through `typer.echo`.
 """
 
+import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ozaki.datasets import OLD_FAITHFUL_COLUMNS, old_faithful
+from ozaki.datasets import OLD_FAITHFUL_COLUMNS, old_faithful, table
 from ozaki.diagnostics import sampler_test, save, summary
 from ozaki.kernels.pyro_kernel import ScoreOzakiKernel
 from ozaki.mcmc import MCMC
@@ -94,6 +95,84 @@ def demo(
     for problem in judged.problems:
         typer.echo(f"- {problem.what}. {problem.remedy}")
     typer.echo(f"\nOpen {out / 'report.html'}; beside it are draws.nc and estimator/.")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="A .csv, .npy or .npz file, a row an observation.")],
+    out: Annotated[Path, typer.Option(help="Folder to save the estimator in.")],
+    sigma: Annotated[
+        str, typer.Option(help="Noise in units of the data's spread: a number, LOW:HIGH, or auto.")
+    ] = "auto",
+    objective: Annotated[
+        str, typer.Option(help="auto, residual, ocm, residual+ocm, d2sm, likelihood or dsm.")
+    ] = "auto",
+    curvature: Annotated[
+        str, typer.Option(help="diagonal, low_rank, or none for s1 alone.")
+    ] = "diagonal",
+    rank: Annotated[int | None, typer.Option(help="Of curvature low_rank.")] = None,
+    max_steps: Annotated[int, typer.Option(help="Optimiser steps, at most.")] = 3000,
+    batch_size: Annotated[int, typer.Option(help="Noisy pairs a step.")] = 256,
+    width: Annotated[int | None, typer.Option(help="Hidden units of the network.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="32-true, 64-true, 16-mixed or bf16-mixed.")
+    ] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "cpu",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to keep the state of the run in.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    logger: Annotated[str | None, typer.Option(help="csv or tensorboard.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Makes the run reproducible.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the estimator there.")] = False,
+) -> None:
+    """Learn the score of a table of numbers, and save the estimator.
+
+    For example: ozaki train survey.csv --out estimator --sigma 0.2
+
+    On N processes, each with its share of every batch:
+
+    torchrun --nproc-per-node N -m ozaki train survey.csv --out estimator
+    """
+    chief = os.environ.get("RANK", "0") == "0"
+    if chief and out.exists() and not (out.is_dir() and (force or not any(out.iterdir()))):
+        _refuse(
+            f"{out} exists, and nothing in it was changed; add --force, or choose another --out"
+        )
+    try:
+        trainer = DSMTrainer(
+            _sigma(sigma),
+            objective=objective,
+            curvature=None if curvature == "none" else curvature,
+            rank=rank,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            width=width,
+            precision=precision,
+            accelerator=accelerator,
+            checkpoint=checkpoint,
+            logger=logger,
+            seed=seed,
+        )
+        estimator = trainer.fit(table(data), resume=resume)
+        if chief:
+            estimator.save(out, overwrite=force)
+    except (ValueError, OSError, FloatingPointError) as error:
+        _refuse(str(error))
+    if not chief:
+        return
+    for name, value in estimator.metrics.items():
+        typer.echo(f"{name}: {value}")
+    typer.echo(f"\n{estimator}\nsaved in {out}")
+
+
+def _sigma(text: str) -> float | str | tuple[float, ...]:
+    """A number, a range, or the word."""
+    try:
+        parts = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        return text
+    return parts[0] if len(parts) == 1 else parts
 
 
 def _prepare(out: Path, force: bool) -> None:

@@ -1,9 +1,10 @@
-"""Real data sets: one shipped with the package, two read from a folder (floor 1).
+"""Real data sets: one shipped with the package, two read from a folder, and tables (floor 1).
 
 `old_faithful` needs nothing. `mnist` reads the four IDX files of LeCun et al., as they are or
-gzipped; `cifar10_subset` reads one .npz of CIFAR-10 images.
+gzipped; `cifar10_subset` reads one .npz of CIFAR-10 images; `table` reads a file of numbers.
 """
 
+import csv
 import gzip
 import os
 import struct
@@ -131,6 +132,84 @@ def cifar10_subset(
         )
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return Images(images.contiguous(), torch.from_numpy(labels).long())
+
+
+def table(path: str | os.PathLike[str]) -> Tensor:
+    """The numbers in a .csv, .npy or .npz file, a row an observation.
+
+    Args:
+        path: a .csv with commas, of which the first line may name the columns; a .npy array; or a
+            .npz of one array.
+
+    Returns:
+        (N, ...), of the file's floating dtype; float64 from a .csv.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, several arrays, a line of another length, or an entry
+            that is not a number: with its line and column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist or is not a file; give a .csv, .npy or .npz"
+        )
+    if path.suffix == ".csv":
+        return torch.from_numpy(_csv(path))
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path} must be a .csv, .npy or .npz file, but its suffix was otherwise")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            array = found
+        elif len(found.files) != 1:
+            raise ValueError(
+                f"{path} must hold one array, but held {found.files}; save the one to learn from"
+            )
+        else:
+            array = found[found.files[0]]
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or not a numpy file ({error})") from error
+    return validation.floating(str(path), array)
+
+
+def _csv(path: Path) -> np.ndarray:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [(i, line) for i, line in enumerate(csv.reader(file), 1) if line]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is not a text file of comma-separated numbers ({error})"
+        ) from error
+    names: list[str] = []
+    if lines and not any(_is_number(cell) for cell in lines[0][1]):
+        names = lines.pop(0)[1]
+    if not lines:
+        raise ValueError(f"{path} holds no rows of numbers")
+    width = len(lines[0][1])
+    rows = np.empty((len(lines), width))
+    for row, (number, line) in zip(rows, lines, strict=True):
+        if len(line) != width:
+            raise ValueError(
+                f"{path}, line {number}, has {len(line)} entries where others have {width}"
+            )
+        for j, cell in enumerate(line):
+            if not _is_number(cell):
+                column = f" ({names[j]})" if j < len(names) else ""
+                raise ValueError(
+                    f"{path}, line {number}, column {j + 1}{column}: {cell!r} is not a number; "
+                    "remove or impute it"
+                )
+            row[j] = float(cell)
+    return rows
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:

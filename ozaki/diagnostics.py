@@ -74,7 +74,8 @@ def inference_data(
         are kept: `verdict` says so.
 
     Raises:
-        ValueError: no draws, or arrays that disagree in chains and draws.
+        ValueError: no draws, arrays that disagree in chains and draws, or a name that is one of
+            the dimensions'.
     """
     if not posterior:
         raise ValueError("posterior must hold the draws of at least one site, but was empty")
@@ -114,9 +115,12 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
     """`path`, if its folder exists and it is not itself one; nothing is made silently.
 
     Raises:
+        ValueError: `path` is no path.
         IsADirectoryError: `path` is a folder.
         FileNotFoundError: the folder of `path` does not exist.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path must name a file, but was {path!r}")
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"path must name a file, but {path} is a folder")
@@ -280,6 +284,11 @@ def _dataset(arrays: Mapping[str, np.ndarray], lead: tuple[str, ...]) -> Any:
         coordinates |= {
             dim: np.arange(size) for dim, size in zip(lead + own, array.shape, strict=True)
         }
+    if taken := sorted(set(variables) & set(coordinates)):
+        raise ValueError(
+            f"names must not be those of dimensions, {sorted(coordinates)}, but {taken} are; "
+            "rename the site (of a score or a distribution: site= of the kernel)"
+        )
     return xr.Dataset(variables, coords=coordinates)
 
 

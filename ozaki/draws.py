@@ -5,17 +5,29 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ozaki.checks import plural
 from ozaki.kernels.score_kernel import ScoreKernel
 from ozaki.scores.base import Score
 
 
 class Draws:
-    """What a run keeps: positions and per-draw statistics, allocated once, (chains, draws, …)."""
+    """What a run keeps: positions and per-draw statistics, allocated once, (chains, draws, …).
+
+    Raises:
+        ValueError: they do not fit in memory.
+    """
 
     def __init__(self, chains: int, draws: int, score: Score):
         like = {"dtype": score.dtype, "device": score.device}
         self.count = 0
-        self.position = torch.empty(chains, draws, score.dim, **like)
+        try:
+            self.position = torch.empty(chains, draws, score.dim, **like)
+        except (RuntimeError, TypeError):  # too large for memory, and for the sizes of torch
+            raise ValueError(
+                f"num_samples × num_chains must fit in memory, but were {draws} × {chains}: in "
+                f"{plural(score.dim, 'dimension')} {chains * draws * score.dim:.2g} numbers; draw "
+                "fewer, or use thinning"
+            ) from None
         self.stats: dict[str, Tensor] = {
             "diverging": torch.zeros(chains, draws, dtype=torch.bool),
             "acceptance_rate": torch.zeros(chains, draws),

@@ -3,10 +3,10 @@
 Three kinds stand here, each with any batch dimensions in front:
 
 * `Diagonal`: diag(a);
-* `LowRank`: diag(a) + B diag(e) Bᵀ with e = ±1, never built as a D × D matrix;
+* `LowRank`: diag(a) + B diag(e) Bᵀ with e of either sign, never built as a D × D matrix;
 * `Dense`: a symmetric matrix, or its eigendecomposition, whichever it was made from.
 
-`spectral(f)`, f applied to the eigenvalues, is exact or an error. The contractions of the low-rank
+`spectral(f)`, f applied to the eigenvalues, is exact. The contractions of the low-rank
 kind are those of docs/mathematics.md, "Never build D×D".
 """
 
@@ -64,12 +64,36 @@ class SymmetricOperator(ABC):
         """
 
     @abstractmethod
+    def scale(self, factor: Tensor | float) -> "SymmetricOperator":
+        """diag(f) S diag(f), of the same kind; f broadcasts against (*batch, D)."""
+
+    @abstractmethod
+    def shift(self, amount: Tensor | float) -> "SymmetricOperator":
+        """S + diag(c), of the same kind; c broadcasts against (*batch, D)."""
+
+    @abstractmethod
+    def log_determinant(self) -> Float[Tensor, "*batch"]:
+        """Log det S of a positive definite S, (*batch,)."""
+
+    @abstractmethod
+    def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
+        """vᵀS⁻¹v of a positive definite S for vectors v of shape (*batch, D)."""
+
+    @abstractmethod
     def spectral(self, f: Callable[[Tensor], Tensor]) -> "SymmetricOperator":
-        """f(S): `f` applied, element by element, to the eigenvalues. Exact, or ValueError."""
+        """f(S): `f` applied, element by element, to the eigenvalues, exactly."""
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "*batch dim dim"]:
         """The matrices themselves, (*batch, D, D)."""
+
+    def __getitem__(self, index: int | slice) -> "SymmetricOperator":
+        """The operators at `index` of the first batch dimension."""
+        return self._rebuild(tuple(t[index] for t in self._tensors))
+
+    def astype(self, dtype: torch.dtype) -> "SymmetricOperator":
+        """The same operator in another dtype."""
+        return self._rebuild(tuple(t.to(dtype) for t in self._tensors))
 
     def trace(self) -> Float[Tensor, "*batch"]:
         """Σ_i S_ii, (*batch,)."""
@@ -132,10 +156,25 @@ class Diagonal(SymmetricOperator):
 
     def congruence(self, factor: Float[Tensor, "..."]) -> SymmetricOperator:
         """FᵀSF: diagonal for a vector F, dense for a matrix."""
-        a = self._tensors[0]
         if factor.ndim == 1:
-            return Diagonal(a * factor.square())
-        return Dense(factor.mT @ (a.unsqueeze(-1) * factor))
+            return self.scale(factor)
+        return Dense(factor.mT @ (self._tensors[0].unsqueeze(-1) * factor))
+
+    def scale(self, factor: Tensor | float) -> "Diagonal":
+        """diag(f a f)."""
+        return Diagonal(self._tensors[0] * factor * factor)
+
+    def shift(self, amount: Tensor | float) -> "Diagonal":
+        """diag(a + c)."""
+        return Diagonal(self._tensors[0] + amount)
+
+    def log_determinant(self) -> Float[Tensor, "*batch"]:
+        """Σ log a."""
+        return self._tensors[0].log().sum(-1)
+
+    def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
+        """Σ v²/a."""
+        return (v.square() / self._tensors[0]).sum(-1)
 
     def spectral(self, f: Callable[[Tensor], Tensor]) -> "Diagonal":
         """diag(f(a))."""
@@ -147,12 +186,12 @@ class Diagonal(SymmetricOperator):
 
 
 class LowRank(SymmetricOperator):
-    """diag(a) + B diag(e) Bᵀ with signs e = ±1: D·(r + 1) numbers a matrix.
+    """diag(a) + B diag(e) Bᵀ: D·(r + 1) numbers a matrix.
 
     Args:
         values: the diagonal a, (*batch, D).
         factor: B, (*batch, D, r) with r ≤ D.
-        signs: e, (*batch, r) or (r,); all +1 when None.
+        signs: e, (*batch, r) or (r,): ±1, or any weights of either sign; all +1 when None.
 
     Raises:
         ValueError: shapes that do not fit, or a rank above D.
@@ -177,6 +216,7 @@ class LowRank(SymmetricOperator):
             signs = factor.new_ones(rank)
         self._parts = (values, factor, signs.expand(*factor.shape[:-2], rank))
         self._eigen: tuple[Tensor, Tensor, Tensor] | None = None
+        self._squares: Tensor | None = None
 
     @classmethod
     def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "LowRank":
@@ -188,32 +228,62 @@ class LowRank(SymmetricOperator):
         inner = e * (b.mT @ v.unsqueeze(-1)).squeeze(-1)
         return a * v + (b @ inner.unsqueeze(-1)).squeeze(-1)
 
+    def quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
+        """Σ a v² + Σ_j e_j (Bᵀv)_j²: one product with B, where `matmul` needs two."""
+        a, b, e = self._tensors
+        inner = (b.mT @ v.unsqueeze(-1)).squeeze(-1)
+        return (a * v.square()).sum(-1) + (e * inner.square()).sum(-1)
+
     def diagonal(self) -> Float[Tensor, "*batch dim"]:
         """a_i + Σ_j e_j B_ij²."""
-        a, b, e = self._tensors
-        return a + (b.square() @ e.unsqueeze(-1)).squeeze(-1)
+        return self._tensors[0] + self._rows()
 
     def frobenius_squared(self) -> Float[Tensor, "*batch"]:
         """Σa² + 2 Σ_ij a_i e_j B_ij² + Σ_ij e_i e_j (BᵀB)_ij², in O(D r²)."""
         a, b, e = self._tensors
-        cross = (a.unsqueeze(-1) * b.square()).sum(-2)
         gram = (b.mT @ b).square()
         inner = (e * (gram @ e.unsqueeze(-1)).squeeze(-1)).sum(-1)
-        return a.square().sum(-1) + 2 * (e * cross).sum(-1) + inner
+        return (a * (a + 2 * self._rows())).sum(-1) + inner
 
     def congruence(self, factor: Float[Tensor, "..."]) -> SymmetricOperator:
         """FᵀSF: of the same rank for a vector F, dense for a matrix."""
-        a, b, e = self._tensors
         if factor.ndim == 1:
-            return LowRank(a * factor.square(), b * factor.unsqueeze(-1), e)
+            return self.scale(factor)
         return Dense(factor.mT @ self.dense() @ factor)
 
-    def spectral(self, f: Callable[[Tensor], Tensor]) -> "LowRank":
-        """f(S) by an r × r eigendecomposition, exact where the diagonal a is constant.
+    def scale(self, factor: Tensor | float) -> "LowRank":
+        """diag(f a f) + (f B) diag(e) (f B)ᵀ."""
+        a, b, e = self._tensors
+        f = factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.ndim else factor
+        return LowRank(a * factor * factor, b * f, e)
 
-        Raises:
-            ValueError: a varies; then f(S) is not diagonal plus low rank.
+    def shift(self, amount: Tensor | float) -> "LowRank":
+        """diag(a + c) + B diag(e) Bᵀ."""
+        a, b, e = self._tensors
+        return LowRank(a + amount, b, e)
+
+    def log_determinant(self) -> Float[Tensor, "*batch"]:
+        """Σ log a + log det(I + diag(e) Bᵀ diag(1/a) B), in O(D r²); the diagonal a must be > 0."""
+        return self._tensors[0].log().sum(-1) + torch.linalg.slogdet(self._capacitance()[0])[1]
+
+    def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
+        """Σ v²/a − wᵀ(I + diag(e) WᵀW)⁻¹ diag(e) w with W = B/√a, w = Wᵀ(v/√a): Woodbury."""
+        small, thin = self._capacitance()
+        a, _, e = self._tensors
+        scaled = v / a.sqrt()
+        w = (thin.mT @ scaled.unsqueeze(-1)).squeeze(-1)
+        inner = torch.linalg.solve(small, (e * w).unsqueeze(-1)).squeeze(-1)
+        return scaled.square().sum(-1) - (w * inner).sum(-1)
+
+    def spectral(self, f: Callable[[Tensor], Tensor]) -> SymmetricOperator:
+        """f(S) by an r × r eigendecomposition where the diagonal a is constant, else dense.
+
+        With another a, f(S) is not diagonal plus low rank: it is exact all the same, as a `Dense`
+        operator by a D × D eigendecomposition.
         """
+        a = self._tensors[0]
+        if not bool(torch.equal(a, a[..., :1].expand_as(a))):
+            return Dense(self.dense()).spectral(f)
         a, q, shift = self._decomposed()
         base = f(a)
         change = f(a + shift) - base
@@ -226,20 +296,28 @@ class LowRank(SymmetricOperator):
         a, b, e = self._tensors
         return torch.diag_embed(a) + (b * e.unsqueeze(-2)) @ b.mT
 
+    def _rows(self) -> Tensor:
+        """Σ_j e_j B_ij², (*batch, D), formed once: every contraction of a loss needs it."""
+        # not kept from inside no_grad, or a later loss would miss its gradient
+        if self._squares is None or (torch.is_grad_enabled() and not self._squares.requires_grad):
+            _, b, e = self._tensors
+            self._squares = (b.square() @ e.unsqueeze(-1)).squeeze(-1)
+        return self._squares
+
+    def _capacitance(self) -> tuple[Tensor, Tensor]:
+        """I + diag(e) WᵀW, (*batch, r, r), and W = B/√a, (*batch, D, r)."""
+        a, b, e = self._tensors
+        thin = b / a.sqrt().unsqueeze(-1)
+        eye = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
+        return eye + e.unsqueeze(-1) * (thin.mT @ thin), thin
+
     def _decomposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """(a, Q, λ): the constant diagonal (*batch, 1) and B diag(e) Bᵀ = Q diag(λ) Qᵀ."""
         if self._eigen is None:
             a, b, e = self._tensors
-            constant = a[..., :1]
-            if not bool(torch.equal(a, constant.expand_as(a))):
-                raise ValueError(
-                    "spectral needs a LowRank operator whose diagonal is constant, but it ran from "
-                    f"{float(a.min()):.4g} to {float(a.max()):.4g}; a function of such a matrix is "
-                    "not diagonal plus low rank: use Dense(operator.dense())"
-                )
             q, r = torch.linalg.qr(b)
             shift, vectors = torch.linalg.eigh((r * e.unsqueeze(-2)) @ r.mT)
-            self._eigen = (constant, q @ vectors, shift)
+            self._eigen = (a[..., :1], q @ vectors, shift)
         return self._eigen
 
 
@@ -316,10 +394,32 @@ class Dense(SymmetricOperator):
 
     def congruence(self, factor: Float[Tensor, "..."]) -> SymmetricOperator:
         """FᵀSF, dense."""
-        matrix = self.dense()
         if factor.ndim == 1:
-            return Dense(matrix * factor * factor.unsqueeze(-1))
-        return Dense(factor.mT @ matrix @ factor)
+            return self.scale(factor)
+        return Dense(factor.mT @ self.dense() @ factor)
+
+    def scale(self, factor: Tensor | float) -> "Dense":
+        """f_i S_ij f_j."""
+        f = torch.as_tensor(factor, dtype=self.dtype, device=self._tensors[0].device)
+        f = f.expand(*f.shape[:-1], self.dim) if f.ndim else f.expand(self.dim)
+        return Dense(self.dense() * f.unsqueeze(-1) * f.unsqueeze(-2))
+
+    def shift(self, amount: Tensor | float) -> "Dense":
+        """S + diag(c)."""
+        matrix = self.dense()
+        c = torch.as_tensor(amount, dtype=matrix.dtype, device=matrix.device)
+        return Dense(matrix + torch.diag_embed(c.expand(matrix.shape[:-1])))
+
+    def log_determinant(self) -> Float[Tensor, "*batch"]:
+        """2 Σ log L_ii, with L the Cholesky factor."""
+        factor = torch.linalg.cholesky(self.dense())
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
+        """‖L⁻¹v‖²."""
+        factor = torch.linalg.cholesky(self.dense())
+        white = torch.linalg.solve_triangular(factor, v.unsqueeze(-1), upper=False)
+        return white.squeeze(-1).square().sum(-1)
 
     def spectral(self, f: Callable[[Tensor], Tensor]) -> "Dense":
         """V f(λ) Vᵀ, kept in that form."""

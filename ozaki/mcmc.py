@@ -4,8 +4,9 @@ A subclass of `pyro.infer.MCMC` with the same arguments, so that what reads one 
 parent is told of one chain; the batch is walked here.
 """
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,22 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import MCMC as PyroMCMC
+from pyro.infer.mcmc import util
 from torch import Tensor
+from torch.distributions import Transform
 from tqdm import tqdm
 
 from ozaki import diagnostics, report, validation
+from ozaki.checks import plural
 from ozaki.draws import Draws
 from ozaki.kernels.pyro_model import PyroModelScore
-from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.score_kernel import ScoreKernel, Target
+from ozaki.kernels.sites import check_initial_params
+from ozaki.scores.derivatives import first_line
 from ozaki.verdict import Verdict
+
+WARMUP_LEAST = 6  # steps in which a step size can be found at all
+SUMMARY_LEAST = 4  # draws a chain: R-hat splits them in two
 
 
 class MCMC(PyroMCMC):
@@ -30,18 +39,19 @@ class MCMC(PyroMCMC):
         kernel: a `ScoreOzakiKernel` or `ScoreLangevinKernel`.
         num_samples: draws kept per chain.
         warmup_steps: adaptation steps, discarded; None means `num_samples`.
-        initial_params: site → unconstrained tensor, with a leading chain dimension when
-            `num_chains` > 1; drawn from the score if None.
+        initial_params: site → unconstrained tensor, or array or list of floats, with a leading
+            chain dimension when `num_chains` > 1; drawn from the score if None.
         num_chains: chains walked at once.
         hook_fn: called as ``hook_fn(kernel, params, "Warmup" or "Sample", i)`` once a step with the
             unconstrained batch.
         mp_context: accepted for compatibility and not used: there is one process.
         disable_progbar: no progress bar; there is none either where the output is no terminal.
         disable_validation: as in Pyro.
-        transforms: site → constrained-to-unconstrained transform, applied inverted to the draws;
-            the kernel's own if None.
+        transforms: site → constrained-to-unconstrained transform, applied inverted to the draws of
+            a bare score. Refused for a model or a distribution, which bring their own: another
+            without its Jacobian would give draws of another law.
         save_params: the latent or deterministic sites to keep; all if None.
-        seed: makes the run reproducible; None draws a seed from torch's global generator.
+        seed: makes the run reproducible, below 2⁶³; None draws one from torch's global generator.
         thinning: keep every `thinning`-th draw; num_samples of them are kept all the same.
 
     Raises:
@@ -62,7 +72,7 @@ class MCMC(PyroMCMC):
         kernel: ScoreKernel,
         num_samples: int = 1000,
         warmup_steps: int | None = 1000,
-        initial_params: dict[str, Tensor] | None = None,
+        initial_params: Mapping[str, Any] | None = None,
         num_chains: int = 4,
         hook_fn: Callable[..., Any] | None = None,
         mp_context: str | None = None,
@@ -76,13 +86,16 @@ class MCMC(PyroMCMC):
     ):
         if not isinstance(kernel, ScoreKernel):
             raise ValueError(
-                f"kernel must be one of ozaki's, but was {type(kernel).__name__}; run other "
-                "kernels in pyro.infer.MCMC"
+                f"kernel must be one of ozaki's, but was {_named(kernel)}; run other kernels in "
+                "pyro.infer.MCMC"
             )
         validation.count("num_samples", num_samples)
         validation.count("num_chains", num_chains)
         if warmup_steps is not None:
             validation.count("warmup_steps", warmup_steps, minimum=0)
+        if hook_fn is not None and not callable(hook_fn):
+            raise ValueError(f"hook_fn must be callable, but was {hook_fn!r}")
+        validation.flag("disable_progbar", disable_progbar)
         super().__init__(
             kernel,
             num_samples,
@@ -91,13 +104,13 @@ class MCMC(PyroMCMC):
             hook_fn=hook_fn,
             disable_progbar=disable_progbar,
             disable_validation=disable_validation,  # pyright: ignore[reportArgumentType]
-            transforms=transforms,
+            transforms=_checked_transforms(transforms),
         )
         self.kernel: ScoreKernel = kernel
         self.num_chains = num_chains
-        self.seed = None if seed is None else validation.count("seed", seed, minimum=0)
+        self.seed = validation.seed("seed", seed)
         self.thinning = validation.count("thinning", thinning)
-        self._save_params = save_params
+        self._save_params = _checked_names("save_params", save_params)
         self._hook = hook_fn
         self._quiet = disable_progbar
         self._given_transforms = transforms
@@ -126,16 +139,34 @@ class MCMC(PyroMCMC):
                 kernel.num_chains, kernel.generator = None, None
 
     def _walk(self, kernel: ScoreKernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kernel.initial_params = self._batched_initial()
-        kernel.setup(self.warmup_steps, *args, **kwargs)
-        self._check_transforms(kernel)
-        score = kernel.target.score
+        try:
+            kernel.setup(self.warmup_steps, *args, **kwargs)
+        except TypeError:
+            _check_arguments(kernel.model, args, kwargs)
+            raise
+        target, score = kernel.target, kernel.target.score
+        self._check_transforms(target)
+        self._check_save_params(target)
+        largest = torch.finfo(score.dtype).max
+        if kernel._step_size is not None and kernel._step_size > largest:
+            raise ValueError(
+                f"step_size must be at most {largest:.2g}, the largest {score.dtype}, but was "
+                f"{kernel._step_size}"
+            )
+        if kernel._step_size is None and 0 < self.warmup_steps < WARMUP_LEAST:
+            warnings.warn(
+                f"warmup_steps is {self.warmup_steps}: too few to find a step size in; use 500 or "
+                "more, or give the kernel a step_size",
+                stacklevel=4,
+            )
         kernel.generator = torch.Generator(score.device)
         kernel.generator.manual_seed(
             int(torch.randint(2**31, ())) if self.seed is None else self.seed
         )
         draws = Draws(self.num_chains, self.num_samples, score)
+        kernel.initial_params = self._batched_initial(target)
         params = kernel.initial_params
+        self._try_transforms(params)
         bar = tqdm(
             total=self.warmup_steps + self.num_samples * self.thinning,
             disable=True if self._quiet else None,
@@ -175,10 +206,10 @@ class MCMC(PyroMCMC):
             bar.set_postfix(kernel.logging(), refresh=False)
         return params
 
-    def _check_transforms(self, kernel: ScoreKernel) -> None:
-        own, names = kernel.target.transforms, kernel.target.sites.names
+    def _check_transforms(self, target: Target) -> None:
+        own, names = target.transforms, target.sites.names
         given = self._given_transforms or {}
-        wrong = sorted(set(given) & set(own) | set(given) - set(names))
+        wrong = sorted(set(given) & set(own) | set(given) - set(names), key=str)
         if wrong:
             # another transform without its Jacobian would return draws of another law
             raise ValueError(
@@ -186,10 +217,58 @@ class MCMC(PyroMCMC):
                 f"named {wrong}; a model or a distribution brings its own, leave them out"
             )
 
-    def _batched_initial(self) -> dict[str, Tensor] | None:
-        if self._initial is None or self.num_chains > 1:
-            return self._initial
-        return {name: value.unsqueeze(0) for name, value in self._initial.items()}
+    def _try_transforms(self, params: dict[str, Tensor]) -> None:
+        """Before the walk, since afterwards the draws would be lost."""
+        for name, transform in (self._given_transforms or {}).items():
+            try:
+                transform.inv(params[name])
+            except Exception as error:  # whatever a transform raises
+                raise ValueError(
+                    f"transforms[{name!r}] must take draws of shape "
+                    f"{tuple(params[name].shape[1:])} by its inverse, but raised "
+                    f"{first_line(error)}"
+                ) from error
+
+    def _check_save_params(self, target: Target) -> None:
+        """Before the walk, since afterwards the draws would be lost."""
+        if self._save_params is None:
+            return
+        known, left_out = set(target.sites.names), set()
+        if isinstance(target.score, PyroModelScore):
+            known |= set(target.score._deterministic)
+            left_out = set(target.score._undetermined)
+        unknown = sorted(set(self._save_params) - known)
+        if unknown:
+            why = ""
+            if summed := sorted(left_out & set(unknown)):
+                why = f"; {summed} depend on discrete sites, which are summed out"
+            raise ValueError(
+                f"save_params must name sites among {sorted(known)}, but named {unknown}{why}"
+            )
+
+    def _batched_initial(self, target: Target) -> dict[str, Tensor] | None:
+        """`initial_params` as tensors with a leading chain dimension, where chains can begin."""
+        if self._initial is None:
+            return None
+        lone = self.num_chains == 1
+        leading = () if lone else (self.num_chains,)
+        given = check_initial_params(self._initial, target.sites, leading)
+        params = {
+            name: (value.unsqueeze(0) if lone else value).detach().to(target.score.device)
+            for name, value in given.items()
+        }
+        found = target.score.expand(target.sites.flatten(params).to(target.score.dtype))
+        good = found.gradient.isfinite().all(-1)
+        if found.log_density is not None:
+            good = good & found.log_density.isfinite()
+        if not bool(good.all()):
+            blamed = target.score.blamed if isinstance(target.score, PyroModelScore) else ""
+            raise ValueError(
+                "initial_params must lie where the log density and its gradient are finite, but "
+                f"in chain(s) {(~good).nonzero().flatten().tolist()} they do not; begin elsewhere, "
+                "or leave them out" + f" ({blamed})" * bool(blamed)
+            )
+        return params
 
     def _collect(self, kernel: ScoreKernel, draws: Draws) -> None:
         """Draws → constrained samples, deterministic sites among them."""
@@ -205,11 +284,6 @@ class MCMC(PyroMCMC):
         if isinstance(target.score, PyroModelScore):
             samples.update(target.score.deterministic(draws.position))
         if self._save_params is not None:
-            unknown = sorted(set(self._save_params) - set(samples))
-            if unknown:
-                raise ValueError(
-                    f"save_params must name sites among {sorted(samples)}, but named {unknown}"
-                )
             samples = {name: samples[name] for name in sorted(self._save_params)}
         self._samples = samples
         self._diagnostics = [
@@ -218,6 +292,36 @@ class MCMC(PyroMCMC):
                 draws.divergences(), draws.stats["acceptance_rate"].mean(1), strict=True
             )
         ]
+
+    def get_samples(
+        self, num_samples: int | None = None, group_by_chain: bool = False
+    ) -> dict[str, Tensor]:
+        """The draws, site → constrained tensor.
+
+        Args:
+            num_samples: so many of them, drawn with replacement; all if None.
+            group_by_chain: (chains, draws, *shape) in place of (chains × draws, *shape).
+
+        Raises:
+            RuntimeError: `run` has not been called.
+        """
+        self._ran()
+        if num_samples is not None:
+            validation.count("num_samples", num_samples)
+        return super().get_samples(num_samples, validation.flag("group_by_chain", group_by_chain))
+
+    def diagnostics(self) -> dict[str, Any]:
+        """ESS and R-hat by site, divergences and acceptance by chain, as Pyro has them.
+
+        Raises:
+            RuntimeError: `run` has not been called.
+            ValueError: fewer than 4 draws a chain, which R-hat splits in two.
+        """
+        self._enough("diagnostics")
+        found = util.diagnostics(self._numbers())
+        for name in self._diagnostics[0]:
+            found[name] = {f"chain {c}": each[name] for c, each in enumerate(self._diagnostics)}
+        return found
 
     def to_inference_data(self) -> Any:
         """The run as ArviZ reads it: posterior, sample_stats, observed_data.
@@ -239,9 +343,18 @@ class MCMC(PyroMCMC):
 
         Args:
             prob: the mass of the credible interval.
+
+        Raises:
+            RuntimeError: `run` has not been called.
+            ValueError: fewer than 4 draws a chain, which R-hat splits in two.
         """
-        self._ran()
-        super().summary(prob)
+        prob = validation.positive("prob", prob)
+        if prob >= 1:
+            raise ValueError(f"prob must lie between 0 and 1, but was {prob}")
+        self._enough("summary")
+        util.print_summary(self._numbers(), prob=prob)
+        total = sum(len(found["divergences"]) for found in self._diagnostics)
+        print(f"Number of divergences: {total}")  # noqa: T201
         for chain, found in enumerate(self._diagnostics):
             if found["divergences"]:
                 first = found["divergences"][0]
@@ -259,6 +372,9 @@ class MCMC(PyroMCMC):
 
         Returns:
             The verdict that heads the page.
+
+        Raises:
+            RuntimeError: `run` has not been called.
         """
         draws, source = self._ran(), self._target.score
         return report.write_report(
@@ -300,7 +416,69 @@ class MCMC(PyroMCMC):
             "seed": "none" if self.seed is None else self.seed,
         }
 
+    def _enough(self, asker: str) -> None:
+        count = self._ran().count
+        if count < SUMMARY_LEAST:
+            raise ValueError(
+                f"num_samples must be at least {SUMMARY_LEAST} for {asker}(), whose R-hat splits "
+                f"each chain in two, but there were {plural(count, 'draw')} a chain; run longer, "
+                "or read get_samples()"
+            )
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """The draws as Pyro's figures want them: a mean of whole numbers or flags is a share."""
+        return {
+            name: value if value.is_floating_point() else value.double()
+            for name, value in (self._samples or {}).items()
+        }
+
     def _ran(self) -> Draws:
         if self._draws is None:
             raise RuntimeError("there are no draws yet: call run() first")
         return self._draws
+
+
+def _named(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _check_arguments(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if model is None:
+        return
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):  # some built-in functions have none to read
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"run must be called with the arguments of the model, {signature}, but: {error}; if it "
+            "is a log density and no Pyro model, pass LogDensityScore(model, shape) to the kernel"
+        ) from None
+
+
+def _checked_transforms(transforms: Any) -> Any:
+    if transforms is None:
+        return None
+    if not isinstance(transforms, Mapping):
+        raise ValueError(
+            f"transforms must be a dict of site → Transform, but was a {_named(transforms)}"
+        )
+    for name, transform in transforms.items():
+        if not isinstance(transform, Transform):
+            raise ValueError(
+                f"transforms[{name!r}] must be a torch Transform, but was {_named(transform)}"
+            )
+    return transforms
+
+
+def _checked_names(argument: str, names: Any) -> list[str] | None:
+    if names is None:
+        return None
+    listed = isinstance(names, (Sequence, set, frozenset)) and not isinstance(names, str)
+    if not (listed and names and all(isinstance(name, str) for name in names)):
+        raise ValueError(
+            f"{argument} must be a list of site names, or None for all, but was {names!r}"
+        )
+    return list(names)

@@ -27,12 +27,32 @@ def count(name: str, value: Any, *, minimum: int = 1) -> int:
     return int(value)
 
 
+def seed(name: str, value: Any) -> int | None:
+    """Return `value` if it is None or a whole number that torch takes as a seed: below 2⁶³."""
+    if value is None:
+        return None
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not 0 <= value < 2**63:
+        raise ValueError(
+            f"{name} must be a whole number from 0 to 2**63 - 1, or None, but was {value!r}"
+        )
+    return int(value)
+
+
 def choice(name: str, value: Any, allowed: Collection[Any]) -> Any:
     """Return `value` if it is one of `allowed`."""
-    if value not in allowed:
+    # an array would compare by entry
+    if isinstance(value, (Tensor, np.ndarray)) or value not in allowed:
         names = ", ".join(repr(a) for a in allowed)
         raise ValueError(f"{name} must be one of {names}, but was {value!r}")
     return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, but was {value!r}")
+    return bool(value)
 
 
 def floating(name: str, value: Any) -> Tensor:
@@ -42,10 +62,15 @@ def floating(name: str, value: Any) -> Tensor:
     were passed where measurements were meant.
     """
     tensor = _tensor(name, value)
+    if tensor.is_complex():
+        raise ValueError(
+            f"{name} must be real, but its dtype was {tensor.dtype}; pass the real and imaginary "
+            "parts as columns of their own"
+        )
     if not tensor.is_floating_point():
         raise ValueError(
             f"{name} must be floating-point, but its dtype was {tensor.dtype}; if these are "
-            f"measurements, convert them first, for example {name}.astype('float32')"
+            f"measurements, convert them first, for example {_conversion(name, value)}"
         )
     finite(name, tensor)
     return tensor
@@ -106,27 +131,109 @@ def _number(name: str, value: Any) -> float:
         if isinstance(value, (bool, str)):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise ValueError(f"{name} must be a number, but was {value!r}") from None
 
 
 def _tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
+        if value.is_nested:
+            raise ValueError(
+                f"{name} must have rows of one shape, but was a nested tensor; pad or crop them"
+            )
+        if value.layout is not torch.strided:
+            raise ValueError(
+                f"{name} must be dense, but its layout was {value.layout}; pass {name}.to_dense()"
+            )
         return value
+    array = _array(name, value)
+    # torch has neither foreign byte orders nor negative strides, and warns of read-only memory
+    if not (array.flags.c_contiguous and array.flags.writeable and array.dtype.isnative):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    try:
+        tensor = torch.as_tensor(array)
+    except TypeError:
+        raise ValueError(
+            f"{name} must be of a dtype that torch has, but its dtype was {array.dtype}; convert "
+            f"it first, for example {_conversion(name, array)}"
+        ) from None
+    # Python's own numbers have no dtype: they take torch's default, as in torch.tensor
+    plain = isinstance(value, (list, tuple, float)) and tensor.is_floating_point()
+    return tensor.to(torch.get_default_dtype()) if plain else tensor
+
+
+def _array(name: str, value: Any) -> np.ndarray:
     if hasattr(value, "to_numpy"):
-        value = value.to_numpy()
+        value = _frame(name, value)
     if np.ma.is_masked(value):
         raise ValueError(
             f"{name} must not be masked, but {int(np.ma.count_masked(value))} of its entries were; "
             "remove or impute them"
         )
-    array = np.asarray(value)
-    if array.dtype == object or array.dtype.kind in "USV":
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} must be a tensor, an array or a frame, but was a {type(value).__name__} that "
+            f"makes no array ({error}); make its rows equally long, or stack its tensors"
+        ) from None
+    if array.ndim == 0 and array.dtype.kind in "OUSV":
+        raise ValueError(
+            f"{name} must be a tensor, an array or a frame, but was {_what(value)}; read it first"
+        )
+    if array.dtype.kind in "OUSVmM":
         raise ValueError(
             f"{name} must be numeric, but its dtype was {array.dtype}; drop or encode the columns "
             "that are not numbers"
         )
-    tensor = torch.as_tensor(np.ascontiguousarray(array))
-    # Python's own numbers have no dtype: they take torch's default, as in torch.tensor
-    plain = isinstance(value, (list, tuple, float)) and tensor.is_floating_point()
-    return tensor.to(torch.get_default_dtype()) if plain else tensor
+    return array
+
+
+def _frame(name: str, value: Any) -> Any:
+    """The array in a frame or a series, column by column: as a whole it would be cast unasked."""
+    series = not hasattr(value, "columns")
+    frame = value.to_frame() if series and hasattr(value, "to_frame") else value
+    dtypes = list(getattr(frame, "dtypes", ()))
+    if not dtypes or not all(hasattr(dtype, "kind") for dtype in dtypes):
+        return value.to_numpy()  # not of pandas
+    columns = list(zip(frame.columns, dtypes, strict=True))
+    if other := [(c, d) for c, d in columns if d.kind not in "fiub"]:
+        raise ValueError(
+            f"{name} must be numeric, but column(s) {_list(other)} were not (dtype "
+            f"{other[0][1]}); drop or encode them"
+        )
+    if whole := [(c, d) for c, d in columns if d.kind in "iub"]:
+        raise ValueError(
+            f"{name} must be floating-point, but column(s) {_list(whole)} were not (dtype "
+            f"{whole[0][1]}); if these are measurements, convert them first, for example "
+            f"{name}.astype('float32')"
+        )
+    # pandas' own dtypes know missing values, NumPy's have NaN, which `finite` counts
+    own = [i for i, dtype in enumerate(dtypes) if not isinstance(dtype, np.dtype)]
+    missing = int(frame.iloc[:, own].isna().to_numpy().sum())
+    if missing:
+        raise ValueError(
+            f"{name} must have no missing values, but {missing} of its {frame.size} entries were "
+            "missing; remove or impute them"
+        )
+    dtype = np.result_type(*(getattr(d, "numpy_dtype", getattr(d, "subtype", d)) for d in dtypes))
+    return value.to_numpy(dtype=dtype)
+
+
+def _conversion(name: str, value: Any) -> str:
+    """How one converts a value of this kind to floating point."""
+    if isinstance(value, Tensor):
+        return f"{name}.float()"
+    if hasattr(value, "astype"):
+        return f"{name}.astype('float32')"
+    return f"torch.tensor({name}, dtype=torch.float32)"
+
+
+def _what(value: Any) -> str:
+    short = isinstance(value, (str, bytes)) or value is None
+    return repr(value) if short else f"a {type(value).__name__}"
+
+
+def _list(columns: list[tuple[Any, Any]], limit: int = 5) -> str:
+    more = f" and {len(columns) - limit} more" if len(columns) > limit else ""
+    return f"{[column for column, _ in columns[:limit]]}{more}"

@@ -10,7 +10,6 @@ import numpy as np
 
 from ozaki.checks import (
     CHECKS,
-    RHAT_WARN,
     Evidence,
     Problem,
     chains,
@@ -19,6 +18,8 @@ from ozaki.checks import (
     plural,
     some,
 )
+
+UNMIXED = "the chains have not quite mixed"  # as the check of R-hat tells it
 
 
 class Verdict(NamedTuple):
@@ -39,10 +40,15 @@ class Verdict(NamedTuple):
 
 def judge(evidence: Evidence) -> Verdict:
     """Weigh the evidence: every check adds the problems it sees."""
-    found = [problem for check in CHECKS for problem in check(evidence)]
+    found = [_weighed(problem) for check in CHECKS for problem in check(evidence)]
     found.sort(key=lambda problem: not problem.fatal)
     trusted = not any(problem.fatal for problem in found)
     return Verdict(trusted, _headline(evidence, found), found, list(_notes(evidence)))
+
+
+def _weighed(problem: Problem) -> Problem:
+    """Any R-hat above 1.01 is fatal: nothing need be broken, but the run was too short."""
+    return problem._replace(fatal=problem.fatal or problem.what.startswith(UNMIXED))
 
 
 def _headline(e: Evidence, problems: list[Problem]) -> str:
@@ -55,8 +61,7 @@ def _headline(e: Evidence, problems: list[Problem]) -> str:
     counted = plural(divergences, "divergence") if divergences else "no divergences"
     if "diverging" not in e.stats:
         counted = "divergences were not recorded"
-    agree = "nearly agree" if any(r > RHAT_WARN for r in e.rhat.values()) else "agree"
-    lead = f"{number} chains {agree}" if number > 1 else "1 chain, with none to compare it to"
+    lead = f"{number} chains agree" if number > 1 else "1 chain, with none to compare it to"
     figures = f"{lead}: R-hat {rhat:.3f}, smallest ESS {ess:.0f}"
     fatal = [problem for problem in problems if problem.fatal]
     if not fatal:
@@ -65,6 +70,8 @@ def _headline(e: Evidence, problems: list[Problem]) -> str:
     if all("diverged" in problem.what for problem in fatal):
         return f"{figures}; {counted}: do not trust the tails"
     rest = f" (and {len(fatal) - 1} more below)" if len(fatal) > 1 else ""
+    if fatal[0].what.startswith(UNMIXED):
+        return f"Do not trust these draws yet: {fatal[0].what}; run longer{rest}"
     return f"Do not trust these draws: {fatal[0].what}{rest}"
 
 

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import arviz as az
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -70,3 +72,38 @@ def test_python_dash_m_says_its_version_and_its_commands():
     assert said.stdout == f"ozaki {ozaki.__version__}\n"
     assert "demo" in run("--help").output
     assert run("no-such-command").exit_code == 2
+
+
+def test_train_learns_a_table_and_says_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = torch.randn(120, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    lines = ["height,weight", *(f"{a:.4f},{b:.4f}" for a, b in rows)]
+    Path("t.csv").write_text("\n".join(lines))
+    small = ["--max-steps", "20", "--width", "8", "--batch-size", "16"]
+
+    def train(*arguments):
+        return run("train", *arguments, *small)
+
+    done = train("t.csv", "--out", "e", "--sigma", "0.1:1", "--checkpoint", "c", "--logger", "csv")
+    assert done.exit_code == 0, done.output
+    assert ScoreEstimator.load("e").sigma == (0.1, 1.0)
+    logged = next(Path("ozaki-logs").rglob("metrics.csv")).read_text()
+    assert "held_out/residual_vr" in logged and "held_out/calibration" in logged
+    again = train("t.csv", "--out", "e2", "--sigma", "0.1:1", "--checkpoint", "c", "--resume")
+    assert again.exit_code == 0, again.output
+    Path("bad.csv").write_text("a,b\n1,2\n3,\n")
+    np.savez("two.npz", a=np.zeros((5, 2)), b=np.zeros(3))
+    for arguments, message in [
+        (("t.csv", "--out", "e"), "exists, and nothing in it was changed; add --force"),
+        (("none.csv", "--out", "n"), "none.csv does not exist"),
+        (("bad.csv", "--out", "n"), r"line 3, column 2 (b): '' is not a number"),
+        (("two.npz", "--out", "n"), "must hold one array, but held"),
+        (("t.csv", "--out", "n", "--sigma", "1:0.1"), "swap the two"),
+        (("t.csv", "--out", "n", "--sigma", "wide"), "sigma must be one of 'auto'"),
+        (("t.csv", "--out", "n", "--objective", "ism"), "objective must be one of"),
+        (("t.csv", "--out", "n", "--checkpoint", "c"), "holds the state of a run"),
+    ]:
+        refused = train(*arguments)
+        assert refused.exit_code == 2, arguments
+        assert message in refused.output, refused.output
+        assert not Path("n").exists()

@@ -176,12 +176,30 @@ def test_what_is_constant_by_construction_is_no_fault():
     assert any("x[2]" in note for note in good.notes)
 
 
-@pytest.mark.parametrize(("rho", "fatal"), [(0.93, False), (0.995, True)])
-def test_correlated_draws_are_few(rho, fatal):
-    few = judge(autoregressive(rho))
-    assert few.trusted is not fatal
-    assert any(p.what.startswith("few independent draws") for p in few.problems)
-    assert fatal or few.headline.startswith("4 chains")
+def test_few_draws_are_told_and_very_few_are_not_trusted():
+    rough = judge(iid(draws=80))
+    assert rough.trusted and rough.headline.startswith("4 chains agree")
+    assert any(p.what.startswith("few independent draws") for p in rough.problems)
+    for rho in (0.93, 0.995):
+        few = judge(autoregressive(rho))
+        assert not few.trusted
+        assert any(p.what.startswith("few independent draws") for p in few.problems)
+
+
+def test_chains_that_have_not_quite_mixed_are_not_trusted_yet():
+    """R-hat between 1.01 and 1.05, and nothing else that is fatal."""
+    x = iid()
+    x[1] += 0.3
+    early = judge(x)
+    rhat = diagnostics.summary(inference_data({"x": x}))["r_hat"]
+    assert 1.01 < rhat.max() < 1.05
+    assert not early.trusted
+    assert early.headline.startswith(
+        f"Do not trust these draws yet: the chains have not quite mixed: R-hat {rhat.max():.3f}"
+    )
+    assert early.headline.endswith("; run longer")
+    problem = early.problems[0]
+    assert problem.fatal and problem.remedy.startswith("Run longer (warmup_steps and num_samples)")
 
 
 def test_one_chain_cannot_agree_with_another():

@@ -13,24 +13,31 @@ from ozaki.linalg import Dense, Diagonal
 from ozaki.scores import archive
 from ozaki.scores.analytic import GaussianScore
 from ozaki.scores.estimator import ScoreEstimator
-from ozaki.scores.networks import ScoreNetwork, TwoHeads, default_network
+from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
 from ozaki.scores.standardisation import Standardisation
 
 SIGMA = 0.4
-ARCHITECTURE = {"dim": 3, "heads": 2, "width": 8, "depth": 1}
+ARCHITECTURE = {"dim": 3, "order": 2, "rank": 0, "width": 8, "depth": 1}
 
 
 def make(
-    *, heads: int = 2, dtype: torch.dtype = torch.float32, trunk: nn.Module | None = None
+    *,
+    order: int = 2,
+    rank: int = 0,
+    dtype: torch.dtype = torch.float32,
+    trunk: nn.Module | None = None,
+    sigma: float | tuple[float, float] = SIGMA,
 ) -> ScoreEstimator:
     """Random weights, columns of very different units."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = trunk or default_network(**{**ARCHITECTURE, "heads": heads})
+        architecture = {**ARCHITECTURE, "order": order, "rank": rank}
+        architecture["conditional"] = isinstance(sigma, tuple)
+        network = trunk or Trunks(**architecture)
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.4)
         points = torch.randn(40, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5
-    net = ScoreNetwork(network, torch.Size([3]), SIGMA, heads).to(dtype)
+    net = ScoreNetwork(network, torch.Size([3]), sigma, Heads(order, rank)).to(dtype)
     units = Standardisation(
         "columns",
         torch.tensor([5.0, 5.0, 5.0], dtype=torch.float64),
@@ -41,7 +48,7 @@ def make(
         units,
         points.to(dtype),
         metrics={"dsm": -1.5, "calibration": [1.0, 0.9, 1.1]},
-        architecture=None if trunk else {**ARCHITECTURE, "heads": heads},
+        architecture=None if trunk else architecture,
     )
 
 
@@ -112,7 +119,7 @@ def test_a_curvature_it_has_not_is_refused(kind):
 
 
 def test_one_head_gives_no_curvature():
-    estimator = make(heads=1)
+    estimator = make(order=1)
     assert estimator.default_curvature is None
     assert estimator.expand(torch.zeros(2, 3)).curvature is None
     with pytest.raises(ValueError, match="its own kind is None"):
@@ -184,10 +191,10 @@ def same(a: ScoreEstimator, b: ScoreEstimator) -> None:
     assert repr(a) == repr(b)
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_load_gives_back_what_was_saved(tmp_path: Path, heads: int, dtype: torch.dtype):
-    estimator = make(heads=heads, dtype=dtype)
+def test_load_gives_back_what_was_saved(tmp_path: Path, order: int, dtype: torch.dtype):
+    estimator = make(order=order, dtype=dtype)
     state = torch.random.get_rng_state()
     loaded = ScoreEstimator.load(estimator.save(tmp_path / "e"))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -196,7 +203,7 @@ def test_load_gives_back_what_was_saved(tmp_path: Path, heads: int, dtype: torch
 
 
 def test_save_replaces_only_an_estimator_and_only_when_told(tmp_path: Path):
-    estimator, other = make(), make(heads=1)
+    estimator, other = make(), make(order=1)
     folder = tmp_path / "e"
     estimator.save(folder)
     with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -210,20 +217,27 @@ def test_save_replaces_only_an_estimator_and_only_when_told(tmp_path: Path):
     same(other, ScoreEstimator.load(folder))
 
 
+class Own(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.trunks = Trunks(3, width=width, depth=1)
+
+    def forward(self, u: Tensor, noise: Tensor):
+        return self.trunks(u, noise)
+
+
 def own() -> nn.Module:
-    return TwoHeads(default_network(3, 1, 5, 1), default_network(3, 1, 5, 1))
+    return Own(5)
 
 
 def test_a_network_of_ones_own(tmp_path: Path):
     estimator = make(trunk=own())
     folder = estimator.save(tmp_path / "e")
-    with pytest.raises(ValueError, match=r"network of your own \(TwoHeads\).*network="):
+    with pytest.raises(ValueError, match=r"network of your own \(Own\).*network="):
         ScoreEstimator.load(folder)
     same(estimator, ScoreEstimator.load(folder, network=own()))
     with pytest.raises(ValueError, match=r"must have shape \(5, 5\)|must have shape \(9"):
-        ScoreEstimator.load(
-            folder, network=TwoHeads(default_network(3, 1, 9, 1), default_network(3, 1, 9, 1))
-        )
+        ScoreEstimator.load(folder, network=Own(9))
     with pytest.raises(ValueError, match=r"missing .* unknown"):
         ScoreEstimator.load(folder, network=nn.Linear(3, 3))
     ours = make().save(tmp_path / "ours")
@@ -241,6 +255,20 @@ def weights(folder: Path, change) -> None:
     tensors = safetensors.torch.load_file(path)
     change(tensors)
     safetensors.torch.save_file(tensors, path)
+    settings(folder, **{archive.DIGEST: archive.digest(path)})
+
+
+def raw(folder: Path, data: bytes) -> None:
+    """Other bytes for the weights, with the digest that belongs to them."""
+    (folder / archive.WEIGHTS).write_bytes(data)
+    settings(folder, **{archive.DIGEST: archive.digest(folder / archive.WEIGHTS)})
+
+
+def flip_bit(folder: Path, place: int) -> None:
+    path = folder / archive.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
 
 
 SPOILED = {
@@ -249,15 +277,19 @@ SPOILED = {
     "must be of format 'ozaki.ScoreEstimator', but was 'list'": lambda f: (
         f / archive.SETTINGS
     ).write_text("[1]"),
-    "must be of version 1, but was 9": lambda f: settings(f, version=9),
+    "must be of version 2, but was 9": lambda f: settings(f, version=9),
+    "must be of version 2, but was 1": lambda f: settings(f, version=1),
     "lacks a setting": lambda f: settings(f, sigma="wide"),
     "sigma must be": lambda f: settings(f, sigma=-1),
-    "heads must be": lambda f: settings(f, heads=3),
+    "order must be": lambda f: settings(f, heads={"order": 7, "rank": 0, "signed": True}),
     "float16": lambda f: settings(f, dtype="float16"),
     "truncated": lambda f: (f / archive.WEIGHTS).write_bytes(
         (f / archive.WEIGHTS).read_bytes()[:-50]
     ),
-    "not a safetensors file": lambda f: (f / archive.WEIGHTS).write_bytes(b"\x80\x04pickle"),
+    "damaged or another": lambda f: flip_bit(f, -1),
+    "SHA-256 is .*, where estimator.json has": lambda f: flip_bit(f, 40),
+    "where estimator.json has None": lambda f: settings(f, **{archive.DIGEST: None}),
+    "not a safetensors file": lambda f: raw(f, b"\x80\x04pickle"),
     "missing .*mean": lambda f: weights(f, lambda t: t.pop("mean")),
     "unknown .*other": lambda f: weights(f, lambda t: t.update(other=torch.zeros(1))),
     r"mean must have shape \(3,\)": lambda f: weights(f, lambda t: t.update(mean=torch.zeros(4))),

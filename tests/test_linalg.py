@@ -57,10 +57,10 @@ def test_spectral_of_spectral_composes(op):
     assert_close(twice.dense(), op.dense(), atol=1e-6, rtol=1e-6)
 
 
-def test_spectral_of_a_varying_low_rank_diagonal_is_an_error():
-    op = LowRank(torch.tensor([1.0, 2.0]), torch.ones(2, 1))
-    with pytest.raises(ValueError, match="diagonal is constant"):
-        op.spectral(torch.exp)
+@given(operators())
+def test_spectral_is_exact_whatever_the_diagonal(op):
+    want = Dense(op.dense()).spectral(torch.atan)
+    assert_close(op.spectral(torch.atan).dense(), want.dense(), atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,3 +98,28 @@ def test_low_rank_never_builds_the_matrix():
 @pytest.mark.parametrize("kind", KINDS)
 def test_repr_names_kind_and_size(kind):
     assert "dim=3" in repr(KINDS[kind]())
+
+
+@given(s=operators(), seed=seeds)
+def test_scale_shift_and_selection_of_a_batch_equal_the_dense_ones(s, seed):
+    g = generator(seed)
+    f = torch.rand(s.dim, generator=g, dtype=torch.float64) + 0.5
+    torch.testing.assert_close(s.scale(f).dense(), f.unsqueeze(-1) * s.dense() * f)
+    torch.testing.assert_close(s.scale(2.0).dense(), 4 * s.dense())
+    torch.testing.assert_close(s.shift(f).dense(), s.dense() + torch.diag(f))
+    assert s.astype(torch.float32).dense().dtype == torch.float32
+    assert type(s.scale(f)) is type(s.shift(1.0)) is type(s)
+    if s.diagonal().ndim > 1:
+        torch.testing.assert_close(s[1:].dense(), s.dense()[1:])
+
+
+@given(s=operators(batch=(2,)), seed=seeds)
+def test_determinant_and_inverse_of_a_positive_operator(s, seed):
+    least = float(torch.linalg.eigvalsh(s.dense()).min())
+    by = float(s.diagonal().abs().max()) + max(0.0, -least) + 1.0
+    # a low rank needs its diagonal part positive as well
+    p = s.shift(by + 10.0)
+    v = torch.randn(s.dim, generator=generator(seed), dtype=torch.float64)
+    torch.testing.assert_close(p.log_determinant(), torch.linalg.slogdet(p.dense())[1])
+    solved = torch.linalg.solve(p.dense(), v.expand(p.diagonal().shape).unsqueeze(-1))
+    torch.testing.assert_close(p.inverse_quadratic(v), (v.unsqueeze(-2) @ solved)[..., 0, 0])

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ozaki.scores.networks import ResidualMLP, ScoreNetwork, TwoHeads, default_network
+from ozaki.linalg import Diagonal, LowRank
+from ozaki.scores.networks import Heads, ResidualMLP, ScoreNetwork, Trunks
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -22,8 +23,15 @@ class Constant(nn.Module):
         return torch.zeros_like(u), torch.full_like(u, self.g)
 
 
-def wrap(network: nn.Module, sigma: float, heads: int = 2, dim: int = 3, **kw) -> ScoreNetwork:
-    return ScoreNetwork(network, torch.Size([dim]), sigma, heads, **kw)
+def wrap(network: nn.Module, sigma: float, order: int = 2, dim: int = 3, **kw) -> ScoreNetwork:
+    return ScoreNetwork(network, torch.Size([dim]), sigma, Heads(order), **kw)
+
+
+def both(net: ScoreNetwork, x: Tensor) -> tuple[Tensor, Tensor]:
+    """s1 and diag s2."""
+    out = net(x)
+    assert isinstance(out.s2, Diagonal)
+    return out.s1, out.s2.diagonal()
 
 
 @quick
@@ -37,8 +45,8 @@ def test_zero_outputs_are_the_isotropic_normal(
     sigma: float, spread: float, centre: float, seed: int
 ):
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    net = wrap(default_network(3, 2, 8, 1).double(), sigma, centre=centre, spread=spread)
-    s1, s2 = net(x)
+    net = wrap(Trunks(3, width=8, depth=1).double(), sigma, centre=centre, spread=spread)
+    s1, s2 = both(net, x)
     variance = sigma**2 + spread**2
     torch.testing.assert_close(s1, -(x - centre) / variance)
     torch.testing.assert_close(s2, torch.full_like(x, -1 / variance))
@@ -48,7 +56,7 @@ def test_zero_outputs_are_the_isotropic_normal(
 @given(sigma=st.floats(1e-3, 50), g=st.floats(-1e3, 1e3))
 def test_posterior_variance_is_never_negative(sigma: float, g: float):
     x = torch.zeros(1, 3, dtype=torch.float64)
-    s2 = wrap(Constant(g), sigma)(x)[1]
+    s2 = both(wrap(Constant(g), sigma), x)[1]
     assert bool((1 + sigma**2 * s2 >= 0).all())
     assert bool(torch.isfinite(s2).all())
 
@@ -57,24 +65,26 @@ def test_posterior_variance_is_continuous_with_its_slope_and_positive():
     sigma = 0.7
     net = wrap(Constant(0.0), sigma)
     # t = −½ ± ε, from t = σ²(k₀ + c² g)
-    middle = (-0.5 / sigma**2 - net._k0) / net._c2
+    c2 = 1 / (sigma**2 + 1)
+    middle = (-0.5 / sigma**2 - net._start(sigma, c2)) / c2
     g = middle + torch.tensor([-4e-4, -2e-4, 0.0, 2e-4, 4e-4], dtype=torch.float64)
 
     class Given(nn.Module):
         def forward(self, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
             return torch.zeros_like(u), g.unsqueeze(-1)
 
-    s2 = wrap(Given(), sigma, dim=1)(torch.zeros(5, 1, dtype=torch.float64))[1].squeeze(-1)
+    points = torch.zeros(5, 1, dtype=torch.float64)
+    s2 = both(wrap(Given(), sigma, dim=1), points)[1].squeeze(-1)
     slopes = s2.diff()
     torch.testing.assert_close(slopes, slopes[:1].expand(4), rtol=1e-3, atol=0.0)
-    steep = wrap(Constant(-20.0), sigma)(torch.zeros(1, 3, dtype=torch.float64))[1]
+    steep = both(wrap(Constant(-20.0), sigma), torch.zeros(1, 3, dtype=torch.float64))[1]
     assert bool((1 + sigma**2 * steep > 0).all())
 
 
 def test_small_sigma_does_not_cancel_in_float32():
     sigma, g = 1e-3, -7.0
-    low = wrap(Constant(g), sigma)(torch.zeros(1, 3))[1]
-    high = wrap(Constant(g), sigma)(torch.zeros(1, 3, dtype=torch.float64))[1]
+    low = both(wrap(Constant(g), sigma), torch.zeros(1, 3))[1]
+    high = both(wrap(Constant(g), sigma), torch.zeros(1, 3, dtype=torch.float64))[1]
     torch.testing.assert_close(low.double(), high, rtol=1e-6, atol=0.0)
 
 
@@ -84,40 +94,102 @@ def test_gradients_are_finite_in_both_branches():
             return u, 1e3 * u
 
     x = torch.tensor([[-3.0, 0.0, 3.0]], requires_grad=True)
-    s2 = wrap(Given(), 2.0)(x)[1]
+    s2 = both(wrap(Given(), 2.0), x)[1]
     (gradient,) = torch.autograd.grad(s2.sum(), x)
     assert bool(torch.isfinite(gradient).all())
 
 
-def test_batches_and_event_shapes():
-    net = ScoreNetwork(default_network(6, 2, 16, 2), torch.Size([1, 2, 3]), 0.5, 2)
-    torch.nn.init.normal_(net.network.first.head.weight)  # pyright: ignore
+def randomised(module: nn.Module) -> nn.Module:
+    """Weights with nothing at zero."""
+    g = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=g)
+    return module
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_batches_and_event_shapes(shared: bool, rank: int):
+    trunk = randomised(Trunks(6, rank=rank, width=16, shared=shared))
+    net = ScoreNetwork(trunk, torch.Size([1, 2, 3]), 0.5, Heads(2, rank))
+    net.check(torch.zeros(1))
     x = torch.randn(4, 5, 6)
-    s1, s2 = net(x)
-    assert s1.shape == s2.shape == x.shape
-    torch.testing.assert_close(net(x[1, 2])[0], s1[1, 2])
-    assert net(x[:0])[0].shape == (0, 5, 6)
+    out = net(x)
+    assert out.s1.shape == out.s2.diagonal().shape == x.shape
+    one = net(x[1, 2])
+    torch.testing.assert_close(one.s1, out.s1[1, 2])
+    torch.testing.assert_close(one.s2.dense(), out.s2.dense()[1, 2])
+    assert net(x[:0]).s1.shape == (0, 5, 6)
 
 
 def test_one_head_has_no_curvature():
-    s1, s2 = wrap(default_network(3, 1, 8, 1), 0.5, heads=1)(torch.randn(2, 3))
-    assert s1.shape == (2, 3)
-    assert s2 is None
+    out = wrap(Trunks(3, order=1, width=8, depth=1), 0.5, order=1)(torch.randn(2, 3))
+    assert out.s1.shape == (2, 3)
+    assert out.s2 is None and out.higher == ()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_orders_above_two_are_diagonals_in_their_own_units(shared: bool):
+    trunk = randomised(Trunks(3, order=4, width=8, depth=1, shared=shared)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    wide = wrap(trunk, 0.5, order=4)(x).higher
+    assert [h.shape for h in wide] == [x.shape] * 2
+    # all lengths in units 10 times as fine: s3 and s4 shrink by 10³ and 10⁴
+    fine = wrap(trunk, 5.0, order=4, spread=10.0)
+    for n, (a, b) in enumerate(zip(wide, fine(10 * x, 5.0).higher, strict=True)):
+        if not shared:  # the embedding of σ differs
+            assert a.abs().max() > 100 * b.abs().max() * 10**n
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_low_rank_covariance_is_positive_where_asked_for(signed: bool):
+    trunk = randomised(Trunks(5, rank=3, width=8, depth=1)).double()
+    net = ScoreNetwork(trunk, torch.Size([5]), 3.0, Heads(2, 3, signed)).double()
+    s2 = net(10 * torch.randn(200, 5, dtype=torch.float64)).s2
+    assert isinstance(s2, LowRank)
+    least = torch.linalg.eigvalsh(s2.scale(3.0).shift(1.0).dense()).min()
+    assert (least < 0) == signed
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_parts_that_are_not_asked_for_change_nothing(shared: bool):
+    net = wrap(randomised(Trunks(3, rank=2, width=8, depth=1, shared=shared)), 0.5)
+    net.heads = Heads(2, 2, False)
+    x = torch.randn(4, 3)
+    out = net(x)
+    assert net(x, None, (True, False)).s2 is None
+    torch.testing.assert_close(net.first(x), out.s1, rtol=0, atol=0)
+    torch.testing.assert_close(net(x, None, (False, True)).s2.dense(), out.s2.dense())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_one_network_serves_many_noise_levels(rank: int):
+    trunk = randomised(Trunks(3, rank=rank, width=8, depth=1, conditional=True)).double()
+    net = ScoreNetwork(trunk, torch.Size([3]), (0.01, 20.0), Heads(2, rank)).double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    sigma = torch.tensor([0.01, 0.1, 0.5, 1.0, 2.0, 20.0], dtype=torch.float64)
+    together = net(torch.stack((x, -x)), sigma.unsqueeze(-1))
+    for i, s in enumerate(sigma.tolist()):
+        alone = net.at(s)(x[i])
+        torch.testing.assert_close(together.s1[0, i], alone.s1)
+        torch.testing.assert_close(together.s2.dense()[0, i], alone.s2.dense())
 
 
 def test_noise_level_reaches_the_trunk():
-    mlp = ResidualMLP(2, 8, 1)
-    torch.nn.init.normal_(mlp.head.weight)
-    u = torch.randn(3, 2)
-    low, high = mlp(u, torch.full((3,), -1.0)), mlp(u, torch.full((3,), 1.0))
-    assert not torch.allclose(low, high)
+    for conditional in (False, True):
+        mlp = randomised(ResidualMLP(2, 8, 1, conditional=conditional))
+        u = torch.randn(3, 2)
+        low, high = mlp(u, torch.full((3,), -1.0)), mlp(u, torch.full((3,), 1.0))
+        assert not torch.allclose(low, high)
 
 
-def test_heads_do_not_share_weights():
-    net = default_network(2, 2, 8, 1)
-    assert isinstance(net, TwoHeads)
-    mine = {p.data_ptr() for p in net.first.parameters()}
-    assert mine.isdisjoint(p.data_ptr() for p in net.second.parameters())
+@pytest.mark.parametrize("shared", [False, True])
+def test_second_order_never_moves_the_first(shared: bool):
+    trunk = randomised(Trunks(2, order=3, rank=1, width=8, depth=1, shared=shared))
+    _, *rest = trunk(torch.randn(4, 2), torch.zeros(4))
+    sum(r.square().sum() for r in rest).backward()
+    assert all(p.grad is None for p in trunk.first.parameters())  # pyright: ignore
+    assert all(p.grad is not None for p in trunk.rest[0].parameters() if p.ndim > 1)  # pyright: ignore
 
 
 class Wrong(nn.Module):
@@ -130,7 +202,7 @@ class Wrong(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("heads", "output", "message"),
+    ("order", "output", "message"),
     [
         (2, lambda u: u, "a pair of tensors"),
         (2, lambda u: (u, u[:, :1]), r"\(2, 3\), \(2, 1\)"),
@@ -142,7 +214,7 @@ class Wrong(nn.Module):
         (1, lambda u: u @ torch.zeros(7, 3), "raised"),
     ],
 )
-def test_a_wrong_trunk_is_named(heads: int, output, message: str):
-    net = wrap(Wrong(output), 0.5, heads=heads)
+def test_a_wrong_trunk_is_named(order: int, output, message: str):
+    net = wrap(Wrong(output), 0.5, order=order)
     with pytest.raises(ValueError, match=message):
         net.check(torch.zeros(1))

@@ -1,5 +1,6 @@
 """Every objective against closed forms: zero mean gradient at the exact score, and only there."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ozaki.linalg import Dense, Diagonal, LowRank, SymmetricOperator
 from ozaki.scores import objectives
 from ozaki.scores.analytic import GaussianMixtureScore
 
@@ -26,10 +28,12 @@ class Case(NamedTuple):
     sigma: float
     direction: Callable[[Tensor], Tensor]
 
-    def exact(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        expansion = self.law.expand(points, "diagonal")
+    def exact(self, points: Tensor, form: str = "diagonal") -> tuple[Tensor, Tensor]:
+        """s1, and s2 as a diagonal or a matrix."""
+        expansion = self.law.expand(points, "dense")
         assert expansion.curvature is not None
-        return expansion.gradient, expansion.curvature.diagonal()
+        s2 = expansion.curvature
+        return expansion.gradient, s2.diagonal() if form == "diagonal" else s2.dense()
 
 
 @st.composite
@@ -57,11 +61,17 @@ FIRST = {
     "dsm_antithetic": objectives.dsm_antithetic,
 }
 SECOND = {
-    "d2sm": objectives.d2sm_diagonal,
-    "d2sm_vr": objectives.d2sm_vr_diagonal,
-    "residual": objectives.residual_diagonal,
-    "residual_vr": objectives.residual_vr_diagonal,
+    "d2sm": objectives.d2sm,
+    "d2sm_vr": objectives.d2sm_vr,
+    "residual": objectives.residual,
+    "residual_vr": objectives.residual_vr,
+    "likelihood": objectives.likelihood,
 }
+FORMS = {"diagonal": Diagonal, "dense": Dense}
+
+
+def operator(form: str, s2: Tensor) -> SymmetricOperator:
+    return FORMS[form](s2)
 
 
 def z_score(loss: Callable[[Tensor], Tensor]) -> float:
@@ -90,14 +100,20 @@ def second_order(
     shift: Callable[[Tensor, Tensor], Tensor] = lambda s1, s2: s2,
     move_s1: bool = False,
     along: str = "direction",
+    form: str = "diagonal",
 ) -> float:
     def loss(theta: Tensor) -> Tensor:
-        def score(p: Tensor) -> tuple[Tensor, Tensor]:
-            s1, s2 = case.exact(p)
-            g = s2 if along == "s2" else case.direction(p)
+        def score(p: Tensor) -> tuple[Tensor, SymmetricOperator]:
+            s1, s2 = case.exact(p, form)
+            g = case.direction(p)
             wrong = s1 + s1_error
             moved = wrong + theta * g if move_s1 else wrong
-            return moved, shift(s1, s2) + (0 if move_s1 else theta * g)
+            if form == "dense":
+                g, step = g.unsqueeze(-1) * g.unsqueeze(-2), theta.unsqueeze(-1)
+            else:
+                step = theta
+            g = s2 if along == "s2" else g
+            return moved, operator(form, shift(s1, s2) + (0 if move_s1 else step * g))
 
         return SECOND[name](score, case.x, case.z, case.sigma)
 
@@ -112,12 +128,16 @@ def test_first_order_gradient_vanishes_at_the_exact_score(name: str, case: Case)
     assert abs(first_order(name, case, sign=-1.0, along="s1")) > LIMIT
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", SECOND)
 @quick
 @given(case=cases())
-def test_second_order_gradient_vanishes_at_the_exact_score(name: str, case: Case):
-    assert abs(second_order(name, case)) < LIMIT
-    assert abs(second_order(name, case, shift=lambda s1, s2: -s2, along="s2")) > LIMIT
+def test_second_order_gradient_vanishes_at_the_exact_score(name: str, form: str, case: Case):
+    assert abs(second_order(name, case, form=form)) < LIMIT
+    # half of s2 keeps C positive definite, as the likelihood needs
+    wrong = 0.5 if name == "likelihood" else -1.0
+    moved = second_order(name, case, shift=lambda s1, s2: wrong * s2, along="s2", form=form)
+    assert abs(moved) > LIMIT
 
 
 @pytest.mark.parametrize("name", ["dsm_vr", "dsm_antithetic"])
@@ -128,47 +148,136 @@ def test_first_order_reduced_forms_have_signal_at_small_sigma(name: str, case: C
     assert abs(first_order(name, case, sign=-1.0, along="s1")) > LIMIT
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["d2sm_vr", "residual_vr"])
 @quick
 @given(case=cases(0.01, 0.1))
-def test_second_order_reduced_forms_have_signal_at_small_sigma(name: str, case: Case):
-    assert abs(second_order(name, case)) < LIMIT
-    assert abs(second_order(name, case, shift=lambda s1, s2: -s2, along="s2")) > LIMIT
+def test_second_order_reduced_forms_have_signal_at_small_sigma(name: str, form: str, case: Case):
+    assert abs(second_order(name, case, form=form)) < LIMIT
+    moved = second_order(name, case, shift=lambda s1, s2: -s2, along="s2", form=form)
+    assert abs(moved) > LIMIT
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["d2sm", "d2sm_vr"])
 @quick
 @given(case=cases())
-def test_d2sm_gradient_in_s1_vanishes_at_the_exact_score(name: str, case: Case):
-    assert abs(second_order(name, case, move_s1=True)) < LIMIT
+def test_d2sm_gradient_in_s1_vanishes_at_the_exact_score(name: str, form: str, case: Case):
+    assert abs(second_order(name, case, move_s1=True, form=form)) < LIMIT
 
 
-@pytest.mark.parametrize("name", ["residual", "residual_vr"])
+@pytest.mark.parametrize("name", ["residual", "residual_vr", "likelihood"])
 @quick
 @given(case=cases())
 def test_residual_sends_no_gradient_into_s1(name: str, case: Case):
     s1 = torch.zeros_like(case.x, requires_grad=True)
     s2 = torch.zeros_like(case.x, requires_grad=True)
-    loss = SECOND[name](lambda p: (s1 + 0 * p, s2 + 0 * p), case.x, case.z, case.sigma)
+    loss = SECOND[name](lambda p: (s1 + 0 * p, Diagonal(s2 + 0 * p)), case.x, case.z, case.sigma)
     grads = torch.autograd.grad(loss.sum(), (s1, s2), allow_unused=True)
     assert grads[0] is None
     assert grads[1] is not None
 
 
 DELTA = 0.4
+
+
+def residual_optimum(s1: Tensor, s2: Tensor) -> Tensor:
+    """s2 + δδᵀ with δ = DELTA in every coordinate; its diagonal for a diagonal."""
+    return s2 + DELTA**2
+
+
+def d2sm_optimum(s1: Tensor, s2: Tensor) -> Tensor:
+    """s2 − s1δᵀ − δs1ᵀ − δδᵀ."""
+    if s1.shape == s2.shape:
+        return s2 - 2 * DELTA * s1 - DELTA**2
+    return s2 - DELTA * (s1.unsqueeze(-1) + s1.unsqueeze(-2)) - DELTA**2
+
+
 OPTIMA = {
-    "residual": lambda s1, s2: s2 + DELTA**2,
-    "residual_vr": lambda s1, s2: s2 + DELTA**2,
-    "d2sm": lambda s1, s2: s2 - 2 * DELTA * s1 - DELTA**2,
-    "d2sm_vr": lambda s1, s2: s2 - 2 * DELTA * s1 - DELTA**2,
+    "residual": residual_optimum,
+    "residual_vr": residual_optimum,
+    "likelihood": residual_optimum,
+    "d2sm": d2sm_optimum,
+    "d2sm_vr": d2sm_optimum,
 }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", OPTIMA)
 @quick
 @given(case=cases())
-def test_an_error_in_s1_moves_the_optimum_as_stated(name: str, case: Case):
-    assert abs(second_order(name, case, s1_error=DELTA, shift=OPTIMA[name])) < LIMIT
+def test_an_error_in_s1_moves_the_optimum_as_stated(name: str, form: str, case: Case):
+    moved = second_order(name, case, s1_error=DELTA, shift=OPTIMA[name], form=form)
+    assert abs(moved) < LIMIT
+
+
+@st.composite
+def low_ranks(draw: st.DrawFn) -> tuple[Tensor, ...]:
+    """a, B, e, s1, x, z and v of a random shape, C = I + σ²S positive definite for σ = 0.5."""
+    g = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    n, dim = draw(st.integers(1, 4)), draw(st.integers(1, 7))
+    rank = draw(st.integers(1, dim))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    e = torch.where(normal(rank) < 0, -1.0, 1.0).to(torch.float64)
+    a, b = 3 * torch.rand(n, dim, generator=g, dtype=torch.float64) - 1, normal(n, dim, rank)
+    b = b / b.square().sum((-2, -1), keepdim=True).sqrt()  # ‖B‖ ≤ 1: 1 + σ²(a − 1) > 0
+    v = torch.where(normal(n, dim) < 0, -1.0, 1.0).to(torch.float64)
+    return a, b, e, normal(n, dim), normal(n, dim), normal(n, dim), v
+
+
+@pytest.mark.parametrize("name", [*SECOND, "ocm"])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(parts=low_ranks())
+def test_factor_forms_equal_dense_forms_in_value_and_gradient(name: str, parts):
+    a, b, e, s1, x, z, v = parts
+    leaves = [t.clone().requires_grad_() for t in (a, b, e, s1)]
+    w = torch.linspace(-1, 1, a.shape[-1] ** 2, dtype=torch.float64).reshape(a.shape[-1], -1)
+
+    def loss(dense: bool) -> Tensor:
+        a, b, e, s1 = leaves
+
+        def operator(p: Tensor) -> SymmetricOperator:
+            bend = 1 + 0.1 * torch.sin(p)  # differs at x and at each of x±
+            s2 = LowRank(a * bend, b * bend.unsqueeze(-1), e)
+            return Dense(s2.dense()) if dense else s2
+
+        if name == "ocm":
+            return objectives.ocm(lambda p: torch.sin(p @ w), operator, x, z, 0.5, v)
+        return SECOND[name](lambda p: (s1 + 0 * p, operator(p)), x, z, 0.5)
+
+    results = []
+    for dense in (False, True):
+        value = loss(dense)
+        grads = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+        results.append((value, *(g for g in grads if g is not None)))
+    assert len(results[0]) == len(results[1]) >= 4
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(seed=st.integers(0, 999), dim=st.integers(1, 4))
+def test_ocm_over_all_signs_is_the_distance_to_the_jacobian(seed: int, dim: int):
+    g = torch.Generator().manual_seed(seed)
+    j, m = torch.randn(2, dim, dim, generator=g, dtype=torch.float64)
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=dim)), dtype=torch.float64)
+    x = torch.zeros_like(signs)
+
+    def mean(s2: SymmetricOperator) -> Tensor:
+        values = objectives.ocm(lambda p: p @ j.mT, lambda p: s2, x, x, 1.0, signs)
+        return values.mean()
+
+    s2 = m + m.mT
+    torch.testing.assert_close(mean(Dense(s2.expand(len(x), dim, dim))), (s2 - j).square().sum())
+    # the diagonal form's least value is at diag J, and its curvature there that of a square
+    a = torch.zeros(len(x), dim, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(mean(Diagonal(a + j.diagonal())), a)
+    torch.testing.assert_close(slope.sum(0), torch.zeros(dim, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(mean(Diagonal(a)), a)
+    torch.testing.assert_close(slope.sum(0), -2 * j.diagonal())
 
 
 def fields(dim: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -184,8 +293,8 @@ def test_reduced_forms_are_the_plain_pair_less_a_control_variate(seed: int, dim:
     x, z = torch.randn(2, 5, dim, generator=g, dtype=torch.float64)
     f1, f2 = fields(dim)
 
-    def both(p: Tensor) -> tuple[Tensor, Tensor]:
-        return f1(p), f2(p)
+    def both(p: Tensor) -> tuple[Tensor, SymmetricOperator]:
+        return f1(p), Diagonal(f2(p))
 
     def pair(plain, score) -> Tensor:
         return (plain(score, x, z, sigma) + plain(score, x, -z, sigma)) / 2
@@ -201,20 +310,17 @@ def test_reduced_forms_are_the_plain_pair_less_a_control_variate(seed: int, dim:
 
     a = (1 - z.square()) / sigma**2
     control = a.square().sum(-1) + 2 * (a * (f2(x) + f1(x).square())).sum(-1)
-    close(
-        objectives.d2sm_vr_diagonal(both, x, z, sigma),
-        pair(objectives.d2sm_diagonal, both) - control,
-    )
+    close(objectives.d2sm_vr(both, x, z, sigma), pair(objectives.d2sm, both) - control)
     targets = [((s * z + sigma * f1(x + s * sigma * z)).square() - 1) / sigma**2 for s in (1, -1)]
     t2 = sum(t.square().sum(-1) for t in targets) / 2
-    reduced = objectives.residual_vr_diagonal(both, x, z, sigma)
-    plain = pair(objectives.residual_diagonal, both)
+    reduced = objectives.residual_vr(both, x, z, sigma)
+    plain = pair(objectives.residual, both)
     close(reduced, plain - t2 - 2 * (a * f2(x)).sum(-1))
 
-    first, second = objectives.joint_diagonal("residual", both, x, z, sigma)
+    first, second = objectives.joint("residual", both, x, z, sigma)
     close(first, objectives.dsm_antithetic(f1, x, z, sigma))
     close(second, reduced)
-    _, second = objectives.joint_diagonal("residual", both, x, z, sigma, control_variate=False)
+    _, second = objectives.joint("residual", both, x, z, sigma, control_variate=False)
     close(second, plain - t2)
 
 
@@ -227,8 +333,12 @@ def test_sigma_may_differ_by_sample():
         one = torch.stack([objective(f1, x[i], z[i], float(sigma[i])) for i in range(6)])
         torch.testing.assert_close(objective(f1, x, z, sigma[:, None]), one)
     for objective in SECOND.values():
-        one = [objective(lambda p: (f1(p), f2(p)), x[i], z[i], float(sigma[i])) for i in range(6)]
-        many = objective(lambda p: (f1(p), f2(p)), x, z, sigma[:, None])
+
+        def score(p: Tensor) -> tuple[Tensor, SymmetricOperator]:
+            return f1(p), Diagonal(f2(p).abs())  # C > 0, as the likelihood needs
+
+        one = [objective(score, x[i], z[i], float(sigma[i])) for i in range(6)]
+        many = objective(score, x, z, sigma[:, None])
         torch.testing.assert_close(many, torch.stack(one))
 
 

@@ -1,11 +1,19 @@
 """Nothing is left half-written, and nothing that is not ours is written over."""
 
+import errno
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ozaki.storage import write_atomically, write_folder_atomically
+from ozaki import storage
+from ozaki.storage import lock, sweep, write_atomically, write_folder_atomically
 
 
 class Broken(Exception):
@@ -124,3 +132,127 @@ def test_a_link_keeps_its_place(tmp_path: Path):
     write_folder_atomically(link, filled("two"), ours=is_marked, overwrite=True)
     assert link.is_symlink()
     assert (real / "mark").read_text() == "two"
+
+
+def test_killed_writes_are_swept_and_nothing_else_is(tmp_path: Path):
+    write_atomically(tmp_path / "a.txt", lambda p: p.write_text("one") and None)
+    stale = tmp_path / ".a.txt.0123456789ab"
+    others = [tmp_path / n for n in (".a.txt.notours", ".a.txt.0123456789abc", ".b.0123456789ab")]
+    for file in (stale, *others):
+        file.write_text("half")
+    (tmp_path / ".a.txt.ba9876543210").mkdir()
+    assert sweep(tmp_path / "a.txt") == [stale]
+    assert not stale.exists()
+    assert all(file.exists() for file in others)
+    assert (tmp_path / ".a.txt.ba9876543210").is_dir()
+    assert (tmp_path / "a.txt").read_text() == "one"
+    assert sweep(tmp_path / "missing" / "a.txt") == []
+
+
+# a fresh interpreter: it shares no descriptor with this one
+HOLDER = """
+import sys, time
+from pathlib import Path
+sys.path.append(sys.argv[2])
+import storage
+with storage.lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    home = str(Path(storage.__file__).parent)  # alone: the package would import torch
+    command = [sys.executable, "-c", HOLDER, str(folder), home]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_lock_is_refused_at_once_and_dies_with_its_process(tmp_path: Path):
+    folder = tmp_path / "new" / "run"
+    with held_elsewhere(folder) as process:
+        begun = time.monotonic()
+        with pytest.raises(BlockingIOError, match=rf"run.*pid {process.pid}\).*another folder"):
+            lock(folder).__enter__()
+        assert time.monotonic() - begun < 5
+        process.kill()
+        process.wait()
+        with lock(folder):
+            assert (folder / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_lock_ends_with_its_block_however_that_ends(tmp_path: Path):
+    with pytest.raises(Broken), lock(tmp_path):
+        raise Broken
+    with lock(tmp_path), pytest.raises(BlockingIOError, match="this process"), lock(tmp_path):
+        pass
+    with lock(tmp_path), lock(tmp_path / "other"):
+        pass
+    with lock(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_lock_is_not_kept_by_forked_children(tmp_path: Path):
+    """As a DataLoader's workers are, which may outlive a training that was killed."""
+    ready, told = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with lock(tmp_path):
+            child = os.fork()
+            if child > 0:
+                os.write(told, str(child).encode())
+            time.sleep(60)
+            os._exit(1)
+    orphan = int(os.read(ready, 20))
+    try:
+        with pytest.raises(BlockingIOError):
+            lock(tmp_path).__enter__()
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        os.kill(orphan, 0)  # no error: it lives
+        with lock(tmp_path):
+            pass
+    finally:
+        os.kill(orphan, signal.SIGKILL)
+        os.close(ready)
+        os.close(told)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_that_leaves_the_block_leaves_the_lock(tmp_path: Path):
+    parent = os.getpid()
+    try:
+        with lock(tmp_path):
+            child = os.fork()
+    finally:
+        if os.getpid() != parent:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    with lock(tmp_path):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                lock(tmp_path).__enter__()
+            except BlockingIOError:
+                code = 0
+            os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(descriptor: int, folder: Path) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=r"cannot be locked.*local disk"):
+        lock(tmp_path).__enter__()
+    assert not storage._locked

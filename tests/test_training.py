@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ozaki import datasets
-from ozaki.scores.analytic import GaussianMixtureScore
+from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.training import DSMTrainer
 
@@ -105,16 +104,9 @@ def test_without_a_seed_the_global_state_decides():
     assert same(one, tiny(seed=None).fit(DATA))
 
 
-class Unsized(IterableDataset):
-    def __iter__(self):
-        return iter(DATA)
-
-
 FORMS = {
     "array": DATA.numpy(),
     "frame": pd.DataFrame(DATA.numpy(), columns=["a", "b", "c"]),
-    "loader of tensors": DataLoader(DATA, batch_size=7),  # pyright: ignore
-    "loader of tuples": DataLoader(TensorDataset(DATA, torch.arange(60)), batch_size=7),
 }
 
 
@@ -132,7 +124,20 @@ def test_double_precision_data_train_in_single_unless_asked():
 
 OPTIONS = [
     {"objective": "residual"},
+    {"objective": "ocm"},
+    {"objective": "residual+ocm"},
+    {"objective": "likelihood"},
+    {"objective": {"d2sm": 1.0, "ocm": 0.2}},
     {"objective": "d2sm"},
+    {"curvature": "low_rank"},
+    {"curvature": "low_rank", "rank": 2, "objective": "d2sm"},
+    {"curvature": "low_rank", "rank": 2, "objective": "residual+ocm", "shared": True},
+    {"curvature": "low_rank", "rank": 1, "signed": False, "objective": "likelihood"},
+    {"joint": False},
+    {"joint": False, "shared": True, "objective": "ocm"},
+    {"shared": True},
+    {"order": 3},
+    {"order": 4, "shared": True},
     {"objective": "dsm"},
     {"curvature": None},
     {"variance_reduction": True},
@@ -152,8 +157,8 @@ def test_every_option_learns_and_survives_the_disk(options: dict, tmp_path: Path
     untrained = tiny(max_steps=1, learning_rate=1e-9, **options).fit(DATA)
     estimator = trainer.fit(DATA)
     assert estimator.metrics["dsm"] <= untrained.metrics["dsm"] + 1e-3  # pyright: ignore
-    second = options.get("curvature", "diagonal") and options.get("objective") != "dsm"
-    assert estimator.default_curvature == ("diagonal" if second else None)
+    kind = None if options.get("objective") == "dsm" else options.get("curvature", "diagonal")
+    assert estimator.default_curvature == kind
     assert same(estimator, ScoreEstimator.load(estimator.save(tmp_path / "e")))
 
 
@@ -165,7 +170,8 @@ def test_images_keep_their_shape_and_their_units():
     torch.testing.assert_close(estimator.noise_scale, torch.full((16,), 0.1))
     assert estimator.expand(images.flatten(1)).gradient.shape == (30, 16)
     auto = tiny(sigma="auto").fit(images)
-    assert auto.sigma == pytest.approx(float(images.std()) * 30 ** (-1 / 6), rel=1e-4)
+    # the spread is that of the 27 rows that are trained on
+    assert auto.sigma == pytest.approx(float(images.std()) * 30 ** (-1 / 6), rel=0.05)
 
 
 class Trunk(nn.Module):
@@ -235,8 +241,6 @@ BAD_DATA = {
     "data must have at least 2 rows, but had 1": DATA[:1],
     "data must have shape.*\\(60, 0\\)": DATA[:, :0],
     "data must vary in every column.*\\[2\\]": CONSTANT,
-    "data must be of finite length": DataLoader(Unsized()),
-    "data must be a DataLoader whose items": DataLoader([{"x": row} for row in DATA]),  # pyright: ignore
 }
 
 
@@ -257,11 +261,26 @@ BAD_ARGUMENTS = {
     "sigma must be a finite number above 0, but was 0": {"sigma": 0.0},
     "sigma must be a finite number above 0, but was -1": {"sigma": -1.0},
     "sigma must be one of 'auto'": {"sigma": "wide"},
-    "objective='ocm' is not available in this version": {"objective": "ocm"},
-    "objective='residual.ocm' is not available": {"objective": "residual+ocm"},
+    r"range \(low, high\) with low < high, but was \(1.0, 0.1\); swap": {"sigma": (1.0, 0.1)},
+    r"range \(low, high\) with low < high.*pass the number": {"sigma": (0.1, 0.1)},
+    "a number, a .low, high. range or 'auto'": {"sigma": (0.1, 0.2, 0.3)},
+    "sigma must be a finite number above 0, but was nan": {"sigma": (0.1, float("nan"))},
+    "objective must be one of.*'ism'": {"objective": {"ism": 1.0}},
+    r"objective\['ocm'\] must be a finite number above 0": {"objective": {"ocm": -1}},
+    "objective must name at least one loss": {"objective": {}},
+    "rank must be a whole number of at least 1, but was 0": {"curvature": "low_rank", "rank": 0},
+    "rank belongs to curvature='low_rank'": {"rank": 2},
+    "likelihood' needs a positive definite": {"curvature": "low_rank", "objective": "likelihood"},
+    "order must be one of": {"order": 5},
+    "order=3 needs the diagonal of s2": {"order": 3, "curvature": "low_rank"},
+    "order=4 needs the diagonal of s2": {"order": 4, "objective": "dsm"},
+    "joint must be True or False": {"joint": "no"},
+    "joint=False needs ozaki's own network": {"joint": False, "network": nn.Linear(1, 1)},
+    "checkpoint_every must be": {"checkpoint_every": 0},
+    "logger must be one of": {"logger": "wandb"},
+    "logger must be 'csv'": {"logger": 3},
     "objective must be one of": {"objective": "ism"},
     "learns s2, but curvature was None": {"objective": "d2sm", "curvature": None},
-    "curvature='low_rank' is not available": {"curvature": "low_rank"},
     "curvature must be one of": {"curvature": "dense"},
     "variance_reduction must be one of": {"variance_reduction": "some"},
     "standardize must be one of": {"standardize": "rows"},
@@ -274,6 +293,7 @@ BAD_ARGUMENTS = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("message", BAD_ARGUMENTS)
 def test_bad_arguments_are_named(message: str):
     with pytest.raises(ValueError, match=message):
@@ -285,7 +305,108 @@ def test_arguments_that_do_not_fit_the_data_are_named():
         tiny(sigma=101.0).fit(DATA)
     with pytest.raises(ValueError, match=r"spread of the data as trained on \(0.01"):
         tiny(sigma=10.0, standardize=None).fit(DATA * 1e-3)
+    with pytest.raises(ValueError, match=r"at least 0.001 times .* precision='64-true'"):
+        tiny(sigma=1e-12).fit(DATA)
+    with pytest.raises(ValueError, match=r"at least 0\.001 times"):
+        tiny(sigma=(1e-5, 1.0)).fit(DATA)
+    with pytest.raises(ValueError, match=r"at least 0.3 times .* order=3"):
+        tiny(sigma=0.1, order=3).fit(DATA)
     with pytest.raises(ValueError, match="rank must be at most the dimension of the data, 3"):
-        tiny(rank=4).fit(DATA)
-    with pytest.raises(ValueError, match="low-rank curvature is not available"):
-        tiny(rank=2).fit(DATA)
+        tiny(curvature="low_rank", rank=4).fit(DATA)
+
+
+def test_auto_sigma_is_wide_enough_for_high_orders():
+    assert tiny(sigma="auto", order=4).fit(DATA.repeat(100, 1)).sigma == pytest.approx(0.3)
+
+
+CONDITIONAL = {
+    "diagonal": {},
+    "low rank": {"curvature": "low_rank", "rank": 2},
+    "shared": {"shared": True, "objective": "residual+ocm"},
+    "likelihood": {"objective": "likelihood", "joint": False},
+    "s1 alone": {"curvature": None},
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_one_estimator_for_a_range_of_noise_levels(kind: str, tmp_path: Path):
+    estimator = tiny(sigma=(0.05, 2.0), **CONDITIONAL[kind]).fit(DATA)
+    assert estimator.sigma == (0.05, 2.0)
+    with pytest.raises(ValueError, match=r"use estimator.at\(sigma\)"):
+        estimator.expand(DATA)
+    with pytest.raises(ValueError, match=r"use estimator.at\(sigma\)"):
+        _ = estimator.noise_scale
+    for wrong in (0.01, 2.1):
+        with pytest.raises(ValueError, match=r"range of training, 0\.05 to 2"):
+            estimator.at(wrong)
+    loaded = ScoreEstimator.load(estimator.save(tmp_path / "e"))
+    for sigma in (0.05, 0.7, 2.0):
+        assert same(estimator.at(sigma), loaded.at(sigma))
+        one = ScoreEstimator.load(estimator.at(sigma).save(tmp_path / f"{sigma}"))
+        assert same(estimator.at(sigma), one)
+    assert not same(estimator.at(0.05), estimator.at(2.0))
+    assert len(estimator.metrics["sigma"]) == len(estimator.metrics["dsm"]) == 5  # pyright: ignore
+
+
+def test_a_range_learns_the_score_at_every_level(generator: torch.Generator):
+    law = mixture(2, 3, seed=5)
+    trainer = DSMTrainer(sigma=(0.2, 1.0), standardize=None, seed=0, max_steps=800, width=32)
+    estimator = trainer.fit(law.sample(20_000, generator))
+    for sigma in (0.2, 0.45, 1.0):
+        first, second = relative_errors(estimator.at(sigma), law, generator)
+        assert first <= 0.05, sigma
+        assert second <= 0.15, sigma
+
+
+def test_low_rank_learns_a_whole_hessian(generator: torch.Generator):
+    """N(0, diag + low rank): s2 is constant, of either sign about its diagonal."""
+    dim = 8
+    w = torch.randn(dim, 2, generator=generator)
+    covariance = 0.3 * torch.eye(dim) + w @ w.mT
+    law = GaussianScore(torch.zeros(dim), covariance)
+    data = law.sample(20_000, generator)
+    for options in ({"rank": 2}, {"rank": 4, "objective": "residual"}):
+        trainer = DSMTrainer(
+            0.2, curvature="low_rank", standardize=None, seed=0, max_steps=600, width=32, **options
+        )
+        estimator = trainer.fit(data)
+        x = law.sample(2_000, generator)
+        truth = law.smooth(estimator.noise_scale).expand(x, "dense").curvature.dense()
+        found = estimator.expand(x, "low_rank").curvature
+        error = (found.dense() - truth).square().sum() / truth.square().sum()
+        assert float(error) <= 0.05
+        # the diagonal alone, and a kernel's own choice
+        torch.testing.assert_close(
+            estimator.expand(x, "diagonal").curvature.diagonal(), found.diagonal()
+        )
+
+
+def test_separate_training_leaves_s1_as_it_was():
+    alone = tiny(curvature=None).fit(DATA)
+    apart = tiny(joint=False).fit(DATA)
+    torch.testing.assert_close(apart.expand(DATA).gradient, alone.expand(DATA).gradient)
+
+
+@pytest.mark.parametrize("order", [3, 4])
+def test_orders_three_and_four_meet_the_closed_form(order: int, generator: torch.Generator):
+    law = mixture(1, 2, seed=3)
+    trainer = DSMTrainer(0.5, order=order, standardize=None, seed=0, max_steps=1000, width=32)
+    estimator = trainer.fit(law.sample(20_000, generator))
+    x = law.sample(2000, generator).double()
+    smooth = law.smooth(estimator.noise_scale)
+
+    def log_density(p: Tensor) -> Tensor:
+        return smooth.expand(p.reshape(1, 1)).log_density[0]
+
+    f = log_density
+    for _ in range(order):
+        f = torch.func.grad(f)
+    truth = torch.func.vmap(f)(x.squeeze(-1).float()).unsqueeze(-1)
+    found = estimator.derivatives(x)[-1]
+    assert float((found - truth).square().mean() / truth.square().mean()) <= 0.1
+    # Lemma 1: Tweedie's mean and variance
+    mean, variance = estimator.moments(x)[0], estimator.moments(x, central=True)[1]
+    s1, s2, *_ = estimator.derivatives(x)
+    noise = estimator.noise_scale.double() ** 2
+    torch.testing.assert_close(mean, x + noise * s1)
+    torch.testing.assert_close(variance, noise + noise**2 * s2)

@@ -149,9 +149,21 @@ class PyroModelScore(Score):
         try:
             return finite_start(self._draw, self.expand, n, generator)
         except ValueError as error:
-            if self._complaint is None:
+            if not self.blamed:
                 raise
-            raise ValueError(f"{error} (at draws from the prior: {self._complaint})") from error
+            raise ValueError(f"{error} ({self.blamed})") from error
+
+    @property
+    def blamed(self) -> str:
+        """What could make the density NaN everywhere, in words; empty where nothing is known."""
+        missing = [
+            name
+            for name, value in self.observed.items()
+            if not bool(torch.isfinite(torch.as_tensor(value)).all())
+        ]
+        if missing:
+            return f"observed site(s) {missing} hold NaN or infinite entries"
+        return f"at draws from the prior: {self._complaint}" if self._complaint else ""
 
     def flatten(self, params: Mapping[str, Tensor]) -> Float[Tensor, "*batch dim"]:
         """Site → unconstrained tensor, any batch dimensions in front → points, (*batch, D)."""

@@ -3,6 +3,8 @@
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore, LogisticMixtureScore
 from ozaki.scores.autodiff import DistributionScore, LogDensityScore
 from ozaki.scores.base import Expansion, Score
+from ozaki.scores.comparison import compare
+from ozaki.scores.moments import posterior_moments
 
 __all__ = [
     "DistributionScore",
@@ -12,4 +14,6 @@ __all__ = [
     "LogDensityScore",
     "LogisticMixtureScore",
     "Score",
+    "compare",
+    "posterior_moments",
 ]

@@ -1,8 +1,10 @@
 """How an estimator is kept on disk: one JSON file, one safetensors file, no code (floor 1).
 
 Reading is strict: what is not exactly what `write` wrote is refused, with the path and a remedy.
+The settings hold the SHA-256 of the weights, so that a flipped bit is not taken for a weight.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,9 +20,10 @@ from torch import Tensor
 from ozaki.storage import write_folder_atomically
 
 FORMAT = "ozaki.ScoreEstimator"
-VERSION = 1
+VERSION = 2
 SETTINGS = "estimator.json"
 WEIGHTS = "weights.safetensors"
+DIGEST = "weights_sha256"
 
 
 def write(
@@ -34,15 +37,24 @@ def write(
 
     Raises:
         FileExistsError: the folder is not free; see `write_folder_atomically`.
+        ValueError: settings that JSON cannot hold, or tensors that are not finite.
     """
+    folder = _path(folder)
     header = {"format": FORMAT, "version": VERSION, "ozaki": version("ozaki")}
-    text = json.dumps({**header, **settings}, indent=2, allow_nan=False)
+    for name, value in settings.items():
+        _check_json(name, value)
+    for name, tensor in tensors.items():
+        # `match` would refuse it, when it is too late
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} must be finite to be saved, but was not; train again")
     # cloned: safetensors refuses tensors that share memory, such as tied weights
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
     def fill(target: Path) -> None:
-        (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
         safetensors.torch.save_file(copies, target / WEIGHTS)
+        whole = {**header, DIGEST: digest(target / WEIGHTS), **settings}
+        text = json.dumps(whole, indent=2, allow_nan=False)
+        (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
 
     return write_folder_atomically(folder, fill, ours=_is_ours, overwrite=overwrite)
 
@@ -52,22 +64,40 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
 
     Raises:
         FileNotFoundError: no such folder, or a file is missing from it.
+        NotADirectoryError: `folder` is a file.
         ValueError: a file is corrupt, or of another format or version.
     """
-    path = Path(folder)
+    path = _path(folder)
+    if path.is_file():
+        raise NotADirectoryError(
+            f"{path} is a file; give the folder that ScoreEstimator.save wrote"
+        )
     for part in (path, path / SETTINGS, path / WEIGHTS):
-        if not part.exists():
+        if not (part.is_dir() if part == path else part.is_file()):
             raise FileNotFoundError(
                 f"{part} does not exist; give a folder that ScoreEstimator.save wrote"
             )
     settings = _settings(path / SETTINGS)
+    expected, found = settings.get(DIGEST), digest(path / WEIGHTS)
+    if found != expected:
+        raise ValueError(
+            f"{path / WEIGHTS} is truncated, damaged or another estimator's: its SHA-256 is "
+            f"{found[:12]}…, where {SETTINGS} has {str(expected)[:12]}…; restore the folder from a "
+            "copy, or save the estimator again"
+        )
     try:
         return settings, safetensors.torch.load_file(path / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path / WEIGHTS} is truncated or not a safetensors file ({error}); restore it from "
-            "a copy, or save the estimator again"
+            f"{path / WEIGHTS} is not a safetensors file ({error}); restore it from a copy, or "
+            "save the estimator again"
         ) from error
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def match(
@@ -104,10 +134,26 @@ def match(
         )
 
 
+def _path(folder: str | os.PathLike[str]) -> Path:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise ValueError(f"folder must be a path, but was a {type(folder).__name__}")
+    return Path(folder)
+
+
+def _check_json(name: str, value: Any) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name} must be finite numbers, text, lists and dicts to be saved, but was {value!r} "
+            f"({error})"
+        ) from None
+
+
 def _settings(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not JSON ({error}); restore it from a copy, or save the estimator again"
         ) from error

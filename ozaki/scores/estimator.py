@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ozaki import validation
-from ozaki.linalg import Dense, Diagonal
-from ozaki.scores import archive, objectives
+from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.scores import archive, moments, objectives
 from ozaki.scores.base import CurvatureKind, Expansion, Score
-from ozaki.scores.networks import ScoreNetwork, default_network
-from ozaki.scores.standardisation import Standardisation
+from ozaki.scores.networks import Heads, Outputs, ScoreNetwork, Trunks
+from ozaki.scores.standardisation import Standardisation, rows_of
 from ozaki.shapes import Float
 
 
@@ -24,8 +24,11 @@ class ScoreEstimator(Score):
     s1 and s2 of u become s1/scale and s2/scale². It is the score of p_σ, never of the data's own
     law: `noise_scale` says how much noise that is. Nothing is recorded for a gradient.
 
+    Trained over a range of σ it is a family of scores: `at` gives the one at a σ, and nothing else
+    that depends on σ can be asked of it.
+
     Args:
-        network: s1 and diag s2 in standardised units; its weights are frozen.
+        network: s1, s2 and higher diagonals in standardised units; its weights are frozen.
         standardisation: how u is made from x.
         points: training points to start chains from, (n, D), in the data's units.
         metrics: held-out figures, numbers by name.
@@ -52,43 +55,121 @@ class ScoreEstimator(Score):
         self.device = points.device
 
     @property
-    def sigma(self) -> float:
-        """σ, the standard deviation of the smoothing noise in standardised units."""
+    def sigma(self) -> float | tuple[float, float]:
+        """σ, the standard deviation of the smoothing noise in standardised units, or its range."""
         return self.network.sigma
+
+    @property
+    def order(self) -> int:
+        """The highest score that was learned: 1 for s1 alone, to 4."""
+        return self.network.heads.order
+
+    @property
+    def rank(self) -> int:
+        """The rank of the low-rank part of s2; 0 where its diagonal alone was learned."""
+        return self.network.heads.rank
 
     @property
     def noise_scale(self) -> Float[Tensor, " dim"]:
         """The standard deviation of the smoothing noise in the data's units, (D,)."""
-        return (self.sigma * self.standardisation.scale).to(self.dtype).expand(self.dim)
+        return (self._level() * self.standardisation.scale).to(self.dtype).expand(self.dim)
 
     @property
     def default_curvature(self) -> CurvatureKind | None:
-        """Diagonal, or None if it was trained without s2."""
-        return "diagonal" if self.network.heads == 2 else None
+        """Diagonal or low rank, as it was trained; None if it was trained without s2."""
+        if self.order == 1:
+            return None
+        return "low_rank" if self.rank else "diagonal"
+
+    def at(self, sigma: float) -> "ScoreEstimator":
+        """The score at one σ, in standardised units, of an estimator trained over a range.
+
+        Args:
+            sigma: within the range.
+
+        Returns:
+            An estimator that shares the networks.
+
+        Raises:
+            ValueError: σ outside the range, or not the one that the estimator was trained at.
+        """
+        sigma = validation.positive("sigma", sigma)
+        low, high = self.sigma if isinstance(self.sigma, tuple) else (self.sigma, self.sigma)
+        if not low * (1 - 1e-6) <= sigma <= high * (1 + 1e-6):
+            raise ValueError(
+                f"sigma must lie in the range of training, {low:g} to {high:g}, but was {sigma}; "
+                "train over a wider one: DSMTrainer(sigma=(low, high))"
+            )
+        return ScoreEstimator(
+            self.network.at(sigma),
+            self.standardisation,
+            self.points,
+            metrics=self.metrics if sigma == self.sigma else None,
+            architecture=self.architecture,
+        )
 
     @torch.no_grad()
     def expand(
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
-        """s1 and, if asked for, diag s2 of p_σ at x; there is no log density.
+        """s1 and, if asked for, s2 of p_σ at x; there is no log density.
 
         The networks compute in `dtype`; what comes back has the dtype of x.
 
         Args:
             x: points in the data's units, (*batch, D).
-            curvature: None or "diagonal".
+            curvature: None, "diagonal", or where it was trained with a rank "low_rank".
 
         Raises:
-            ValueError: another curvature (see `autodiff`), or x of another last dimension.
+            ValueError: another curvature (see `autodiff`), x of another last dimension, or an
+                estimator of a range of σ.
         """
-        if curvature is not None and curvature != self.default_curvature:
+        self._level()
+        if curvature is not None and (
+            self.order == 1 or curvature not in ("diagonal", self.default_curvature)
+        ):
             raise self.cannot_give(curvature)
-        s1, s2 = self.network(self._standardised(x))
+        out = self._outputs(x, (True, curvature is not None))
         scale = self.standardisation.scale.to(x.dtype)
-        operator = None
+        operator: SymmetricOperator | None = None
         if curvature is not None:
-            operator = Diagonal(s2.to(x.dtype) / scale.square())
-        return Expansion(s1.to(x.dtype) / scale, operator, None)
+            assert out.s2 is not None
+            operator = out.s2.astype(x.dtype).scale(1 / scale)
+            if curvature == "diagonal" and self.rank:
+                operator = Diagonal(operator.diagonal())
+        return Expansion(out.s1.to(x.dtype) / scale, operator, None)
+
+    @torch.no_grad()
+    def derivatives(self, x: Float[Tensor, "*batch dim"]) -> tuple[Tensor, ...]:
+        """s1 and the diagonals of s2 … s_n at x, as far as they were learned, each (*batch, D).
+
+        Args:
+            x: points in the data's units, (*batch, D).
+
+        Raises:
+            ValueError: x of another last dimension, or an estimator of a range of σ.
+        """
+        self._level()
+        out = self._outputs(x, (True, True))
+        diagonals = () if out.s2 is None else (out.s2.diagonal(),)
+        scale = self.standardisation.scale.to(x.dtype)
+        found = (out.s1, *diagonals, *out.higher)
+        return tuple(s.to(x.dtype) / scale ** (n + 1) for n, s in enumerate(found))
+
+    def moments(self, x: Float[Tensor, "*batch dim"], *, central: bool = False) -> list[Tensor]:
+        """Posterior moments of each coordinate of the clean point, given the noisy point x.
+
+        E[x_iᵏ | x̃] for k up to `order`, by Lemma 1; the first is Tweedie's mean (eq. 4).
+
+        Args:
+            x: noisy points x̃ in the data's units, (*batch, D).
+            central: of x − E[x|x̃] in place of x; the first is then 0.
+
+        Returns:
+            A tensor (*batch, D) for each k.
+        """
+        noise = self.noise_scale.to(x.dtype)
+        return list(moments.posterior_moments(self.derivatives(x), x, noise, central=central))
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` training points, with replacement beyond those stored, plus the smoothing noise.
@@ -124,23 +205,23 @@ class ScoreEstimator(Score):
             constant; and, where s2 was learned, "residual_vr": the mean squared error of diag s2
             up to a constant; "calibration": E[r ⊙ r / diag C] by dimension; "calibration_mean".
         """
-        u = self._standardised(_rows("data", data, self.event_shape).to(self.device))
+        sigma = self._level()
+        u = self._standardised(rows_of("data", data, self.event_shape).to(self.device))
         u = u.repeat(-(-draws // len(u)), 1)
         where = self.device if generator is None else generator.device
         z = torch.randn(u.shape, generator=generator, device=where, dtype=u.dtype).to(u.device)
         totals: dict[str, list[Tensor]] = {"dsm": [], "residual_vr": []}
         outputs: list[tuple[Tensor, Tensor]] = []
         for x, noise in zip(u.split(4096), z.split(4096), strict=True):
-            if self.network.heads == 1:
-                first = objectives.dsm_antithetic(self._first, x, noise, self.sigma)
+            if self.order == 1:
+                first = objectives.dsm_antithetic(self.network.first, x, noise, sigma)
                 totals["dsm"].append(first)
                 continue
-            first, second = objectives.joint_diagonal(
-                "residual", self.network, x, noise, self.sigma
-            )
+            first, second = objectives.joint("residual", self._pair, x, noise, sigma)
             totals["dsm"].append(first)
             totals["residual_vr"].append(second)
-            outputs.append(self.network(x + self.sigma * noise))
+            s1, s2 = self._pair(x + sigma * noise)
+            outputs.append((s1, s2.diagonal()))
         figures: dict[str, float | list[float]] = {
             name: float(torch.cat(values).double().mean())
             for name, values in totals.items()
@@ -148,7 +229,7 @@ class ScoreEstimator(Score):
         }
         if outputs:
             s1, s2 = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-            ratios = objectives.calibration(s1, s2, z, self.sigma).double()
+            ratios = objectives.calibration(s1, s2, z, sigma).double()
             figures["calibration"] = ratios.tolist()
             figures["calibration_mean"] = float(ratios.mean())
         return figures
@@ -179,7 +260,7 @@ class ScoreEstimator(Score):
             "dtype": str(self.dtype).removeprefix("torch."),
             "event_shape": list(self.event_shape),
             "sigma": self.sigma,
-            "heads": self.network.heads,
+            "heads": self.network.heads._asdict(),
             "centre": self.network.centre,
             "spread": self.network.spread,
             "standardize": self.standardisation.kind,
@@ -187,10 +268,12 @@ class ScoreEstimator(Score):
             "network": type(self.network.network).__qualname__,
             "metrics": self.metrics,
         }
-        trunk = {f"network.{k}": v for k, v in self.network.network.state_dict().items()}
         scaling = {"mean": self.standardisation.mean, "scale": self.standardisation.scale}
         return archive.write(
-            folder, settings, {**scaling, "points": self.points, **trunk}, overwrite=overwrite
+            folder,
+            settings,
+            {**scaling, "points": self.points, **self.network.state_dict()},
+            overwrite=overwrite,
         )
 
     @classmethod
@@ -228,15 +311,13 @@ class ScoreEstimator(Score):
                 f"{Path(folder) / archive.SETTINGS} lacks a setting or holds one that does not "
                 f"fit ({type(error).__name__}: {error}); save the estimator again"
             ) from error
-        expected = {f"network.{k}": v.shape for k, v in wrapped.network.state_dict().items()}
+        expected = {k: v.shape for k, v in wrapped.state_dict().items()}
         dim = wrapped.event_shape.numel()
         units = torch.Size([dim if kind == "columns" else 1])
         points = torch.Size([len(tensors.get("points", ())), dim])
         expected |= {"mean": units, "scale": units, "points": points}
         archive.match(folder, expected, tensors)
-        wrapped.network.load_state_dict(
-            {k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")}
-        )
+        wrapped.load_state_dict({k: tensors[k] for k in wrapped.state_dict()})
         return cls(
             wrapped,
             Standardisation(kind, tensors["mean"], tensors["scale"]),
@@ -245,8 +326,23 @@ class ScoreEstimator(Score):
             architecture=settings["architecture"],
         )
 
-    def _first(self, u: Tensor) -> Tensor:
-        return self.network(u)[0]
+    def _pair(self, u: Tensor) -> tuple[Tensor, SymmetricOperator]:
+        """s1 and s2 in standardised units."""
+        out = self.network(u)
+        return out.s1, out.s2
+
+    def _outputs(self, x: Tensor, orders: tuple[bool, bool]) -> Outputs:
+        return self.network(self._standardised(x), None, orders)
+
+    def _level(self) -> float:
+        """σ, where there is one."""
+        if isinstance(self.sigma, tuple):
+            low, high = self.sigma
+            raise ValueError(
+                f"this estimator was trained for sigma from {low:g} to {high:g} and is a "
+                f"score at one of them only: use estimator.at(sigma), as in estimator.at({low:g})"
+            )
+        return self.sigma
 
     def _standardised(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.dim:
@@ -258,7 +354,7 @@ class ScoreEstimator(Score):
 
     def __repr__(self) -> str:
         return (
-            f"ScoreEstimator(event_shape={tuple(self.event_shape)}, sigma={self.sigma:.4g}, "
+            f"ScoreEstimator(event_shape={tuple(self.event_shape)}, sigma={_text(self.sigma)}, "
             f"curvature={self.default_curvature!r}, standardize={self.standardisation.kind!r}, "
             f"dtype={self.dtype})"
         )
@@ -274,6 +370,7 @@ class JacobianScore(Score):
     """
 
     def __init__(self, estimator: ScoreEstimator):
+        estimator._level()
         self.estimator = estimator
         self.dim = estimator.dim
         self.event_shape = estimator.event_shape
@@ -301,7 +398,7 @@ class JacobianScore(Score):
         # through the networks, and not `expand`, which records nothing
         net, scale = self.estimator.network, self.estimator.standardisation.scale.to(x.dtype)
         u = self.estimator._standardised(x)
-        jacobian = torch.func.vmap(torch.func.jacrev(lambda p: net(p)[0]))(u.reshape(-1, self.dim))
+        jacobian = torch.func.vmap(torch.func.jacrev(net.first))(u.reshape(-1, self.dim))
         j = jacobian.to(x.dtype).reshape(*x.shape, self.dim) / (scale * scale.unsqueeze(-1))
         if curvature == "diagonal":
             return Expansion(expansion.gradient, Diagonal(j.diagonal(dim1=-2, dim2=-1)), None)
@@ -312,28 +409,29 @@ class JacobianScore(Score):
         return self.estimator.start(n, generator)
 
 
-def _rows(name: str, data: Any, event_shape: torch.Size) -> Tensor:
-    """Finite data as (N, D)."""
-    x = validation.floating(name, data)
-    dim = event_shape.numel()
-    if x.ndim < 2 or len(x) == 0 or x.shape[1:] not in (event_shape, torch.Size([dim])):
-        raise ValueError(
-            f"{name} must have shape (N, {', '.join(map(str, event_shape))}) with N ≥ 1, but had "
-            f"{tuple(x.shape)}"
-        )
-    return x.reshape(len(x), dim)
-
-
 def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> ScoreNetwork:
     """The networks that the settings describe, with weights still to be read."""
     # the initial weights are overwritten: the global random state must not notice them
     with torch.random.fork_rng(devices=[]):
-        trunk = default_network(**settings["architecture"]) if network is None else network
+        trunk = Trunks(**settings["architecture"]) if network is None else network
+    found = settings["heads"]
+    heads = Heads(
+        validation.choice("order", found["order"], (1, 2, 3, 4)),
+        validation.count("rank", found["rank"], minimum=0),
+        bool(found["signed"]),
+    )
+    sigma = settings["sigma"]
     return ScoreNetwork(
         trunk,
         torch.Size(settings["event_shape"]),
-        validation.positive("sigma", settings["sigma"]),
-        validation.choice("heads", settings["heads"], (1, 2)),
+        tuple(validation.positive("sigma", s) for s in sigma)  # pyright: ignore
+        if isinstance(sigma, list)
+        else validation.positive("sigma", sigma),
+        heads,
         float(settings["centre"]),
         validation.positive("spread", settings["spread"]),
     ).to({"float32": torch.float32, "float64": torch.float64}[settings["dtype"]])
+
+
+def _text(sigma: float | tuple[float, float]) -> str:
+    return f"({sigma[0]:.4g}, {sigma[1]:.4g})" if isinstance(sigma, tuple) else f"{sigma:.4g}"

@@ -2,14 +2,18 @@
 
 Each takes clean points x, standard normal noise z and the noise's standard deviation σ, and
 returns one loss a sample. A first-order score is a callable x̃ → s1; a second-order one is
-x̃ → (s1, diag s2).
+x̃ → (s1, S) with S a symmetric operator. A `Diagonal` S is the diagonal of s2, and only diagonals
+are compared; a `LowRank` or `Dense` one stands for all of s2. Only a dense one builds D × D.
 The minimiser is always the score of the smoothed law p_σ = p ∗ N(0, σ²I), never of p.
 
-The two second-order families regress different things, an estimate e on a target t:
+The two least-squares families of second order regress an estimate e on a target t:
 
-* D2SM: e = diag s2 + s1 ⊙ s1 on t = (z ⊙ z − 1)/σ²;
-* residual: e = diag s2 on t = (r ⊙ r − 1)/σ², with r = z + σ sg(s1) = −(x − E[x|x̃])/σ. An error δ
-  in s1 moves its optimum by δ ⊙ δ, and that of D2SM by 2 s1 ⊙ δ + δ ⊙ δ.
+* D2SM: e = S + s1 s1ᵀ on t = (z zᵀ − I)/σ² = −A;
+* residual: e = S on t = (r rᵀ − I)/σ², with r = z + σ sg(s1) = −(x − E[x|x̃])/σ. An error δ in s1
+  moves its optimum by δ δᵀ, and that of D2SM by s1 δᵀ + δ s1ᵀ + δ δᵀ.
+
+Beside them stand the likelihood of the residual, free of any scale, and OCM, which has no noise
+of size 1/σ² but inherits the error of the Jacobian of s1.
 
 Equation numbers are those of Meng et al., "Estimating High Order Gradients of the Data
 Distribution by Denoising", NeurIPS 2021.
@@ -21,10 +25,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ozaki.linalg import Diagonal, SymmetricOperator
 from ozaki.shapes import Float
 
 FirstOrder = Callable[[Tensor], Tensor]
-SecondOrder = Callable[[Tensor], tuple[Tensor, Tensor]]
+SecondOrder = Callable[[Tensor], tuple[Tensor, SymmetricOperator]]
 Sigma = float | Tensor
 Family = Literal["residual", "d2sm"]
 
@@ -43,7 +48,7 @@ def dsm(
     Returns:
         The loss of each sample, (*batch,).
     """
-    return _first(score(x + sigma * z), z, sigma) + 0.5 * (z / sigma).square().sum(-1)
+    return first_order(score(x + sigma * z), z, sigma) + 0.5 * (z / sigma).square().sum(-1)
 
 
 def dsm_vr(
@@ -55,7 +60,7 @@ def dsm_vr(
     """
     control = (score(x) * z / sigma).sum(-1)
     constant = 0.5 * (torch.ones_like(z) / sigma**2).sum(-1)
-    return _first(score(x + sigma * z), z, sigma) - control + constant
+    return first_order(score(x + sigma * z), z, sigma) - control + constant
 
 
 def dsm_antithetic(
@@ -67,17 +72,17 @@ def dsm_antithetic(
 
     Args, returns: as `dsm`.
     """
-    points, noise = _pair(x, z, sigma)
-    return _first(score(points), noise, sigma).mean(0)
+    points, noise = pair(x, z, sigma)
+    return first_order(score(points), noise, sigma).mean(0)
 
 
-def d2sm_diagonal(
+def d2sm(
     score: SecondOrder, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"], sigma: Sigma
 ) -> Float[Tensor, "*batch"]:
-    """Diagonal D2SM, ‖diag s2 + s1 ⊙ s1 + (1 − z ⊙ z)/σ²‖² at x̃ = x + σz (eq. 16, 17).
+    """D2SM, ‖S + s1 s1ᵀ + (I − z zᵀ)/σ²‖²_F at x̃ = x + σz (eq. 13; of a `Diagonal` S, eq. 16, 17).
 
     Args:
-        score: x̃ → (s1, diag s2), each of the shape of x̃.
+        score: x̃ → (s1, S).
         x: clean points, (*batch, D).
         z: standard normal noise, (*batch, D).
         sigma: σ in the units of x, a number or a tensor that broadcasts against x.
@@ -88,44 +93,41 @@ def d2sm_diagonal(
     return _plain("d2sm", score, x, z, sigma)
 
 
-def d2sm_vr_diagonal(
+def d2sm_vr(
     score: SecondOrder, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"], sigma: Sigma
 ) -> Float[Tensor, "*batch"]:
-    """Variance-reduced D2SM, ½ Σ± ‖ψ(x±)‖² + ⟨a, ψ(x₊) + ψ(x₋) − 2ψ(x)⟩ (eq. 33, diagonal).
+    """Variance-reduced D2SM, ½ Σ± ‖ψ(x±)‖² + ⟨A, ψ(x₊) + ψ(x₋) − 2ψ(x)⟩, ψ = S + s1 s1ᵀ (eq. 33).
 
-    Here ψ = diag s2 + s1 ⊙ s1 and a = (1 − z ⊙ z)/σ².
-
-    Args, returns: as `d2sm_diagonal`.
+    Args, returns: as `d2sm`.
     """
-    return joint_diagonal("d2sm", score, x, z, sigma)[1]
+    return joint("d2sm", score, x, z, sigma)[1]
 
 
-def residual_diagonal(
+def residual(
     score: SecondOrder, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"], sigma: Sigma
 ) -> Float[Tensor, "*batch"]:
-    """Residual form, ‖diag s2 − (r ⊙ r − 1)/σ²‖² with r = z + σ sg(s1(x̃)).
+    """Residual form, ‖S − (r rᵀ − I)/σ²‖²_F with r = z + σ sg(s1(x̃)).
 
     By Tweedie's formula r = −(x − E[x|x̃])/σ, so that E[r rᵀ|x̃] = I + σ² s2 (eq. 18).
 
-    Args, returns: as `d2sm_diagonal`.
+    Args, returns: as `d2sm`.
     """
     return _plain("residual", score, x, z, sigma)
 
 
-def residual_vr_diagonal(
+def residual_vr(
     score: SecondOrder, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"], sigma: Sigma
 ) -> Float[Tensor, "*batch"]:
-    """Variance-reduced residual, ½ Σ± [‖s(x±)‖² − 2⟨s(x±), t±⟩] + 2⟨s(x), (z ⊙ z − 1)/σ²⟩.
+    """Variance-reduced residual, ½ Σ± [‖S(x±)‖² − 2⟨S(x±), T±⟩] + 2⟨S(x), (z zᵀ − I)/σ²⟩.
 
-    Here s = diag s2 and t± = (r± ⊙ r± − 1)/σ² with r± = ±z + σ sg(s1(x±)); the control variate is
-    that of eq. 33.
+    Here T± = (r± r±ᵀ − I)/σ² with r± = ±z + σ sg(s1(x±)); the control variate is that of eq. 33.
 
-    Args, returns: as `d2sm_diagonal`.
+    Args, returns: as `d2sm`.
     """
-    return joint_diagonal("residual", score, x, z, sigma)[1]
+    return joint("residual", score, x, z, sigma)[1]
 
 
-def joint_diagonal(
+def joint(
     family: Family,
     score: SecondOrder,
     x: Float[Tensor, "*batch dim"],
@@ -142,23 +144,70 @@ def joint_diagonal(
 
     Args:
         family: "residual" or "d2sm".
-        score: x̃ → (s1, diag s2), each of the shape of x̃.
+        score: x̃ → (s1, S).
         x: clean points, (*batch, D).
         z: standard normal noise, (*batch, D).
         sigma: σ in the units of x, a number or a tensor that broadcasts against x.
-        control_variate: worth it for σ below about 0.3 of the data's spread, harmful above.
+        control_variate: worth it for small σ, harmful for large; see docs/mathematics.md.
 
     Returns:
         The two losses of each sample, each (*batch,).
     """
-    points, noise = _pair(x, z, sigma)
+    points, noise = pair(x, z, sigma)
     s1, s2 = score(points)
-    first = _first(s1, noise, sigma).mean(0)
-    second = _regression(*_second(family, s1, s2, noise, sigma)).mean(0)
+    first = first_order(s1, noise, sigma).mean(0)
+    second = second_order(family, s1, s2, noise, sigma).mean(0)
     if control_variate:
-        estimate, _ = _second(family, *score(x), z, sigma)
-        second = second + 2 * (estimate * _hermite(z, sigma)).sum(-1)
+        second = second + control(family, *score(x), z, sigma)
     return first, second
+
+
+def likelihood(
+    score: SecondOrder, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"], sigma: Sigma
+) -> Float[Tensor, "*batch"]:
+    """Gaussian likelihood of the residual, log det C + rᵀC⁻¹r with C = I + σ² S, r = z + σ sg(s1).
+
+    Its optimum over all S is E[r rᵀ|x̃] = I + σ² s2, as that of the residual form, but an error
+    counts relative to C. Of a `Diagonal` S it is Σ log c + r²/c.
+
+    Args:
+        score: x̃ → (s1, S), with I + σ² S positive definite.
+        x, z, sigma: as `d2sm`.
+
+    Returns:
+        The loss of each sample, (*batch,).
+    """
+    return likelihood_of(*score(x + sigma * z), z, sigma)
+
+
+def ocm(
+    first: FirstOrder,
+    second: Callable[[Tensor], SymmetricOperator],
+    x: Float[Tensor, "*batch dim"],
+    z: Float[Tensor, "*batch dim"],
+    sigma: Sigma,
+    v: Float[Tensor, "*batch dim"],
+) -> Float[Tensor, "*batch"]:
+    """Optimal covariance matching, ‖diag S − sg(v ⊙ J v)‖² or ‖S v − sg(J v)‖², J = ∂s1/∂x̃.
+
+    The first form is that of a `Diagonal` S, with v of ±1; the second of any other, with E[v vᵀ]
+    = I, whose mean over v is ‖S − J‖²_F. J v is one forward derivative; J is never built.
+
+    Args:
+        first: x̃ → s1, differentiable.
+        second: x̃ → S.
+        x, z, sigma: as `d2sm`.
+        v: the probe, (*batch, D), of independent signs.
+
+    Returns:
+        The loss of each sample, (*batch,).
+
+    Reference:
+        Ou et al., "Improving Probabilistic Diffusion Models With Optimal Diagonal Covariance
+        Matching", ICLR 2025.
+    """
+    points = x + sigma * z
+    return ocm_of(second(points), jacobian_product(first, points, v), v)
 
 
 def calibration(
@@ -184,38 +233,80 @@ def calibration(
     return ((z + sigma * s1).square() / (1 + sigma**2 * s2_diagonal)).mean(0)
 
 
-def _pair(x: Tensor, z: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
-    """x± and ±z, each with a leading dimension of two."""
+# The same formulas of outputs that are already there, so that one evaluation serves many losses.
+
+
+def pair(x: Tensor, z: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
+    """x± = x ± σz and ±z, each with a leading dimension of two."""
     noise = torch.stack((z, -z))
     return x + sigma * noise, noise
 
 
-def _first(s1: Tensor, z: Tensor, sigma: Sigma) -> Tensor:
+def first_order(s1: Tensor, z: Tensor, sigma: Sigma) -> Tensor:
     """½‖s1‖² + s1ᵀz/σ: DSM but for the term that holds no s1."""
     return (s1 * (0.5 * s1 + z / sigma)).sum(-1)
 
 
-def _hermite(z: Tensor, sigma: Sigma) -> Tensor:
-    """(z ⊙ z − 1)/σ²: minus the diagonal of A, and of zero mean."""
-    return (z.square() - 1) / sigma**2
+def second_order(
+    family: Family, s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma
+) -> Tensor:
+    """‖e‖² − 2⟨e, t⟩ at x̃ = x + σz: the squared error but for ‖t‖²."""
+    if family == "residual":  # detached, else s1 would be pulled to where the target is easy
+        return s2.frobenius_squared() - 2 * _inner(s2, z / sigma + s1.detach(), sigma)
+    squared = s2.frobenius_squared() + 2 * s2.quadratic(s1) + _outer(s2, s1, s1)
+    return squared - 2 * _psi_inner(s2, s1, z, sigma)
 
 
-def _second(
-    family: Family, s1: Tensor, s2: Tensor, z: Tensor, sigma: Sigma
-) -> tuple[Tensor, Tensor]:
-    """The estimate e and the target t of a family."""
-    target = _hermite(z, sigma)
-    if family == "d2sm":
-        return s2 + s1.square(), target
-    s1 = s1.detach()  # else s1 would be pulled towards whatever makes the target easy
-    return s2, target + s1 * (s1 + 2 * z / sigma)  # (r² − 1)/σ² without squaring r
+def control(family: Family, s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma) -> Tensor:
+    """2⟨e, (z zᵀ − I)/σ²⟩ of e at the clean x: of zero mean, since z is not in e (eq. 33)."""
+    if family == "residual":
+        return 2 * _inner(s2, z / sigma, sigma)
+    return 2 * _psi_inner(s2, s1, z, sigma)
 
 
-def _regression(estimate: Tensor, target: Tensor) -> Tensor:
-    """‖e‖² − 2⟨e, t⟩: the squared error but for ‖t‖²."""
-    return (estimate * (estimate - 2 * target)).sum(-1)
+def likelihood_of(s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma) -> Tensor:
+    """`likelihood` of s1 and S at x̃ = x + σz."""
+    covariance = s2.scale(sigma).shift(1.0)
+    return covariance.log_determinant() + covariance.inverse_quadratic(z + sigma * s1.detach())
+
+
+def ocm_of(s2: SymmetricOperator, product: Tensor, v: Tensor) -> Tensor:
+    """`ocm` of S and J v at x̃."""
+    if isinstance(s2, Diagonal):
+        return (s2.diagonal() - v * product).square().sum(-1)
+    return (s2.matmul(v) - product).square().sum(-1)
+
+
+@torch.no_grad()
+def jacobian_product(first: FirstOrder, points: Tensor, v: Tensor) -> Tensor:
+    """J v with J the Jacobian of s1 at each point, by one forward derivative; not recorded."""
+    return torch.func.jvp(first, (points,), (v,))[1]
+
+
+def _inner(s2: SymmetricOperator, rho: Tensor, sigma: Sigma) -> Tensor:
+    """⟨S, ρ ρᵀ − I/σ²⟩, with ρ = z/σ or r/σ."""
+    return s2.quadratic(rho) - (s2.diagonal() / sigma**2).sum(-1)
+
+
+def _psi_inner(s2: SymmetricOperator, s1: Tensor, z: Tensor, sigma: Sigma) -> Tensor:
+    """⟨S + s1 s1ᵀ, (z zᵀ − I)/σ²⟩."""
+    outer = _outer(s2, s1, z / sigma) - (s1 / sigma).square().sum(-1)
+    return _inner(s2, z / sigma, sigma) + outer
+
+
+def _outer(s2: SymmetricOperator, s1: Tensor, v: Tensor) -> Tensor:
+    """⟨s1 s1ᵀ, v vᵀ⟩ over the entries that S estimates: the diagonal's, or all."""
+    product = s1 * v
+    return product.square().sum(-1) if isinstance(s2, Diagonal) else product.sum(-1).square()
 
 
 def _plain(family: Family, score: SecondOrder, x: Tensor, z: Tensor, sigma: Sigma) -> Tensor:
-    estimate, target = _second(family, *score(x + sigma * z), z, sigma)
-    return _regression(estimate, target) + target.square().sum(-1)
+    s1, s2 = score(x + sigma * z)
+    rho = z / sigma + s1.detach() if family == "residual" else z / sigma
+    units = torch.ones_like(z) / sigma**2
+    if isinstance(s2, Diagonal):
+        target = (rho.square() - units).square().sum(-1)
+    else:
+        norm = rho.square().sum(-1)
+        target = norm.square() + (units * (units - 2 * rho.square())).sum(-1)
+    return second_order(family, s1, s2, z, sigma) + target

@@ -1,34 +1,53 @@
-"""DSMTrainer: from data to a ScoreEstimator (floor 3; the only file that imports lightning)."""
+"""DSMTrainer: from data to a ScoreEstimator (floor 4; the only file that imports lightning)."""
 
 import copy
 import math
+import os
 import sys
-from typing import Any
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.csv_logs import CSVLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ozaki import validation
+from ozaki.scores import checkpoint as checkpoints
 from ozaki.scores.estimator import ScoreEstimator
-from ozaki.scores.losses import HeldOut, LossPlan, held_out_losses
-from ozaki.scores.networks import ScoreNetwork, default_network
-from ozaki.scores.standardisation import collect, standardisation
+from ozaki.scores.losses import TERMS, LossPlan
+from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
+from ozaki.scores.optimisation import HELD_OUT_PAIRS, Phase, Schedule
+from ozaki.scores.sources import Source, open_source
+from ozaki.scores.standardisation import Standardisation, standardisation
+from ozaki.storage import lock
 
 LARGEST_SIGMA = 100  # in spreads: beyond it the smoothed law is the noise
-REDUCE_BELOW = 0.3  # in spreads: docs/mathematics.md, section 3
-EVALUATE_EVERY = 100  # steps
-WARM_UP = 100  # steps
-HELD_OUT_PAIRS = 8192
+# in spreads: below it the losses, of size 1/σ², are rounding in that dtype
+SMALLEST_SIGMA = {torch.float32: 1e-3, torch.float64: 1e-7}
+REDUCE_BELOW = 0.3  # in spreads: docs/learning.md has the measurement
+HIGH_ORDER_FROM = 0.3  # in spreads: below it the targets of orders 3 and 4 are all noise
+DEFAULT_RANK = 20
+LEAST_WIDTH, MOST_WIDTH = 64, 512  # between them twice the dimension
 STORED_POINTS = 512
-CLIP = 5.0  # on losses scaled to order one: it catches outliers only
+MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+OBJECTIVES: dict[str, dict[str, float]] = {
+    "residual": {"residual": 1.0},
+    "ocm": {"ocm": 1.0},
+    "residual+ocm": {"residual": 0.5, "ocm": 0.5},
+    "d2sm": {"d2sm": 1.0},
+    "likelihood": {"likelihood": 1.0},
+    "dsm": {},
+}
+AUTO = "residual+ocm"
 
 
 class DSMTrainer:
-    """Learns s1 and diag s2 of the data's smoothed law p_σ by denoising score matching.
+    """Learns s1 and s2 of the data's smoothed law p_σ by denoising score matching.
 
     s1 is trained by antithetic DSM (eq. 3) and s2 jointly with it (eq. 14, 15) by the residual
     form, variance-reduced (as eq. 33) for σ up to 0.3 of the data's spread and averaged over the
@@ -38,36 +57,52 @@ class DSMTrainer:
     whose held-out loss is within two standard errors of the lowest; training stops when that has
     long been past.
 
+    Under ``torchrun --nproc-per-node N`` each of the N processes computes its share of every batch,
+    and all end with the same estimator.
+
     Args:
-        sigma: the standard deviation of the smoothing noise, in units of the standardised data;
-            "auto" is N^(−1/6) (times the spread, where nothing is standardised).
-        objective: "auto" or "residual"; "d2sm", the paper's (eq. 16); or "dsm", s1 alone.
-        curvature: "diagonal", or None for s1 alone.
-        rank: of a low-rank curvature, which is not in this version.
+        sigma: the standard deviation of the smoothing noise, in units of the standardised data; a
+            (low, high) range for an estimator of every σ in it, see `ScoreEstimator.at`; "auto" is
+            N^(−1/6) (times the spread, where nothing is standardised).
+        objective: of s2: "residual"; "ocm", on the Jacobian of s1; "residual+ocm", half of each;
+            "d2sm", the paper's (eq. 13, 16); "likelihood", of the residual; or weights by name, as
+            {"residual": 1.0, "ocm": 0.3}. "dsm" is s1 alone. "auto" is "residual".
+        curvature: "diagonal", "low_rank" (diag(a) + B diag(e) Bᵀ), or None for s1 alone.
+        rank: r of the low rank; None is 20, or the dimension where that is less.
+        signed: whether the low-rank part may be negative as well; False learns the posterior
+            covariance as diag(d) + B Bᵀ, positive definite by construction.
+        order: the highest score learned: 2, or 3 or 4, whose diagonals are then learned too; for
+            σ of 0.3 of the spread and above.
         variance_reduction: "auto" as above; True for the control variate at every σ; False for
             the plain losses at one noise draw.
+        joint: train s1 and s2 together; False trains s1 first, and s2 on it.
         standardize: "columns", "scalar" (one mean and scale for all), or None; "auto" is
             "columns" for (N, D) data and None for images.
         network: any module called as ``network(u, noise)``, see ozaki.scores.networks; it is
-            copied, not changed. None is one residual MLP each for s1 and s2.
-        width: hidden units of the default network.
+            copied, not changed. None is one residual MLP for each order.
+        width: hidden units of the default network; None is twice the dimension, from 64 to 512.
         depth: residual blocks of the default network.
+        shared: one trunk for all orders in the default network, in place of one each.
         max_steps: optimiser steps, at most.
-        batch_size: noisy pairs a step.
+        batch_size: noisy pairs a step, over all processes.
         learning_rate: of Adam, at its peak.
         ema: decay of the moving average of the weights, reached gradually.
         held_out: fraction of the rows kept for the held-out loss.
         patience: stop this many evaluations, one every 100 steps, after the last one worth keeping.
         curvature_weight: γ, the weight of the second loss against the first (eq. 14).
+        checkpoint: a folder to keep the state of the run in, so that it can be resumed.
+        checkpoint_every: steps between two checkpoints.
+        logger: "csv", "tensorboard", or any logger of Lightning Fabric; None logs nothing.
+        log_dir: folder of the "csv" and "tensorboard" loggers.
         seed: the same seed gives the same estimator, bit for bit on a CPU; None takes one from
             the global random state, which is otherwise left alone.
         accelerator: as Lightning Fabric's: "cpu", "cuda", "auto", ...
         precision: as Lightning Fabric's: "32-true", "16-mixed", "bf16-mixed", or "64-true", which
-            alone makes a float64 estimator.
+            alone makes a float64 estimator. Mixed is the trunk's; the losses stay in float32.
         progress: show a progress bar, where standard error is a terminal.
 
     Raises:
-        ValueError: an argument out of range, or one that belongs to a later version.
+        ValueError: an argument out of range, or arguments that do not fit each other.
 
     Example:
         >>> data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
@@ -81,16 +116,20 @@ class DSMTrainer:
 
     def __init__(
         self,
-        sigma: float | int | str = "auto",
+        sigma: Any = "auto",
         *,
-        objective: str = "auto",
+        objective: Any = "auto",
         curvature: str | None = "diagonal",
         rank: int | None = None,
+        signed: bool = True,
+        order: int = 2,
         variance_reduction: bool | str = "auto",
+        joint: bool = True,
         standardize: str | None = "auto",
         network: nn.Module | None = None,
-        width: int = 64,
+        width: int | None = None,
         depth: int = 2,
+        shared: bool = False,
         max_steps: int = 3000,
         batch_size: int = 256,
         learning_rate: float = 6e-3,
@@ -98,221 +137,353 @@ class DSMTrainer:
         held_out: float = 0.1,
         patience: int = 8,
         curvature_weight: float = 1.0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 500,
+        logger: Any = None,
+        log_dir: str | os.PathLike[str] = "ozaki-logs",
         seed: int | None = None,
         accelerator: str = "cpu",
         precision: Any = "32-true",
         progress: bool = True,
     ):
-        _refuse_later(sigma, objective, curvature)
-        self.sigma = sigma if isinstance(sigma, str) else validation.positive("sigma", sigma)
-        if isinstance(sigma, str):
-            validation.choice("sigma", sigma, ("auto",))
-        self.objective = validation.choice(
-            "objective", objective, ("auto", "residual", "d2sm", "dsm")
-        )
-        self.curvature = validation.choice("curvature", curvature, ("diagonal", None))
-        if curvature is None and objective in ("residual", "d2sm"):
+        self.sigma = _sigma(sigma)
+        self.curvature = validation.choice("curvature", curvature, ("diagonal", "low_rank", None))
+        self.terms = _terms(objective, curvature)
+        self.rank = _rank(rank, self.curvature)
+        self.signed = validation.flag("signed", signed)
+        self.order = _order(order, self.terms, self.curvature)
+        if "likelihood" in self.terms and curvature == "low_rank" and self.signed:
             raise ValueError(
-                f"objective={objective!r} learns s2, but curvature was None; use objective='dsm', "
-                "or curvature='diagonal'"
+                "objective='likelihood' needs a positive definite posterior covariance, but "
+                "curvature was 'low_rank' and signed True; pass signed=False, or objective="
+                "'residual'"
             )
-        self.rank = None if rank is None else validation.count("rank", rank)
         self.variance_reduction = validation.choice(
             "variance_reduction", variance_reduction, ("auto", True, False)
         )
+        self.joint = validation.flag("joint", joint)
         self.standardize = validation.choice(
             "standardize", standardize, ("auto", "columns", "scalar", None)
         )
         if network is not None and not isinstance(network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module or None, but was {network!r}")
+        if network is not None and not joint:
+            raise ValueError(
+                "joint=False needs ozaki's own network, of which it knows what belongs to s1, but "
+                f"network was {type(network).__name__}; leave one of them out"
+            )
         self.network = network
-        self.width = validation.count("width", width)
+        self.width = None if width is None else validation.count("width", width)
         self.depth = validation.count("depth", depth, minimum=0)
-        self.max_steps = validation.count("max_steps", max_steps)
-        self.batch_size = validation.count("batch_size", batch_size)
-        self.learning_rate = validation.positive("learning_rate", learning_rate)
-        self.ema = _fraction("ema", ema)
-        self.held_out = _fraction("held_out", held_out)
-        self.patience = validation.count("patience", patience)
-        self.curvature_weight = validation.positive("curvature_weight", curvature_weight)
-        self.seed = None if seed is None else validation.count("seed", seed, minimum=0)
-        self.accelerator = accelerator
-        self.precision = validation.choice(
-            "precision", precision, ("32-true", "64-true", "16-mixed", "bf16-mixed")
+        self.shared = validation.flag("shared", shared)
+        self.schedule = Schedule(
+            validation.count("max_steps", max_steps),
+            validation.count("batch_size", batch_size),
+            validation.positive("learning_rate", learning_rate),
+            _fraction("ema", ema),
+            validation.count("patience", patience),
+            validation.positive("curvature_weight", curvature_weight),
         )
+        self.held_out = _fraction("held_out", held_out)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
+        self.logger = _logger(logger, log_dir)
+        self.seed = validation.seed("seed", seed)
+        self.accelerator = accelerator
+        self.precision = validation.choice("precision", precision, ("32-true", "64-true", *MIXED))
         self.progress = progress
 
-    def fit(self, data: Any) -> ScoreEstimator:
+    def fit(self, data: Any, *, resume: bool = False) -> ScoreEstimator:
         """Train on `data`.
 
         Args:
-            data: (N, *event_shape), floating-point: a tensor, an array, a frame, or a DataLoader
-                of finite length, whose items are tensors or tuples that begin with one.
+            data: (N, *event_shape), floating-point: a tensor, an array or a frame, which stay on
+                the device as a whole; or a DataLoader or Dataset, read as a stream, of which a
+                finite one is begun again at its end.
+            resume: go on from the state in `checkpoint`, if there is one, else begin; the run ends
+                with the same estimator as one that was never stopped, on a CPU bit for bit. The
+                data and all that bears on the result must be as they were.
 
         Returns:
             The estimator, with held-out figures in its `metrics`.
 
         Raises:
-            ValueError: data that cannot be learned from, a sigma that does not fit them, or a
-                network that does not take or give the right shapes.
+            ValueError: data that cannot be learned from, a sigma that does not fit them, a
+                network that does not take or give the right shapes, or a resume with other
+                settings or data than those of the checkpoint.
+            FileExistsError: `checkpoint` holds a state, and `resume` is False.
             FloatingPointError: the loss became NaN or infinite.
         """
-        x = collect(data)
+        if resume and self.checkpoint is None:
+            raise ValueError(
+                "resume=True needs the folder of a checkpoint, but checkpoint was None; pass "
+                "DSMTrainer(checkpoint=folder)"
+            )
+        fabric = self._fabric()
+        chief = fabric.global_rank == 0
         seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        seed = fabric.broadcast(seed)
         # the initial weights, and a network of the user's own, draw from the global state
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with (
+            torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+            lock(self.checkpoint) if self.checkpoint and chief else nullcontext(),
+        ):
+            if self.checkpoint and chief:
+                checkpoints.clean(self.checkpoint)
+            saved = self._saved(resume)
+            if saved is not None and self.seed is None:
+                seed = saved.settings["seed"]
             torch.manual_seed(seed)
-            return self._fit(x, torch.Generator().manual_seed(seed))
+            return self._fit(fabric, data, seed, saved)
 
-    def _fit(self, x: Tensor, generator: torch.Generator) -> ScoreEstimator:
-        event_shape, rows = x.shape[1:], x.reshape(len(x), -1).double()
-        dim = rows.shape[1]
-        self._check_rank(dim)
-        kind = self.standardize
-        if kind == "auto":
-            kind = "columns" if len(event_shape) == 1 else None
-        units, centre, spread = standardisation(rows, kind)
-        sigma = self._noise_level(len(rows), spread)
-        heads = 1 if self.curvature is None or self.objective == "dsm" else 2
-
-        fabric = Fabric(accelerator=self.accelerator, devices=1, precision=self.precision)
-        dtype = torch.float64 if self.precision == "64-true" else torch.float32
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        kept = max(1, round(self.held_out * len(rows)))
-        u = units.forward(rows, dtype).to(fabric.device)
-
-        architecture = {"dim": dim, "heads": heads, "width": self.width, "depth": self.depth}
-        own = self.network is not None
-        trunk = copy.deepcopy(self.network) if own else default_network(**architecture)
-        net = ScoreNetwork(trunk, event_shape, sigma, heads, centre, spread)  # pyright: ignore
-        net = net.requires_grad_().to(fabric.device, dtype)
-        net.check(u)
-        reduced = self.variance_reduction
-        plan = LossPlan(
-            "d2sm" if self.objective == "d2sm" else "residual",
-            heads,
-            antithetic=reduced is not False,
-            control_variate=sigma <= REDUCE_BELOW * spread if reduced == "auto" else bool(reduced),
-        )
-        best, step = self._optimise(fabric, net, plan, u[kept:], u[:kept], generator)
-        estimator = ScoreEstimator(
-            best,
-            units.to(fabric.device),
-            rows[kept:][:STORED_POINTS].to(fabric.device, dtype),
-            architecture=None if own else architecture,
-        )
-        figures = estimator.evaluate(rows[:kept], generator, draws=HELD_OUT_PAIRS)
-        estimator.metrics = {**figures, "held_out_rows": float(kept), "steps": float(step)}
+    def _fit(self, fabric: Fabric, data: Any, seed: int, saved: "_Saved | None") -> ScoreEstimator:
+        generator = torch.Generator().manual_seed(seed)
+        source = open_source(data, self.held_out, generator)
+        if fabric.broadcast(source.fingerprint) != source.fingerprint:
+            raise ValueError(
+                "data must be the same on every process, but those of process "
+                f"{fabric.global_rank} were not those of process 0; each takes its own share"
+            )
+        units, net = self._network(fabric, source)
+        settings = {**self._settings(), "seed": seed, "data": source.fingerprint}
+        if saved is not None:
+            assert self.checkpoint is not None
+            checkpoints.match(self.checkpoint, saved.settings, settings)
+        net, steps = self._train(fabric, source, units, net, generator, settings, saved)
+        stored = source.train[:STORED_POINTS].to(fabric.device, _dtype(self.precision))
+        own = isinstance(net.network, Trunks)
+        architecture = self._architecture(net.event_shape.numel()) if own else None
+        estimator = ScoreEstimator(net, units, stored, architecture=architecture)
+        estimator.metrics = {
+            **self._metrics(estimator, source.held, generator),
+            "held_out_rows": float(len(source.held)),
+            "steps": float(steps),
+        }
         return estimator
 
-    def _optimise(
-        self,
-        fabric: Fabric,
-        net: ScoreNetwork,
-        plan: LossPlan,
-        train: Tensor,
-        held: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[ScoreNetwork, int]:
-        """The average of the weights that is kept, and its step."""
-        # a gradient scaler cannot clip for a fused optimiser
-        fused = fabric.device.type in ("cpu", "cuda") and self.precision != "16-mixed"
-        optimiser = torch.optim.Adam(
-            net.parameters(), self.learning_rate, betas=(0.9, 0.99), fused=fused or None
-        )
-        schedule = LambdaLR(optimiser, self._learning_rate_at)
-        model, optimiser = fabric.setup(net, optimiser)
-        average = AveragedModel(net, multi_avg_fn=_gradual(self.ema))
-        averaged: ScoreNetwork = average.module  # pyright: ignore[reportAssignmentType]
-        averaged.eval()
-        held = held.repeat(-(-HELD_OUT_PAIRS // len(held)), 1)[:HELD_OUT_PAIRS]
-        held_noise = _normal(held, generator)
-        weights = (1.0, self.curvature_weight)
-        lowest = held_out_losses(plan, averaged, held, held_noise)
-        kept, kept_step, sizes = copy.deepcopy(averaged.state_dict()), 0, lowest.sizes
-        model.train()
-
-        shown = self.progress and sys.stderr.isatty()
-        with tqdm(total=self.max_steps, desc="training", disable=not shown) as bar:
-            for step in range(1, self.max_steps + 1):
-                chosen = torch.randint(len(train), (self.batch_size,), generator=generator)
-                x = train[chosen.to(train.device)]
-                losses = plan.losses(model, x, _normal(x, generator), net.sigma)
-                parts = zip(weights, losses, sizes, strict=False)
-                optimiser.zero_grad(set_to_none=True)
-                scaled = [w * loss.mean() / size for w, loss, size in parts]
-                fabric.backward(torch.stack(scaled).sum())
-                fabric.clip_gradients(model, optimiser, max_norm=CLIP, error_if_nonfinite=False)
-                optimiser.step()
-                schedule.step()
-                average.update_parameters(net)
-                bar.update()
-                if step % EVALUATE_EVERY and step != self.max_steps:
-                    continue
-                now = held_out_losses(plan, averaged, held, held_noise)
-                self._check_finite(now, step)
-                sizes = now.sizes
-                change, error = now.change(lowest, weights)
-                if change < 0:
-                    lowest = now
-                # of those that cannot be told from the lowest the latest is best: the learning
-                # rate falls and the average lengthens
-                if change <= 2 * error:
-                    kept, kept_step = copy.deepcopy(averaged.state_dict()), step
-                elif step - kept_step >= self.patience * EVALUATE_EVERY:
-                    break
-                bar.set_postfix(held_out=", ".join(f"{v:.4g}" for v in now.means))
-        averaged.load_state_dict(kept)
-        return averaged, kept_step
-
-    def _learning_rate_at(self, step: int) -> float:
-        """A linear warm-up times half a cosine, as a fraction of the peak."""
-        warm = min(1.0, (step + 1) / min(WARM_UP, self.max_steps))
-        return warm * 0.5 * (1 + math.cos(math.pi * step / self.max_steps))
-
-    def _noise_level(self, n: int, spread: float) -> float:
-        if isinstance(self.sigma, str):
-            return spread * n ** (-1 / 6)
-        if self.sigma > LARGEST_SIGMA * spread:
-            raise ValueError(
-                f"sigma must be at most {LARGEST_SIGMA} times the spread of the data as trained on "
-                f"({spread:.4g}), but was {self.sigma}; lower it, or pass sigma='auto'"
-            )
-        return self.sigma
-
-    def _check_rank(self, dim: int) -> None:
+    def _network(self, fabric: Fabric, source: Source) -> tuple[Standardisation, ScoreNetwork]:
+        """The data's units, and a network that fits them, on the device."""
+        rows = source.train
+        dim, kind = rows.shape[1], self.standardize
         if self.rank is not None and self.rank > dim:
             raise ValueError(
                 f"rank must be at most the dimension of the data, {dim}, but was {self.rank}"
             )
-        if self.rank is not None:
+        if kind == "auto":
+            kind = "columns" if len(source.event_shape) == 1 else None
+        units, centre, spread = standardisation(rows, kind, _dtype(self.precision))
+        sigma = self._noise_level(len(rows) + len(source.held), spread)
+        own = self.network is None
+        trunk = Trunks(**self._architecture(dim)) if own else copy.deepcopy(self.network)
+        rank = self._architecture(dim)["rank"]
+        order = 1 if not self.terms else self.order
+        net = ScoreNetwork(
+            trunk,  # pyright: ignore
+            source.event_shape,
+            sigma,
+            Heads(order, rank, self.signed),
+            centre,
+            spread,
+        )
+        dtype = _dtype(self.precision)
+        net = net.requires_grad_().to(fabric.device, dtype)
+        net.check(torch.empty(0, dtype=dtype, device=fabric.device))
+        return units.to(fabric.device), net
+
+    def _architecture(self, dim: int) -> dict[str, Any]:
+        """The arguments of `Trunks`."""
+        rank = 0
+        if self.curvature == "low_rank":
+            rank = min(DEFAULT_RANK, dim) if self.rank is None else self.rank
+        return {
+            "dim": dim,
+            "order": self.order if self.terms else 1,
+            "rank": rank,
+            "width": self.width or min(MOST_WIDTH, max(LEAST_WIDTH, 2 * dim)),
+            "depth": self.depth,
+            "conditional": isinstance(self.sigma, tuple),
+            "shared": self.shared,
+        }
+
+    def _train(
+        self,
+        fabric: Fabric,
+        source: Source,
+        units: Standardisation,
+        net: ScoreNetwork,
+        generator: torch.Generator,
+        settings: Mapping[str, Any],
+        saved: "_Saved | None",
+    ) -> tuple[ScoreNetwork, int]:
+        """The weights that are kept, and the step they are of."""
+        dtype = _dtype(self.precision)
+
+        def prepare(rows: Tensor) -> Tensor:
+            return units.forward(rows.to(fabric.device), dtype)
+
+        plans = self._plans(net)
+        batches = source.batches(
+            self.schedule.batch_size, generator, prepare, (fabric.global_rank, fabric.world_size)
+        )
+        net.mixed = MIXED.get(self.precision)
+        shown = self.progress and sys.stderr.isatty() and fabric.global_rank == 0
+        begin = 0 if saved is None else saved.state["phase"]
+        phase: Phase | None = None
+        with tqdm(
+            total=len(plans) * self.schedule.max_steps, desc="training", disable=not shown
+        ) as bar:
+            for i, plan in enumerate(plans):
+                if i < begin:
+                    continue
+                net.requires_grad_()
+                if isinstance(net.network, Trunks):
+                    net.network.first.requires_grad_(plan.first)
+                phase = Phase(
+                    fabric, net, plan, self.schedule, batches, prepare(source.held), generator
+                )
+                if saved is not None and i == begin:
+                    phase.restore(saved.tensors, saved.state)
+                bar.update(i * self.schedule.max_steps + phase.step - bar.n)
+
+                def after(phase: Phase, i: int = i) -> None:
+                    bar.update()
+                    if phase.finished or phase.step % self.checkpoint_every == 0:
+                        self._save(fabric, phase, i, settings)
+
+                def evaluated(
+                    phase: Phase, figures: dict[str, float], done: int = i * self.schedule.max_steps
+                ) -> None:
+                    fabric.log_dict(figures, step=done + phase.step)
+                    bar.set_postfix(held_out=", ".join(f"{v:.4g}" for v in phase.now.means))
+
+                kept = phase.run(after, evaluated)
+                net.load_state_dict(kept.state_dict())
+        assert phase is not None
+        for logger in fabric.loggers:
+            logger.finalize("success")
+        return phase.average, phase.kept_step
+
+    def _plans(self, net: ScoreNetwork) -> list[LossPlan]:
+        """The losses of each phase."""
+        limit = {"auto": REDUCE_BELOW * net.spread, True: math.inf, False: 0.0}
+        plan = LossPlan(
+            tuple(self.terms.items()),
+            order=net.heads.order,
+            antithetic=self.variance_reduction is not False,
+            reduce_below=limit[self.variance_reduction],
+        )
+        if self.joint or not self.terms:
+            return [plan]
+        return [plan._replace(terms=()), plan._replace(first=False)]
+
+    def _save(self, fabric: Fabric, phase: Phase, index: int, settings: Mapping[str, Any]) -> None:
+        if self.checkpoint is None:
+            return
+        if fabric.global_rank == 0:
+            state = {**phase.state(), "phase": index}
+            checkpoints.write(self.checkpoint, phase.tensors(), settings, state)
+        fabric.barrier()
+
+    def _saved(self, resume: bool) -> "_Saved | None":
+        found = None if self.checkpoint is None else checkpoints.read(self.checkpoint)
+        if found is not None and not resume:
+            raise FileExistsError(
+                f"checkpoint={str(self.checkpoint)!r} holds the state of a run; pass "
+                "fit(data, resume=True) to go on with it, or choose another folder"
+            )
+        return None if found is None else _Saved(*found)
+
+    def _settings(self) -> dict[str, Any]:
+        """What bears on the result, as JSON would have it."""
+        sigma = list(self.sigma) if isinstance(self.sigma, tuple) else self.sigma
+        return {
+            "sigma": sigma,
+            "objective": dict(self.terms),
+            "curvature": self.curvature,
+            "rank": self.rank,
+            "signed": self.signed,
+            "order": self.order,
+            "variance_reduction": self.variance_reduction,
+            "joint": self.joint,
+            "standardize": self.standardize,
+            "network": None if self.network is None else type(self.network).__qualname__,
+            "width": self.width,
+            "depth": self.depth,
+            "shared": self.shared,
+            **self.schedule._asdict(),
+            "held_out": self.held_out,
+            "precision": self.precision,
+        }
+
+    def _fabric(self) -> Fabric:
+        """Lightning Fabric; under torchrun one process of many."""
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        if self.schedule.batch_size % world:
             raise ValueError(
-                f"rank was {self.rank}, but low-rank curvature is not available in this version; "
-                "leave rank out"
+                f"batch_size must be a multiple of the number of processes, {world}, but was "
+                f"{self.schedule.batch_size}"
             )
+        fabric = Fabric(
+            accelerator=self.accelerator,
+            devices=local,
+            num_nodes=max(1, world // local),
+            strategy="ddp" if world > 1 else "auto",
+            precision=self.precision,
+            loggers=self.logger,
+        )
+        if world > 1:
+            fabric.launch()
+        return fabric
 
-    def _check_finite(self, now: HeldOut, step: int) -> None:
-        if not all(math.isfinite(value) for value in (*now.means, *now.sizes)):
-            raise FloatingPointError(
-                f"the held-out loss was {now.means} at step {step} of training; lower "
-                f"learning_rate (it was {self.learning_rate}), raise sigma, or look for outliers "
-                "in the data"
-            )
+    def _metrics(
+        self, estimator: ScoreEstimator, held: Tensor, generator: torch.Generator
+    ) -> dict[str, Any]:
+        if not isinstance(estimator.sigma, tuple):
+            return estimator.evaluate(held, generator, draws=HELD_OUT_PAIRS)
+        low, high = (math.log(s) for s in estimator.sigma)
+        levels = [math.exp(low + (high - low) * i / 4) for i in range(5)]
+        levels[0], levels[-1] = estimator.sigma
+        found = [estimator.at(s).evaluate(held, generator, draws=HELD_OUT_PAIRS) for s in levels]
+        columns = {k: [figures[k] for figures in found] for k in found[0] if k != "calibration"}
+        return {"sigma": levels, **columns}
+
+    def _noise_level(self, n: int, spread: float) -> float | tuple[float, float]:
+        if isinstance(self.sigma, str):
+            return spread * max(n ** (-1 / 6), HIGH_ORDER_FROM if self.order > 2 else 0)
+        smallest = SMALLEST_SIGMA[_dtype(self.precision)]
+        for value in self.sigma if isinstance(self.sigma, tuple) else (self.sigma,):
+            if value > LARGEST_SIGMA * spread:
+                raise ValueError(
+                    f"sigma must be at most {LARGEST_SIGMA} times the spread of the data as "
+                    f"trained on ({spread:.4g}), but was {self.sigma}; lower it, or pass "
+                    "sigma='auto'"
+                )
+            if value < smallest * spread:
+                raise ValueError(
+                    f"sigma must be at least {smallest:g} times the spread of the data as trained "
+                    f"on ({spread:.4g}) in precision {self.precision!r}, but was {self.sigma}; "
+                    "raise it, or pass precision='64-true'"
+                )
+            if self.order > 2 and value < HIGH_ORDER_FROM * spread:
+                raise ValueError(
+                    f"sigma must be at least {HIGH_ORDER_FROM} times the spread of the data as "
+                    f"trained on ({spread:.4g}) for order={self.order}, whose targets are all "
+                    f"noise below, but was {self.sigma}; raise it, or pass order=2"
+                )
+        return self.sigma
 
 
-def _gradual(decay: float) -> Any:
-    """A moving average whose memory grows with training, so that it forgets the first weights."""
+class _Saved(NamedTuple):
+    """What a checkpoint held."""
 
-    def update(averages: Any, current: Any, count: Any) -> None:
-        n = float(count)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, current, count)
-
-    return update
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    state: dict[str, Any]
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise drawn on the CPU: the same numbers whatever the device."""
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+def _dtype(precision: str) -> torch.dtype:
+    return torch.float64 if precision == "64-true" else torch.float32
 
 
 def _fraction(name: str, value: Any) -> float:
@@ -322,20 +493,71 @@ def _fraction(name: str, value: Any) -> float:
     return number
 
 
-def _refuse_later(sigma: Any, objective: Any, curvature: Any) -> None:
-    """What the next release brings is named, and what to use until then."""
-    if isinstance(sigma, (tuple, list)):
+def _sigma(sigma: Any) -> float | str | tuple[float, float]:
+    if isinstance(sigma, str):
+        return validation.choice("sigma", sigma, ("auto",))
+    if not isinstance(sigma, (tuple, list)):
+        return validation.positive("sigma", sigma)
+    if len(sigma) != 2:
+        raise ValueError(f"sigma must be a number, a (low, high) range or 'auto', but was {sigma}")
+    low, high = (validation.positive("sigma", s) for s in sigma)
+    if low >= high:
         raise ValueError(
-            f"sigma must be a number or 'auto', but was {sigma!r}; a range of noise levels is not "
-            "available in this version: train one estimator for each"
+            f"sigma must be a range (low, high) with low < high, but was {sigma}; "
+            + ("swap the two" if low > high else "pass the number itself")
         )
-    if objective in ("ocm", "residual+ocm"):
+    return low, high
+
+
+def _terms(objective: Any, curvature: str | None) -> dict[str, float]:
+    """The second-order losses and their weights."""
+    if isinstance(objective, Mapping):
+        if not objective:
+            raise ValueError("objective must name at least one loss, but was empty")
+        for name in objective:
+            validation.choice("objective", name, TERMS)
+        terms = {k: validation.positive(f"objective[{k!r}]", w) for k, w in objective.items()}
+    else:
+        validation.choice("objective", objective, ("auto", *OBJECTIVES))
+        terms = dict(OBJECTIVES[AUTO if objective == "auto" else objective])
+    if curvature is None and objective not in ("auto", "dsm"):
         raise ValueError(
-            f"objective={objective!r} is not available in this version; use objective='residual', "
-            "or estimator.autodiff() for the Jacobian of s1"
+            f"objective={objective!r} learns s2, but curvature was None; use objective='dsm', "
+            "or curvature='diagonal'"
         )
-    if curvature == "low_rank":
+    return {} if curvature is None else terms
+
+
+def _rank(rank: Any, curvature: str | None) -> int | None:
+    if rank is None:
+        return None
+    if curvature != "low_rank":
         raise ValueError(
-            "curvature='low_rank' is not available in this version; use curvature='diagonal', or "
-            "estimator.autodiff() for a dense one"
+            f"rank belongs to curvature='low_rank', but was {rank!r} with curvature={curvature!r}; "
+            "leave rank out, or pass curvature='low_rank'"
         )
+    return validation.count("rank", rank)
+
+
+def _order(order: Any, terms: Mapping[str, float], curvature: str | None) -> int:
+    validation.choice("order", order, (2, 3, 4))
+    if order > 2 and (not terms or curvature != "diagonal"):
+        raise ValueError(
+            f"order={order} needs the diagonal of s2, but curvature was {curvature!r} and the "
+            f"losses of s2 were {dict(terms)}; pass curvature='diagonal' and an objective that "
+            "learns s2, or order=2"
+        )
+    return order
+
+
+def _logger(logger: Any, folder: str | os.PathLike[str]) -> Any:
+    if isinstance(logger, str):
+        validation.choice("logger", logger, ("csv", "tensorboard"))
+        kind = CSVLogger if logger == "csv" else TensorBoardLogger
+        return kind(root_dir=Path(folder), name="training")
+    if logger is not None and not hasattr(logger, "log_metrics"):
+        raise ValueError(
+            f"logger must be 'csv', 'tensorboard', a logger of Lightning Fabric or None, but was "
+            f"{logger!r}"
+        )
+    return logger

@@ -1,0 +1,187 @@
+"""A training that can be taken up again: one safetensors file, written whole, no code (floor 1).
+
+The header holds one JSON text and a SHA-256 of that text and of every tensor's name, dtype, shape
+and bytes. Reading is strict: what is not exactly what `write` wrote is refused.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ozaki.storage import sweep, write_atomically
+
+FORMAT = "ozaki.checkpoint"
+VERSION = 1
+FILE = "checkpoint.safetensors"
+REMEDY = "remove it to train anew, or restore it from a copy"
+_NUMBER = "__float__"  # JSON knows no NaN and no infinity: {"__float__": "inf"}
+
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]
+
+
+def write(
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint into `folder` in place of the one there, all or nothing.
+
+    Args:
+        folder: made if it is missing.
+        tensors: of any shape, dtype and device; they may share memory.
+        settings: what must be equal for the training to be taken up again, see `match`; strings,
+            numbers, None, and lists and mappings of them. A tuple is read as a list.
+        state: where the training stands, made of the same.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it could not be written, for want of space for instance. The checkpoint that was
+            there is as it was.
+    """
+    path = Path(folder) / FILE
+    parts = {"settings": _plain(settings), "state": _plain(state)}
+    text = json.dumps({"format": FORMAT, "version": VERSION, **parts}, allow_nan=False)
+    # cloned: safetensors refuses tensors that share memory, such as tied weights
+    copies = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
+    header = {FORMAT: text, "sha256": _digest(text, copies)}
+
+    def save(target: Path) -> None:
+        # not save_file, which writes to a temporary file of its own, and leaves it when killed
+        target.write_bytes(safetensors.torch.save(copies, header))
+
+    try:
+        return write_atomically(path, save, overwrite=True)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        message = (
+            f"{path} could not be written ({error}); make room on the disk or choose another "
+            "folder, and train again: a checkpoint that was there is as it was"
+        )
+        raise OSError(error.errno, message) from error
+
+
+def read(folder: str | os.PathLike[str]) -> Checkpoint | None:
+    """The tensors, settings and state in `folder`; None where there is no checkpoint.
+
+    Raises:
+        ValueError: the file is corrupt, or of another format or version.
+        OSError: it could not be read at all.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    # read once: safe_open opens a file twice, between which it may be replaced
+    content = path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, LookupError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file ({error}); {REMEDY}"
+        ) from error
+    header = header.get("__metadata__", {})
+    if FORMAT not in header:
+        raise ValueError(f"{path} must be of format {FORMAT!r}, but was not; {REMEDY}")
+    if header.get("sha256") != _digest(header[FORMAT], tensors):
+        raise ValueError(f"{path} is corrupt: its content does not match its SHA-256; {REMEDY}")
+    found = _parse(path, header[FORMAT])
+    return tensors, found["settings"], found["state"]
+
+
+def match(
+    folder: str | os.PathLike[str], saved: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Check that a training has the settings of the checkpoint that it is to take up.
+
+    Raises:
+        ValueError: naming every setting that differs.
+    """
+    was, now = dict(saved), _revived(_plain(settings))
+    changes = [
+        f"{name} {_shown(was, name, 'was')} in the checkpoint and {_shown(now, name, 'is')} now"
+        for name in sorted(was.keys() | now.keys())
+        if _plain(was.get(name)) != _plain(now.get(name)) or (name in was) != (name in now)
+    ]
+    if changes:
+        raise ValueError(
+            f"{Path(folder) / FILE} is of a training with other settings: {'; '.join(changes)}; "
+            "resume with the same settings, or choose another folder"
+        )
+
+
+def clean(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what killed writes have left in `folder`; to be called under its lock.
+
+    Returns:
+        What was removed.
+    """
+    return sweep(Path(folder) / FILE)
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if found["format"] == FORMAT and found["version"] == VERSION:
+            return {name: dict(_revived(found[name])) for name in ("settings", "state")}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} has a header that cannot be read ({error}); {REMEDY}") from error
+    raise ValueError(
+        f"{path} must be of version {VERSION}, but was of {found['version']!r}; take the training "
+        "up with the release of ozaki that began it, or remove the file to train anew"
+    )
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """`value` in what JSON knows, with nothing changed on the way."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_NUMBER: str(float(value))}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping) and all(isinstance(k, str) and k != _NUMBER for k in value):
+        return {k: _plain(v) for k, v in value.items()}
+    raise ValueError(
+        "settings and state must be made of strings, numbers, None, lists and mappings from "
+        f"strings, but held {value!r}; convert it first"
+    )
+
+
+def _revived(value: Any) -> Any:
+    """What `_plain` was given."""
+    if isinstance(value, list):
+        return [_revived(v) for v in value]
+    if isinstance(value, dict):
+        if value.keys() == {_NUMBER}:
+            return float(value[_NUMBER])
+        return {k: _revived(v) for k, v in value.items()}
+    return value
+
+
+def _shown(settings: Mapping[str, Any], name: str, verb: str) -> str:
+    return f"{verb} {settings[name]!r}" if name in settings else f"{verb} not there"
