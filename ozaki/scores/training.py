@@ -49,9 +49,10 @@ AUTO = "residual+ocm"
 class DSMTrainer:
     """Learns s1 and s2 of the data's smoothed law p_σ by denoising score matching.
 
-    s1 is trained by antithetic DSM (eq. 3) and s2 jointly with it (eq. 14, 15) by the residual
-    form, variance-reduced (as eq. 33) for σ up to 0.3 of the data's spread and averaged over the
-    antithetic pair above, where the control variate does more harm than good. Each loss is divided
+    s1 is trained by antithetic DSM (eq. 3) and s2 jointly with it (eq. 14, 15), by default by half
+    the residual form and half optimal covariance matching. The residual form is variance-reduced
+    (as eq. 33) for σ up to 0.3 of the data's spread and averaged over the antithetic pair above,
+    where the control variate does more harm than good. Each loss is divided
     by the size of what it estimates, so that neither drowns the other. Adam, a cosine schedule
     with a short warm-up, and a moving average of the weights. What is kept is the latest average
     whose held-out loss is within two standard errors of the lowest; training stops when that has
@@ -66,7 +67,7 @@ class DSMTrainer:
             N^(−1/6) (times the spread, where nothing is standardised).
         objective: of s2: "residual"; "ocm", on the Jacobian of s1; "residual+ocm", half of each;
             "d2sm", the paper's (eq. 13, 16); "likelihood", of the residual; or weights by name, as
-            {"residual": 1.0, "ocm": 0.3}. "dsm" is s1 alone. "auto" is "residual".
+            {"residual": 1.0, "ocm": 0.3}. "dsm" is s1 alone. "auto" is "residual+ocm".
         curvature: "diagonal", "low_rank" (diag(a) + B diag(e) Bᵀ), or None for s1 alone.
         rank: r of the low rank; None is 20, or the dimension where that is less.
         signed: whether the low-rank part may be negative as well; False learns the posterior
