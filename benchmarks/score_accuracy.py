@@ -2,13 +2,17 @@
 
     python -m benchmarks.score_accuracy [--quick] [--seed N] [--only FAMILY ...] [--seeds N]
 
-For each law, σ and seed one first-order network is trained by DSM, one by antithetic DSM, and on
-the latter heads for s2, every one with a network of its own of the same kind (`Trunks`, gated
-residual blocks: width and depth stand in the JSON), the same fresh draws, the same steps, Adam with
-the trainer's schedule and averaging. Errors are E‖s2 − truth‖² at noisy points x̃ ~ p_σ, of all
+For each law, σ and seed one first-order network is trained by DSM, one by antithetic DSM, and then,
+on the latter, heads for s2, every one a network of its own of the same kind (`Trunks`, gated
+residual blocks: width and depth stand in the JSON) that begins with the features of s1, as
+`DSMTrainer` has it: the same fresh draws for all heads, as many steps as s1, Adam with the
+trainer's schedule and averaging. Errors are E‖s2 − truth‖² at noisy points x̃ ~ p_σ, of all
 entries for the normals, which have low-rank heads, and of the diagonal for the rest; the truth is
 the smoothed law's, and in brackets the clean law's, as in the paper. "constant" is the mean of the
 true s2: what a network that has learned nothing could give at best.
+
+The paper's own networks stand beside them on the 50-d logistic mixture: tanh, three layers, 128
+units for s1 and 32 for s2, in the same preconditioning.
 
 Results are merged into the JSON by law, σ and seed, so that long families can run one by one.
 """
@@ -22,14 +26,19 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import matplotlib
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import common, laws
+from benchmarks.score_speed import FIGURES
 from ozaki.linalg import SymmetricOperator
 from ozaki.scores import objectives
-from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
-from ozaki.scores.training import OBJECTIVES, REDUCE_BELOW
+from ozaki.scores.networks import Heads, ScoreNetwork, Trunks, starting_signs
+from ozaki.scores.training import OBJECTIVES, REDUCE_BELOW, WARM_RATE
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
 
 HEADS: dict[str, dict[str, float]] = {
     "d2sm-vr": {"d2sm": 1.0},
@@ -49,11 +58,12 @@ class Family(NamedTuple):
     width: int
     learning_rate: float
     rank: int = 0
+    published: bool = False  # the paper's own networks
 
 
 FAMILIES = {
-    "normal, stiff, 100-d": Family(laws.stiff_normal, (0.05, 0.2), 2000, 64, 64, 6e-3, 40),
-    "normal, flat, 100-d": Family(laws.flat_normal, (0.05, 0.2), 2000, 64, 64, 6e-3, 40),
+    "normal, stiff, 100-d": Family(laws.stiff_normal, (0.05, 0.2), 4000, 64, 64, 6e-3, 40),
+    "normal, flat, 100-d": Family(laws.flat_normal, (0.05, 0.2), 4000, 64, 64, 6e-3, 40),
     "logistic mixture, 50-d": Family(
         lambda s: laws.logistic_mixture(s, 50), (0.05, 0.2), 15000, 256, 128, 8e-3
     ),
@@ -70,7 +80,29 @@ FAMILIES = {
         lambda s: laws.gaussian_mixture(s, 50, 4), (0.05, 0.2), 3000, 256, 128, 6e-3
     ),
 }
+PAPERS = "paper's networks, 50-d logistic"
+FAMILIES[PAPERS] = FAMILIES["logistic mixture, 50-d"]._replace(published=True)
 DEPTH, EMA, CLIP, POINTS = 2, 0.998, 5.0, 1000
+
+
+class Published(nn.Module):
+    """Three layers with tanh, as the paper's: s1 alone, or s2's diagonal beside a zero for s1."""
+
+    def __init__(self, dim: int, order: int):
+        super().__init__()
+        width = 128 if order == 1 else 32
+        self.order = order
+        self.layers = nn.Sequential(
+            nn.Linear(dim, width),
+            nn.Tanh(),
+            nn.Linear(width, width),
+            nn.Tanh(),
+            nn.Linear(width, dim),
+        )
+
+    def forward(self, u: Tensor, noise: Tensor) -> Any:
+        found = self.layers(u)
+        return found if self.order == 1 else (torch.zeros_like(u), found)
 
 
 class Learner:
@@ -103,47 +135,60 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
     dim, scale = law.dim, laws.spread(law)
+    seen = law.sample(2048, torch.Generator().manual_seed(seed))
 
     def network(order: int) -> ScoreNetwork:
         rank = family.rank if order == 2 else 0
-        trunk = Trunks(dim, order, rank, family.width, DEPTH)
-        if order == 2:
-            trunk.first.requires_grad_(False)  # s1 is another network's
-        return ScoreNetwork(trunk, torch.Size([dim]), sigma, Heads(order, rank), 0.0, scale)
+        if family.published:
+            trunk: nn.Module = Published(dim, order)
+        else:
+            trunk = Trunks(dim, order, rank, family.width, DEPTH)
+            if order == 2:
+                trunk.first.requires_grad_(False)  # s1 is another network's
+        net = ScoreNetwork(trunk, torch.Size([dim]), sigma, Heads(order, rank), 0.0, scale)
+        if net.weights is not None:  # as `DSMTrainer` does
+            net.weights.data.copy_(starting_signs(seen, sigma, rank))
+        return net
 
-    learners = {
-        name: Learner(network(order), family)
-        for name, order in {"dsm": 1, "dsm-vr": 1, **dict.fromkeys(HEADS, 2)}.items()
-    }
+    plain, paired = (Learner(network(1), family) for _ in range(2))
     first_size = (sigma**2 + scale**2) / dim
-    plain, paired = learners["dsm"], learners["dsm-vr"]
+    for number in range(1, family.steps + 1):
+        x, z = law.sample(family.batch, g), torch.randn(family.batch, dim, generator=g)
+        points, noise = objectives.pair(x, z, sigma)
+        for learner, at, drawn in ((plain, points[0], z), (paired, points, noise)):
+            began = time.perf_counter()
+            loss = objectives.first_order(learner.net.first(at), drawn, sigma).mean()
+            learner.step(first_size * loss, number)
+            learner.seconds += time.perf_counter() - began
+
+    first = paired.average.first
+    rate = family.learning_rate * (1.0 if family.published else WARM_RATE)
+    warm = family._replace(learning_rate=rate)
+    heads = {name: Learner(_second(network(2), paired.average), warm) for name in HEADS}
     for number in range(1, family.steps + 1):
         x, z = law.sample(family.batch, g), torch.randn(family.batch, dim, generator=g)
         v = torch.where(torch.rand(x.shape, generator=g) < 0.5, -1.0, 1.0)
         points, noise = objectives.pair(x, z, sigma)
-
-        began = time.perf_counter()
-        loss = objectives.first_order(plain.net.first(points[0]), z, sigma).mean()
-        plain.step(first_size * loss, number)
-        plain.seconds += time.perf_counter() - began
-
-        began = time.perf_counter()
-        s1 = paired.net.first(points)
-        paired.step(first_size * objectives.first_order(s1, noise, sigma).mean(), number)
-        paired.seconds += time.perf_counter() - began
-
-        s1 = s1.detach()
-        clean = paired.average.first(x)
-        product = objectives.jacobian_product(paired.average.first, points[0], v)
+        with torch.no_grad():
+            s1, clean = first(points), first(x)
+        product = objectives.jacobian_product(first, points[0], v)
         for name, terms in HEADS.items():
-            learner = learners[name]
+            learner = heads[name]
             began = time.perf_counter()
             loss = _loss(
                 learner.net, terms, x, z, points, noise, sigma, scale, s1, clean, product, v
             )
             learner.step(loss, number)
             learner.seconds += time.perf_counter() - began
-    return learners
+    return {"dsm": plain, "dsm-vr": paired, **heads}
+
+
+def _second(net: ScoreNetwork, first: ScoreNetwork) -> ScoreNetwork:
+    """A network whose head for s2 begins with the features of s1, as `DSMTrainer` has it."""
+    if isinstance(net.network, Trunks) and isinstance(first.network, Trunks):
+        net.network.first.load_state_dict(first.network.first.state_dict())
+        net.network.warm_start()
+    return net
 
 
 def _loss(net, terms, x, z, points, noise, sigma, scale, s1, clean, product, v) -> Tensor:
@@ -213,6 +258,7 @@ def cell(name: str, sigma: float, seed: int, quick: bool) -> dict[str, Any]:
         "width": family.width,
         "depth": DEPTH,
         "rank": family.rank,
+        "published": family.published,
     }
     found = errors(learners, law, sigma, family.rank > 0)
     return {"family": name, "sigma": sigma, "seed": seed, **settings, **found}
@@ -241,7 +287,7 @@ def bars(rows: list[dict]) -> list[dict]:
     def ratio(wanted: str, over: str, families: str, sigma: float = math.inf) -> dict | None:
         cells: dict[tuple, list[dict]] = {}
         for r in rows:
-            if families in r["family"] and r["sigma"] <= sigma:
+            if families in r["family"] and r["sigma"] <= sigma and r["family"] != PAPERS:
                 cells.setdefault((r["family"], r["sigma"]), []).append(r)
         if not cells:
             return None
@@ -265,7 +311,42 @@ def bars(rows: list[dict]) -> list[dict]:
         ("sigma <= 0.1: default / d2sm-vr", "<= 0.5", (DEFAULT, "d2sm-vr", "", 0.1)),
     ]  # fmt: skip
     found = [(bar, limit, ratio(*which)) for bar, limit, which in asked]
+    found.append(("paper's networks: d2sm-vr / autodiff", "0.70 in the paper", published(rows)))
     return [{"bar": bar, "asked": limit, **got} for bar, limit, got in found if got is not None]
+
+
+def published(rows: list[dict]) -> dict | None:
+    """The mean ratio of the paper's loss to autodiff, with the paper's networks."""
+    ratios = [
+        r["error"]["d2sm-vr"] / r["error"]["autodiff (dsm-vr)"]
+        for r in rows
+        if r["family"] == PAPERS
+    ]
+    return {"measured": statistics.mean(ratios)} if ratios else None
+
+
+def draw(rows: list[dict]) -> None:
+    """Errors over autodiff's, a line for each law and σ."""
+    cells = list(dict.fromkeys((r["family"], r["sigma"]) for r in rows if r["family"] != PAPERS))
+    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.26 * len(cells)), layout="constrained")
+    shown = {"d2sm-vr": "s", "residual-vr": "^", "ocm": "v", DEFAULT: "o", "constant": "|"}
+    for name, marker in shown.items():
+        ratios = []
+        for cell in cells:
+            same = [r["error"] for r in rows if (r["family"], r["sigma"]) == cell]
+            autodiff = statistics.mean(e["autodiff (dsm-vr)"] for e in same)
+            ratios.append(statistics.mean(e[name] for e in same) / autodiff)
+        places = [i for i, r in enumerate(ratios) if r > 0]  # a normal's s2 is its constant
+        colour = {"constant": "tab:grey", DEFAULT: "tab:blue"}.get(name)
+        axis.scatter([ratios[i] for i in places], places, marker=marker, color=colour, label=name)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set(xscale="log", xlabel="squared error of s2 over that of autodiff of s1")
+    axis.set_yticks(range(len(cells)), [f"{f}, σ = {s}" for f, s in cells])
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    FIGURES.mkdir(exist_ok=True)
+    figure.savefig(FIGURES / "score_accuracy.svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -293,6 +374,8 @@ def main() -> None:
                 rows = merged(args, row)
     common.table(summary(rows), ["family", "sigma", "seeds", *ROWS])
     common.write("score_accuracy", args, rows, bars(rows))
+    if not args.quick:
+        draw(rows)
 
 
 def merged(args: argparse.Namespace, row: dict) -> list[dict]:

@@ -24,9 +24,11 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def floor(path: Path) -> int | None:
-    found = re.search(r"\(floor (\d+)", ast.get_docstring(ast.parse(path.read_text())) or "")
-    return int(found[1]) if found else None
+def floor(path: Path) -> float | None:
+    found = re.search(
+        r"\(floor (\d+(?:\.\d)?)", ast.get_docstring(ast.parse(path.read_text())) or ""
+    )
+    return float(found[1]) if found else None
 
 
 def imports(path: Path):

@@ -24,6 +24,10 @@ def test_contractions_agree_with_the_dense_form(op, seed):
     assert_close(op.diagonal(), matrix.diagonal(dim1=-2, dim2=-1))
     assert_close(op.trace(), matrix.diagonal(dim1=-2, dim2=-1).sum(-1))
     assert_close(op.quadratic(v), torch.einsum("...i,...ij,...j->...", v, matrix, v))
+    several = torch.randn(*matrix.shape[:-1], 3, generator=g, dtype=torch.float64)
+    assert_close(
+        op.quadratics(several), torch.einsum("...ik,...ij,...jk->...k", several, matrix, several)
+    )
     assert_close(op.frobenius_squared(), matrix.square().sum((-2, -1)))
     assert op.dim == matrix.shape[-1]
 
@@ -123,3 +127,20 @@ def test_determinant_and_inverse_of_a_positive_operator(s, seed):
     torch.testing.assert_close(p.log_determinant(), torch.linalg.slogdet(p.dense())[1])
     solved = torch.linalg.solve(p.dense(), v.expand(p.diagonal().shape).unsqueeze(-1))
     torch.testing.assert_close(p.inverse_quadratic(v), (v.unsqueeze(-2) @ solved)[..., 0, 0])
+
+
+def test_the_diagonal_of_a_factor_has_the_gradients_of_its_dense_form():
+    g = generator(0)
+    b = torch.randn(2, 4, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    e = torch.randn(3, generator=g, dtype=torch.float64, requires_grad=True)
+    a = torch.zeros(2, 4, dtype=torch.float64)
+
+    def rows(b: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+        return LowRank(a[: len(b)] if b.ndim > 2 else a[0], b, e).diagonal()
+
+    assert torch.autograd.gradcheck(rows, (b, e))
+    assert torch.autograd.gradgradcheck(rows, (b, e))
+    together = torch.func.vmap(rows, (0, None))(b, e)
+    assert_close(together, rows(b, e))
+    one = torch.func.vmap(torch.func.grad(lambda b: rows(b, e).square().sum()))(b)
+    assert_close(one, torch.autograd.grad(rows(b, e).square().sum(), b)[0])

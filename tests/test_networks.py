@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ozaki.linalg import Diagonal, LowRank
-from ozaki.scores.networks import Heads, ResidualMLP, ScoreNetwork, Trunks
+from ozaki.scores.networks import Heads, ResidualMLP, ScoreNetwork, Trunks, starting_signs
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -137,8 +137,7 @@ def test_orders_above_two_are_diagonals_in_their_own_units(shared: bool):
     # all lengths in units 10 times as fine: s3 and s4 shrink by 10³ and 10⁴
     fine = wrap(trunk, 5.0, order=4, spread=10.0)
     for n, (a, b) in enumerate(zip(wide, fine(10 * x, 5.0).higher, strict=True)):
-        if not shared:  # the embedding of σ differs
-            assert a.abs().max() > 100 * b.abs().max() * 10**n
+        torch.testing.assert_close(a, 10 ** (n + 3) * b)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -175,12 +174,39 @@ def test_one_network_serves_many_noise_levels(rank: int):
         torch.testing.assert_close(together.s2.dense()[0, i], alone.s2.dense())
 
 
-def test_noise_level_reaches_the_trunk():
-    for conditional in (False, True):
-        mlp = randomised(ResidualMLP(2, 8, 1, conditional=conditional))
-        u = torch.randn(3, 2)
-        low, high = mlp(u, torch.full((3,), -1.0)), mlp(u, torch.full((3,), 1.0))
-        assert not torch.allclose(low, high)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_noise_level_reaches_a_trunk_of_many(conditional: bool):
+    mlp = randomised(ResidualMLP(2, 8, 1, conditional=conditional))
+    u = torch.randn(3, 2)
+    low, high = mlp(u, torch.full((3,), -1.0)), mlp(u, torch.full((3,), 1.0))
+    assert torch.equal(low, high) != conditional
+
+
+@pytest.mark.parametrize(
+    ("stiff", "others", "sigma", "rank", "positive"),
+    [
+        # 12 narrow directions among wide ones, and 12 wide ones among narrow
+        (0.1, 1.0, 0.2, 16, range(2, 5)),
+        (3.0, 0.2, 0.1, 16, range(11, 15)),
+        # a normal alike in all directions leaves the choice to the draws, but none without a sign
+        (1.0, 1.0, 0.2, 16, range(2, 15)),
+    ],
+)
+def test_low_rank_signs_begin_as_those_of_the_normal(stiff, others, sigma, rank, positive):
+    g = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(40, 40, generator=g))
+    scale = torch.full((40,), others)
+    scale[:12] = stiff
+    rows = (scale * torch.randn(2000, 40, generator=g)) @ turn + 7
+    signs = starting_signs(rows, sigma, rank)
+    assert signs.shape == (rank,) and set(signs.tolist()) <= {-1.0, 1.0}
+    assert int((signs > 0).sum()) in positive
+
+
+@pytest.mark.parametrize(("n", "dim", "rank"), [(3, 50, 10), (2, 5, 5), (1, 4, 1), (20, 6, 6)])
+def test_low_rank_signs_of_few_rows(n: int, dim: int, rank: int):
+    signs = starting_signs(torch.randn(n, dim), 0.5, rank)
+    assert signs.shape == (rank,) and bool((signs.abs() == 1).all())
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -190,6 +216,18 @@ def test_second_order_never_moves_the_first(shared: bool):
     sum(r.square().sum() for r in rest).backward()
     assert all(p.grad is None for p in trunk.first.parameters())  # pyright: ignore
     assert all(p.grad is not None for p in trunk.rest[0].parameters() if p.ndim > 1)  # pyright: ignore
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_warm_start_takes_the_features_and_leaves_the_heads(conditional: bool):
+    trunk = randomised(Trunks(2, order=3, rank=1, width=8, depth=2, conditional=conditional))
+    heads = [{k: v.clone() for k, v in t.head.state_dict().items()} for t in trunk.rest]
+    u, noise = torch.randn(4, 2), torch.full((4,), -0.5)
+    trunk.warm_start()
+    for part, head in zip(trunk.rest, heads, strict=True):
+        assert torch.equal(part.features(u, noise), trunk.first.features(u, noise))
+        assert all(torch.equal(v, head[k]) for k, v in part.head.state_dict().items())
+        assert part.stem.weight is not trunk.first.stem.weight
 
 
 class Wrong(nn.Module):

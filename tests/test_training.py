@@ -387,6 +387,16 @@ def test_separate_training_leaves_s1_as_it_was():
     torch.testing.assert_close(apart.expand(DATA).gradient, alone.expand(DATA).gradient)
 
 
+def test_a_phase_of_its_own_begins_with_the_features_of_s1():
+    trunk = tiny(joint=False, learning_rate=1e-9).fit(DATA).network.network
+    for mine, theirs in zip(
+        trunk.rest[0].stem.parameters(), trunk.first.stem.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+    trunk = tiny(joint=True, learning_rate=1e-9).fit(DATA).network.network
+    assert not torch.allclose(trunk.rest[0].stem.weight, trunk.first.stem.weight)
+
+
 @pytest.mark.parametrize("order", [3, 4])
 def test_orders_three_and_four_meet_the_closed_form(order: int, generator: torch.Generator):
     law = mixture(1, 2, seed=3)

@@ -253,15 +253,17 @@ def second_order(
     """‖e‖² − 2⟨e, t⟩ at x̃ = x + σz: the squared error but for ‖t‖²."""
     if family == "residual":  # detached, else s1 would be pulled to where the target is easy
         return s2.frobenius_squared() - 2 * _inner(s2, z / sigma + s1.detach(), sigma)
-    squared = s2.frobenius_squared() + 2 * s2.quadratic(s1) + _outer(s2, s1, s1)
-    return squared - 2 * _psi_inner(s2, s1, z, sigma)
+    # one pass over a factor for both
+    own, noise = s2.quadratics(torch.stack((s1, z / sigma), -1)).unbind(-1)
+    squared = s2.frobenius_squared() + 2 * own + _outer(s2, s1, s1)
+    return squared - 2 * (noise - _trace(s2, sigma) + _outer_inner(s2, s1, z, sigma))
 
 
 def control(family: Family, s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma) -> Tensor:
     """2⟨e, (z zᵀ − I)/σ²⟩ of e at the clean x: of zero mean, since z is not in e (eq. 33)."""
     if family == "residual":
         return 2 * _inner(s2, z / sigma, sigma)
-    return 2 * _psi_inner(s2, s1, z, sigma)
+    return 2 * (_inner(s2, z / sigma, sigma) + _outer_inner(s2, s1, z, sigma))
 
 
 def likelihood_of(s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma) -> Tensor:
@@ -285,13 +287,17 @@ def jacobian_product(first: FirstOrder, points: Tensor, v: Tensor) -> Tensor:
 
 def _inner(s2: SymmetricOperator, rho: Tensor, sigma: Sigma) -> Tensor:
     """⟨S, ρ ρᵀ − I/σ²⟩, with ρ = z/σ or r/σ."""
-    return s2.quadratic(rho) - (s2.diagonal() / sigma**2).sum(-1)
+    return s2.quadratic(rho) - _trace(s2, sigma)
 
 
-def _psi_inner(s2: SymmetricOperator, s1: Tensor, z: Tensor, sigma: Sigma) -> Tensor:
-    """⟨S + s1 s1ᵀ, (z zᵀ − I)/σ²⟩."""
-    outer = _outer(s2, s1, z / sigma) - (s1 / sigma).square().sum(-1)
-    return _inner(s2, z / sigma, sigma) + outer
+def _trace(s2: SymmetricOperator, sigma: Sigma) -> Tensor:
+    """⟨S, I/σ²⟩; σ may vary from entry to entry."""
+    return (s2.diagonal() / sigma**2).sum(-1)
+
+
+def _outer_inner(s2: SymmetricOperator, s1: Tensor, z: Tensor, sigma: Sigma) -> Tensor:
+    """⟨s1 s1ᵀ, (z zᵀ − I)/σ²⟩."""
+    return _outer(s2, s1, z / sigma) - (s1 / sigma).square().sum(-1)
 
 
 def _outer(s2: SymmetricOperator, s1: Tensor, v: Tensor) -> Tensor:

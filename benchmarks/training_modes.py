@@ -1,0 +1,72 @@
+"""Together or one after the other? s1 and s2 trained jointly or apart, on shared or own trunks.
+
+    python -m benchmarks.training_modes [--quick] [--seed N]
+
+`DSMTrainer` at its defaults but for `joint` and `shared`, on 20,000 draws of random Gaussian
+mixtures, σ = 0.2 and 0.05. Errors are E‖error‖²/E‖truth − mean‖² of s1 and of the diagonal of s2,
+at fresh noisy points, against the closed form smoothed by the estimator's own noise. Apart, each of
+s1 and s2 has the steps that both together have; the seconds of processor time say what that costs.
+"""
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.common import options, table, write
+from benchmarks.mixtures import mixture
+from ozaki.scores.training import DSMTrainer
+
+MODES = {
+    "apart, own trunks": {},
+    "joint, own trunks": {"joint": True},
+    "apart, shared trunk": {"shared": True},
+    "joint, shared trunk": {"shared": True, "joint": True},
+}
+
+
+def errors(dim: int, modes: int, sigma: float, seed: int, mode: str, steps: int | None) -> dict:
+    law, g = mixture(dim, modes, seed), torch.Generator().manual_seed(seed + 1)
+    data = law.sample(20_000, g)
+    chosen: dict[str, Any] = {**MODES[mode], **({} if steps is None else {"max_steps": steps})}
+    began = time.process_time()
+    estimator = DSMTrainer(sigma, seed=seed, progress=False, **chosen).fit(data)
+    seconds = time.process_time() - began
+    x = law.sample(10_000, g)
+    x = x + estimator.noise_scale * torch.randn(x.shape, generator=g)
+    truth = law.smooth(estimator.noise_scale).expand(x, "diagonal")
+    found = estimator.expand(x, "diagonal")
+    pairs = {
+        "s1": (found.gradient, truth.gradient),
+        "s2": (found.curvature.diagonal(), truth.curvature.diagonal()),
+    }
+    relative = {
+        name: float((a - b).square().sum() / (b - b.mean(0)).square().sum())
+        for name, (a, b) in pairs.items()
+    }
+    return {"dim": dim, "sigma": sigma, "law": seed, "mode": mode, **relative, "seconds": seconds}
+
+
+def main() -> None:
+    args = options(__doc__)
+    torch.set_num_threads(1)
+    count, steps = (1, 100) if args.quick else (2, None)
+    rows = [
+        errors(dim, modes, sigma, args.seed + i, mode, steps)
+        for dim, modes in ((2, 3), (10, 4))
+        for sigma in ((0.2,) if args.quick else (0.2, 0.05))
+        for i in range(count)
+        for mode in MODES
+    ]
+    lines = []
+    for key in dict.fromkeys((r["dim"], r["sigma"], r["mode"]) for r in rows):
+        same = [r for r in rows if (r["dim"], r["sigma"], r["mode"]) == key]
+        means = {name: statistics.mean(r[name] for r in same) for name in ("s1", "s2", "seconds")}
+        lines.append({"dim": key[0], "sigma": key[1], "mode": key[2], **means})
+    table(lines, list(lines[0]))
+    write("training_modes", args, rows, [])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""A symmetric matrix, or its eigendecomposition (floor 0.1)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ozaki.linalg.base import SymmetricOperator
+from ozaki.shapes import Bool, Float
+
+
+class Dense(SymmetricOperator):
+    """A symmetric matrix; its eigendecomposition is made once, when first needed.
+
+    Args:
+        matrix: (*batch, D, D), symmetric: only its lower triangle enters `spectral`.
+    """
+
+    def __init__(self, matrix: Tensor):
+        if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+            raise ValueError(f"matrix must be square, but had shape {tuple(matrix.shape)}")
+        self._matrix: Tensor | None = matrix
+        self._eigen: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def from_eigen(
+        cls, values: Float[Tensor, "*batch dim"], vectors: Float[Tensor, "*vbatch dim dim"]
+    ) -> "Dense":
+        """V diag(λ) Vᵀ, kept in that form: `matmul` and `trace` never build the matrix."""
+        operator = cls.__new__(cls)
+        operator._matrix = None
+        operator._eigen = (values, vectors)
+        return operator
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        # the eigendecomposition once it exists: an accepted state keeps it
+        return (self._matrix,) if self._eigen is None else self._eigen  # pyright: ignore
+
+    @classmethod
+    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "Dense":
+        return cls(tensors[0]) if len(tensors) == 1 else cls.from_eigen(*tensors)
+
+    def select(self, mask: Bool[Tensor, "batch"], other: SymmetricOperator) -> "Dense":
+        """This operator where `mask` is True, `other` elsewhere, decomposed if both are."""
+        if isinstance(other, Dense) and (self._eigen is None) != (other._eigen is None):
+            return Dense(self.dense()).select(mask, Dense(other.dense()))
+        return self._rebuild(super().select(mask, other)._tensors)
+
+    def eigen(self) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*vbatch dim dim"]]:
+        """Eigenvalues, ascending, and the matrix whose columns are the eigenvectors."""
+        if self._eigen is None:
+            assert self._matrix is not None
+            values, vectors = torch.linalg.eigh(self._matrix)
+            self._eigen = (values, vectors)
+        return self._eigen
+
+    def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+        """S v."""
+        if self._matrix is not None:
+            return (self._matrix @ v.unsqueeze(-1)).squeeze(-1)
+        values, vectors = self.eigen()
+        inner = values * (vectors.mT @ v.unsqueeze(-1)).squeeze(-1)
+        return (vectors @ inner.unsqueeze(-1)).squeeze(-1)
+
+    def quadratics(self, v: Float[Tensor, "*vbatch dim k"]) -> Float[Tensor, "*obatch k"]:
+        """The vᵀSv of each column."""
+        if self._matrix is not None:
+            return (v * (self._matrix @ v)).sum(-2)
+        values, vectors = self.eigen()
+        return (values.unsqueeze(-1) * (vectors.mT @ v).square()).sum(-2)
+
+    def diagonal(self) -> Float[Tensor, "*batch dim"]:
+        """S_ii."""
+        if self._matrix is not None:
+            return self._matrix.diagonal(dim1=-2, dim2=-1)
+        values, vectors = self.eigen()
+        return (vectors.square() @ values.unsqueeze(-1)).squeeze(-1)
+
+    def trace(self) -> Float[Tensor, "*batch"]:
+        """Σ_i S_ii."""
+        return self.diagonal().sum(-1) if self._eigen is None else self._eigen[0].sum(-1)
+
+    def frobenius_squared(self) -> Float[Tensor, "*batch"]:
+        """Σ S_ij²."""
+        if self._matrix is not None:
+            return self._matrix.square().sum((-2, -1))
+        return self.eigen()[0].square().sum(-1)
+
+    def congruence(self, factor: Float[Tensor, "..."]) -> SymmetricOperator:
+        """FᵀSF, dense."""
+        if factor.ndim == 1:
+            return self.scale(factor)
+        return Dense(factor.mT @ self.dense() @ factor)
+
+    def scale(self, factor: Tensor | float) -> "Dense":
+        """f_i S_ij f_j."""
+        f = torch.as_tensor(factor, dtype=self.dtype, device=self._tensors[0].device)
+        f = f.expand(*f.shape[:-1], self.dim) if f.ndim else f.expand(self.dim)
+        return Dense(self.dense() * f.unsqueeze(-1) * f.unsqueeze(-2))
+
+    def shift(self, amount: Tensor | float) -> "Dense":
+        """S + diag(c)."""
+        matrix = self.dense()
+        c = torch.as_tensor(amount, dtype=matrix.dtype, device=matrix.device)
+        return Dense(matrix + torch.diag_embed(c.expand(matrix.shape[:-1])))
+
+    def log_determinant(self) -> Float[Tensor, "*batch"]:
+        """2 Σ log L_ii, with L the Cholesky factor."""
+        factor = torch.linalg.cholesky(self.dense())
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
+        """‖L⁻¹v‖²."""
+        factor = torch.linalg.cholesky(self.dense())
+        white = torch.linalg.solve_triangular(factor, v.unsqueeze(-1), upper=False)
+        return white.squeeze(-1).square().sum(-1)
+
+    def spectral(self, f: Callable[[Tensor], Tensor]) -> "Dense":
+        """V f(λ) Vᵀ, kept in that form."""
+        values, vectors = self.eigen()
+        return Dense.from_eigen(f(values), vectors)
+
+    def dense(self) -> Float[Tensor, "*batch dim dim"]:
+        """The matrices themselves."""
+        if self._matrix is None:
+            values, vectors = self.eigen()
+            self._matrix = (vectors * values.unsqueeze(-2)) @ vectors.mT
+        return self._matrix
