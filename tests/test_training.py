@@ -38,10 +38,14 @@ def relative_errors(
     return first, second
 
 
-@pytest.mark.parametrize(("dim", "modes"), [(2, 3), (10, 4)])
-def test_defaults_reach_two_per_cent(dim: int, modes: int, generator: torch.Generator):
+@pytest.mark.parametrize(
+    ("dim", "modes", "options"),
+    [(2, 3, {"max_steps": 2000}), (10, 4, {"max_steps": 1000})],
+    ids=["2-d", "10-d"],
+)
+def test_mixtures_are_learned_to_two_per_cent(dim: int, modes: int, options: dict, generator):
     law = mixture(dim, modes, seed=5)
-    estimator = DSMTrainer(sigma=0.2, seed=0).fit(law.sample(20_000, generator))
+    estimator = DSMTrainer(sigma=0.2, seed=0, **options).fit(law.sample(20_000, generator))
     first, second = relative_errors(estimator, law, generator)
     assert first <= 0.02
     assert second <= 0.02
@@ -350,7 +354,7 @@ def test_one_estimator_for_a_range_of_noise_levels(kind: str, tmp_path: Path):
 
 def test_a_range_learns_the_score_at_every_level(generator: torch.Generator):
     law = mixture(2, 3, seed=5)
-    trainer = DSMTrainer(sigma=(0.2, 1.0), standardize=None, seed=0, max_steps=800, width=32)
+    trainer = DSMTrainer(sigma=(0.2, 1.0), standardize=None, seed=0, max_steps=400, width=32)
     estimator = trainer.fit(law.sample(20_000, generator))
     for sigma in (0.2, 0.45, 1.0):
         first, second = relative_errors(estimator.at(sigma), law, generator)
@@ -367,7 +371,7 @@ def test_low_rank_learns_a_whole_hessian(generator: torch.Generator):
     data = law.sample(20_000, generator)
     for options in ({"rank": 2}, {"rank": 4, "objective": "residual"}):
         trainer = DSMTrainer(
-            0.2, curvature="low_rank", standardize=None, seed=0, max_steps=600, width=32, **options
+            0.2, curvature="low_rank", standardize=None, seed=0, max_steps=300, width=32, **options
         )
         estimator = trainer.fit(data)
         x = law.sample(2_000, generator)
@@ -400,7 +404,7 @@ def test_a_phase_of_its_own_begins_with_the_features_of_s1():
 @pytest.mark.parametrize("order", [3, 4])
 def test_orders_three_and_four_meet_the_closed_form(order: int, generator: torch.Generator):
     law = mixture(1, 2, seed=3)
-    trainer = DSMTrainer(0.5, order=order, standardize=None, seed=0, max_steps=1000, width=32)
+    trainer = DSMTrainer(0.5, order=order, standardize=None, seed=0, max_steps=500, width=32)
     estimator = trainer.fit(law.sample(20_000, generator))
     x = law.sample(2000, generator).double()
     smooth = law.smooth(estimator.noise_scale)
