@@ -239,6 +239,12 @@ RUNS = {
     "draws below 0": Row(lambda: walk().get_samples(-1), "num_samples must be a whole"),
     "half a draw": Row(lambda: walk().get_samples(0.5), "num_samples must be a whole"),
     "grouped by text": Row(lambda: walk().get_samples(None, "no"), "group_by_chain must be True"),
+    "frozen as text": Row(
+        lambda: ScoreOzakiKernel(GAUSS, frozen="yes"), "frozen must be True or False"
+    ),
+    "site as a number": Row(
+        lambda: ScoreOzakiKernel(GAUSS, site=3), "site must be a name, but was 3"
+    ),
     "site named chain": Row(
         lambda: walk(ScoreOzakiKernel(GAUSS, site="chain")).to_inference_data(),
         r"names must not be those of dimensions.*\['chain'\]",

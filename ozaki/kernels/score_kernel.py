@@ -68,6 +68,9 @@ class ScoreKernel(MCMCKernel):
         if step_size is not None:
             step_size = validation.positive("step_size", step_size)
         validation.choice("metropolis", metropolis, ("auto", "none", "exact", "line_integral"))
+        validation.flag("frozen", frozen)
+        if not isinstance(site, str) or not site:
+            raise ValueError(f"site must be a name, but was {site!r}")
         self._source, self._guide = model, score
         self._step_size, self._metropolis = step_size, metropolis
         self._curvature, self._frozen, self._site = curvature, frozen, site
