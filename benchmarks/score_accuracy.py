@@ -4,12 +4,12 @@
 
 For each law, σ and seed one first-order network is trained by DSM, one by antithetic DSM, and then,
 on the latter, heads for s2, every one a network of its own of the same kind (`Trunks`, gated
-residual blocks: width and depth stand in the JSON) that begins with the features of s1, as
-`DSMTrainer` has it: the same fresh draws for all heads, as many steps as s1, Adam with the
-trainer's schedule and averaging. Errors are E‖s2 − truth‖² at noisy points x̃ ~ p_σ, of all
-entries for the normals, which have low-rank heads, and of the diagonal for the rest; the truth is
-the smoothed law's, and in brackets the clean law's, as in the paper. "constant" is the mean of the
-true s2: what a network that has learned nothing could give at best.
+residual blocks: width and depth stand in the JSON), which begins with the features of s1 where it
+is a diagonal, as `DSMTrainer` has it: the same fresh draws for all heads, as many steps as s1,
+Adam with the trainer's schedule and averaging. Errors are E‖s2 − truth‖² at noisy points x̃ ~ p_σ,
+of all entries for the normals, which have low-rank heads, and of the diagonal for the rest; the
+truth is the smoothed law's, and beside it the clean law's, as in the paper. "constant" is the mean
+of the true s2: what a network that has learned nothing could give at best.
 
 The paper's own networks stand beside them on the 50-d logistic mixture: tanh, three layers, 128
 units for s1 and 32 for s2, in the same preconditioning.
@@ -35,7 +35,8 @@ from benchmarks.score_speed import FIGURES
 from ozaki.linalg import SymmetricOperator
 from ozaki.scores import objectives
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks, starting_signs
-from ozaki.scores.training import OBJECTIVES, REDUCE_BELOW, WARM_RATE
+from ozaki.scores.options import OBJECTIVES, REDUCE_BELOW
+from ozaki.scores.training import WARM_RATE
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -162,9 +163,14 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
             learner.seconds += time.perf_counter() - began
 
     first = paired.average.first
-    rate = family.learning_rate * (1.0 if family.published else WARM_RATE)
-    warm = family._replace(learning_rate=rate)
-    heads = {name: Learner(_second(network(2), paired.average), warm) for name in HEADS}
+    warm = not (family.published or family.rank)  # as `DSMTrainer` has it
+    rate = family.learning_rate * (WARM_RATE if warm else 1.0)
+    second = family._replace(learning_rate=rate)
+    heads = {name: Learner(network(2), second) for name in HEADS}
+    for learner in heads.values() if warm else ():
+        for net in (learner.net, learner.average):
+            net.network.first.load_state_dict(paired.average.network.first.state_dict())
+            net.network.warm_start()
     for number in range(1, family.steps + 1):
         x, z = law.sample(family.batch, g), torch.randn(family.batch, dim, generator=g)
         v = torch.where(torch.rand(x.shape, generator=g) < 0.5, -1.0, 1.0)
@@ -181,14 +187,6 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
             learner.step(loss, number)
             learner.seconds += time.perf_counter() - began
     return {"dsm": plain, "dsm-vr": paired, **heads}
-
-
-def _second(net: ScoreNetwork, first: ScoreNetwork) -> ScoreNetwork:
-    """A network whose head for s2 begins with the features of s1, as `DSMTrainer` has it."""
-    if isinstance(net.network, Trunks) and isinstance(first.network, Trunks):
-        net.network.first.load_state_dict(first.network.first.state_dict())
-        net.network.warm_start()
-    return net
 
 
 def _loss(net, terms, x, z, points, noise, sigma, scale, s1, clean, product, v) -> Tensor:
