@@ -90,7 +90,7 @@ def test_the_same_in_stock_mcmc_at_length(row, law):
 
 @pytest.mark.parametrize("row", [r for r in KERNELS if not r.options.get("frozen")], ids=repr)
 def test_line_integrals_are_enough_where_only_scores_are_known(row):
-    _, mean, covariance = LAWS["gaussian"]  # on which Simpson's rule is exact
+    _, mean, covariance = LAWS["gaussian"]  # on which the line integral is exact
     kernel = row.build(ScoreOnly(GAUSS))
     mcmc = MCMC(kernel, num_samples=100, warmup_steps=250, num_chains=256, seed=2)
     mcmc.run()

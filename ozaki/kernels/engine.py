@@ -133,7 +133,7 @@ class Engine:
             # the first steps of dual averaging are bold: uncorrected they threw chains to 1e18
             adjusted=self.method.correction != "none" or self.count < self.plan.settled,
             uphill=transient,
-            rule="trapezoid" if free else "simpson",
+            rule="trapezoid" if free else "lobatto",
         )
         self.count += 1
         if self.count <= self.plan.total:

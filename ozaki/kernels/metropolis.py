@@ -5,7 +5,10 @@ log p(y) − log p(x) ≈ ∫₀¹ s1(x + tΔ)·Δ dt with Δ = y − x. A mixed
 and the rest by line integral. The rule is approximate, and a learned s1 need not be a gradient, so
 a line-integral chain keeps a small bias: `loop_integral` measures how far s1 is from one.
 
-RMS error of the log ratio at one test step, measured: trapezoid 5.2e-3, Simpson 1.2e-4.
+Ozaki's steps are long, and a bad rule is a bias. RMS error of the log ratio on a two-mode mixture,
+for steps of 0.3, 1 and 2 (its modes are 2 apart): trapezoid 0.06, 0.75, 1.5; Simpson 0.006, 0.23,
+0.85; Lobatto's five points 0.0001, 0.04, 0.2; on each half of the way 1e-6, 0.002, 0.01, the rule
+here.
 """
 
 from typing import Literal
@@ -17,7 +20,15 @@ from ozaki.scores.base import Expansion, Score
 from ozaki.shapes import Float
 
 Correction = Literal["none", "exact", "line_integral"]
-Rule = Literal["simpson", "trapezoid"]
+Rule = Literal["lobatto", "trapezoid"]
+
+# Lobatto's five points on each half of (0, 1): exact for s1 of degree 7 along each. In one batch
+_OUTER = (3 / 28) ** 0.5
+_HALF = (0.0, 0.5 - _OUTER, 0.5, 0.5 + _OUTER, 1.0)
+NODES = (*(t / 2 for t in _HALF[1:]), *((1 + t) / 2 for t in _HALF[1:4]))
+_WEIGHTS = (49 / 360, 8 / 45, 49 / 360)
+WEIGHTS = (*_WEIGHTS, 1 / 20, *_WEIGHTS)
+END = 1 / 40
 
 
 def log_density_change(
@@ -26,15 +37,16 @@ def log_density_change(
     y: Float[Tensor, "*batch dim"],
     at_x: Expansion,
     at_y: Expansion,
-    rule: Rule = "simpson",
+    rule: Rule = "lobatto",
 ) -> Float[Tensor, "*batch"]:
     """Log p(y) − log p(x): exact for the part with a density, by line integral for the rest.
 
     Args:
-        score: evaluated at the midpoint by Simpson's rule, and only if a part has no density.
+        score: evaluated at seven points between by Lobatto's rule, and only if a part has
+            no density.
         x, y: points, (*batch, D).
         at_x, at_y: the expansions there.
-        rule: "simpson", or "trapezoid", which costs no further evaluation.
+        rule: "lobatto", or "trapezoid", which costs no further evaluation.
     """
     change = torch.zeros_like(x[..., 0])
     if at_x.log_density is not None and at_y.log_density is not None:
@@ -42,15 +54,16 @@ def log_density_change(
     if at_x.has_density:
         return change
     delta = y - x
-    ends = _rough(at_x) + _rough(at_y)
+    ends = at_x.rough + at_y.rough
     if rule == "trapezoid":
         return change + (ends * delta).sum(-1) / 2
-    middle = _rough(score.expand(x + delta / 2))
-    return change + ((ends + 4 * middle) * delta).sum(-1) / 6
+    between = score.rough(torch.stack([x + t * delta for t in NODES]))
+    mean = END * ends + sum(w * s for w, s in zip(WEIGHTS, between.unbind(0), strict=True))
+    return change + (mean * delta).sum(-1)
 
 
 def loop_integral(score: Score, corners: Float[Tensor, "3 *batch dim"]) -> Float[Tensor, "*batch"]:
-    """∮ s1·dx around triangles, by Simpson's rule on each side: 0 where s1 is a gradient.
+    """∮ s1·dx around triangles, by Lobatto's rule on each side: 0 where s1 is a gradient.
 
     A measure of what the line-integral correction leaves undone for a learned score.
 
@@ -63,10 +76,3 @@ def loop_integral(score: Score, corners: Float[Tensor, "3 *batch dim"]) -> Float
     for i, j in ((0, 1), (1, 2), (2, 0)):
         total = total + log_density_change(score, corners[i], corners[j], at[i], at[j])
     return total
-
-
-def _rough(expansion: Expansion) -> Tensor:
-    """The gradient of the part that has no density."""
-    if expansion.score_gradient is not None:
-        return expansion.score_gradient
-    return expansion.gradient

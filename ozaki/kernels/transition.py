@@ -85,7 +85,7 @@ def step(
     *,
     adjusted: bool | None = None,
     uphill: bool = False,
-    rule: Rule = "simpson",
+    rule: Rule = "lobatto",
 ) -> tuple[State, Info]:
     """One step of every chain.
 

@@ -63,6 +63,11 @@ class Whitened(_Wrapper):
         """The wrapped score's starting points, in u."""
         return self.to_u(self.score.start(n, generator))
 
+    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The wrapped score's, in u."""
+        found = self.score.rough(self.to_x(x))
+        return found if self.factor is None else self._pull(found)
+
     def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """L u."""
         if self.factor is None:
@@ -103,6 +108,10 @@ class Frozen(_Wrapper):
         """The wrapped score's gradient and density, the frozen curvature if one is asked for."""
         at = self.score.expand(x)
         return at._replace(curvature=None if curvature is None else self._spread(x.shape))
+
+    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The wrapped score's."""
+        return self.score.rough(x)
 
     def _spread(self, shape: torch.Size) -> SymmetricOperator:
         if isinstance(self.curvature, Diagonal):

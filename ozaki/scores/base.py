@@ -33,6 +33,11 @@ class Expansion(NamedTuple):
         """Whether log ratios are exact: a log density is known, for the whole of the law."""
         return self.log_density is not None and self.score_gradient is None
 
+    @property
+    def rough(self) -> Tensor:
+        """The gradient of the part that has no density, (*batch, D); all of it where none has."""
+        return self.gradient if self.score_gradient is None else self.score_gradient
+
 
 class Score(ABC):
     """The gradient of a log density and its second derivative, at any point.
@@ -69,6 +74,14 @@ class Score(ABC):
     @abstractmethod
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points to begin chains from, (n, D)."""
+
+    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The gradient of the part that has no density, which a line integral needs along the way.
+
+        Args:
+            x: points, (*batch, D).
+        """
+        return self.expand(x).rough
 
     def cannot_give(self, curvature: str | None) -> ValueError:
         """The error for a curvature this score does not have."""
