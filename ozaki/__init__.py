@@ -12,6 +12,7 @@ from ozaki import datasets, scores
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.pyro_model import unconstrain
 from ozaki.mcmc import MCMC
+from ozaki.scores.distribution import ScoreDistribution
 from ozaki.scores.estimator import ScoreEstimator
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MCMC",
     "DSMTrainer",
+    "ScoreDistribution",
     "ScoreEstimator",
     "ScoreLangevinKernel",
     "ScoreOzakiKernel",

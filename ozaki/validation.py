@@ -4,7 +4,7 @@ Every check returns what it checked, so that it can stand where the value is use
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,13 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} must be True or False, but was {value!r}")
     return bool(value)
+
+
+def sizes(name: str, value: Any) -> torch.Size:
+    """A sequence of positive integers: the shape of a point."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{name} must be a sequence of sizes such as (3,), but was {value!r}")
+    return torch.Size([count(name, size) for size in value])
 
 
 def floating(name: str, value: Any) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ozaki.scores.autodiff import support_transform
+from ozaki.scores.base import Score
 from ozaki.scores.derivatives import first_line
+from ozaki.scores.distribution import ScoreDistribution
 
 
 class Latents(NamedTuple):
@@ -25,6 +27,8 @@ class Latents(NamedTuple):
         observed: observed site → value.
         deterministic: deterministic site → shape.
         max_plate_nesting: how many dimensions to the left its plates take.
+        priors: latent site → its `ScoreDistribution`, where chains begin in a way of their own.
+        learned: sites of whose density only the score is known.
         complaint: what distributions objected to at draws from the prior, if they did.
     """
 
@@ -34,6 +38,8 @@ class Latents(NamedTuple):
     observed: dict[str, Tensor]
     deterministic: dict[str, torch.Size]
     max_plate_nesting: int
+    priors: dict[str, Any]
+    learned: tuple[str, ...] = ()
     complaint: str | None = None
 
 
@@ -65,13 +71,16 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         complaint = first_line(error)
         with lenient():
             trace, again = _run(model), _run(model)
-    found = Latents({}, {}, (), {}, {}, 0)
-    enumerated, depth = [], 0
+    found = Latents({}, {}, (), {}, {}, 0, {})
+    enumerated, learned, depth = [], [], 0
     for name, node in trace.nodes.items():
         if node["type"] != "sample":
             continue
         fn = node["fn"]
         depth = max([depth, *(-f.dim for f in node["cond_indep_stack"] if f.vectorized)])
+        score = _score_of(fn)
+        if score is not None and not has_density(score):
+            learned.append(name)
         if isinstance(fn, _Subsample):
             _refuse_subsampling(name, fn)
         elif node["infer"].get("_deterministic"):
@@ -83,6 +92,8 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             enumerated.append(name)
         else:
             found.values[name] = node["value"].detach()
+            if score is not None:
+                found.priors[name] = fn
             found.transforms[name] = transforms.get(name) or _transform(name, fn)
             if name not in transforms:
                 _check_fixed(name, found.transforms[name], again, found.values[name])
@@ -92,14 +103,38 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             + (f"only the discrete {enumerated}" if enumerated else "none")
             + "; there is nothing to walk on"
         )
+    if learned and enumerated:
+        raise ValueError(
+            f"model must not both sum out discrete sites, {enumerated}, and have a "
+            f"ScoreDistribution without a density, {learned}: the sum weighs by values; observe "
+            "the discrete sites, or use a score with a density"
+        )
     unknown = sorted(set(transforms) - set(found.values))
     if unknown:
         raise ValueError(
             f"transforms must be for the latent sites {sorted(found.values)}, but named {unknown}"
         )
     return found._replace(
-        enumerated=tuple(enumerated), max_plate_nesting=depth, complaint=complaint
+        enumerated=tuple(enumerated),
+        max_plate_nesting=depth,
+        learned=tuple(learned),
+        complaint=complaint,
     )
+
+
+def has_density(score: Score) -> bool:
+    """Whether a score comes with the log density it is of."""
+    point = torch.zeros(1, score.dim, dtype=score.dtype, device=score.device)
+    return score.expand(point).has_density
+
+
+def _score_of(fn: Any) -> Score | None:
+    """The score of a `ScoreDistribution`, masked, reshaped or not; None of anything else."""
+    while not isinstance(fn, ScoreDistribution):
+        fn = getattr(fn, "base_dist", None)
+        if fn is None:
+            return None
+    return fn.score
 
 
 def _run(model: Callable[[], Any]) -> Any:

@@ -23,7 +23,8 @@ from ozaki.kernels.batching import Batching, agree
 from ozaki.kernels.inspection import Latents, inspect, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
-from ozaki.scores.derivatives import finite_start, isolated_rng, uniform
+from ozaki.scores.derivatives import finite_start, isolated_rng, seed_from, uniform
+from ozaki.scores.distribution import walking
 from ozaki.shapes import Float
 
 
@@ -93,6 +94,7 @@ class PyroModelScore(Score):
                 )
         self.observed, self.enumerated = found.observed, found.enumerated
         self._complaint = found.complaint
+        self._learned, self._priors = found.learned, found.priors
         self._settle(found)
         # what depends on a summed-out site has one value for each of its values here
         self._undetermined = tuple(
@@ -111,6 +113,7 @@ class PyroModelScore(Score):
                 self._log_density(self._probe()[0])
         self._batching = Batching(self._log_density, self._probe(), self._vectorize, hindrance)
         self._batching.check_repeatable()
+        self._learned_part = Batching(self._learned_density, self._probe(), self._vectorize)
 
     def _settle(self, found: Latents) -> None:
         """Lay the sites out."""
@@ -136,7 +139,16 @@ class PyroModelScore(Score):
             raise self.cannot_give(curvature)
         if x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
-        return self._batching.expand(x, curvature)
+        with walking(curvature is not None):
+            found = self._batching.expand(x, curvature)
+            if not self._learned:
+                return found
+            return found._replace(score_gradient=self._learned_part.expand(x).gradient)
+
+    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The gradient of its learned priors alone at `x`, (*batch, D)."""
+        with walking(second=False):
+            return self._learned_part.expand(x).gradient if self._learned else super().rough(x)
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points, uniform(−2, 2), redrawn where density or gradient are not finite, (n, D).
@@ -214,11 +226,27 @@ class PyroModelScore(Score):
         return found if all(agree(v[0], first[n]) for n, v in found.items()) else None
 
     def _log_density(self, point: Tensor) -> Tensor:
-        return -self._potential(self.sites.unflatten(point))
+        with walking():
+            return -self._potential(self.sites.unflatten(point))
+
+    def _learned_density(self, point: Tensor) -> Tensor:
+        """A number whose gradient is that of the part without a density."""
+        model = poutine.condition(self._model, self.constrain(point))
+        with walking(False):
+            trace: Any = poutine.trace(model).get_trace()
+            trace.compute_log_prob(lambda name, node: name in self._learned)
+            return sum((trace.nodes[n]["log_prob_sum"] for n in self._learned), point.new_zeros(()))
 
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         like = torch.empty((), dtype=self.dtype, device=self.device)
-        return uniform(n, self.dim, generator, like)
+        points = uniform(n, self.dim, generator, like)
+        if not self._priors:
+            return points
+        params = self.sites.unflatten(points)
+        with isolated_rng(seed_from(generator)):
+            for name, prior in self._priors.items():
+                params[name] = self.transforms[name](prior.sample((n,)).to(points))
+        return self.sites.flatten(params)
 
     def _probe(self) -> Tensor:
         """Twenty points, (20, D), near where chains begin."""

@@ -23,6 +23,7 @@ from ozaki.kernels.transition import Info, Method
 from ozaki.kernels.wrappers import Guided
 from ozaki.scores.autodiff import DistributionScore
 from ozaki.scores.base import CurvatureKind, Score
+from ozaki.scores.distribution import ScoreDistribution
 
 Model = Score | Distribution | Callable[..., Any]
 
@@ -204,6 +205,8 @@ class ScoreKernel(MCMCKernel):
                 f"run must be called without arguments for a {type(source).__name__}, but got "
                 f"{len(args) + len(kwargs)}; only a Pyro model takes data"
             )
+        if isinstance(source, ScoreDistribution) and not source.batch_shape:
+            source = source.score
         if isinstance(source, Score):
             return Target(source, Sites({self._site: source.event_shape}), {})
         if isinstance(source, Distribution):

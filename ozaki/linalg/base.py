@@ -15,14 +15,14 @@ class SymmetricOperator(ABC):
     _parts: tuple[Tensor, ...]
 
     @property
-    def _tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """What it is stored as, each with the batch dimensions in front."""
         return self._parts
 
     @classmethod
     @abstractmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "SymmetricOperator":
-        """The operator whose `_tensors` these are."""
+    def rebuild(cls, tensors: tuple[Tensor, ...]) -> "SymmetricOperator":
+        """The operator whose `tensors` these are."""
 
     @property
     def dim(self) -> int:
@@ -32,7 +32,7 @@ class SymmetricOperator(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the entries."""
-        return self._tensors[0].dtype
+        return self.tensors[0].dtype
 
     @abstractmethod
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
@@ -79,11 +79,11 @@ class SymmetricOperator(ABC):
 
     def __getitem__(self, index: int | slice) -> "SymmetricOperator":
         """The operators at `index` of the first batch dimension."""
-        return self._rebuild(tuple(t[index] for t in self._tensors))
+        return self.rebuild(tuple(t[index] for t in self.tensors))
 
     def astype(self, dtype: torch.dtype) -> "SymmetricOperator":
         """The same operator in another dtype."""
-        return self._rebuild(tuple(t.to(dtype) for t in self._tensors))
+        return self.rebuild(tuple(t.to(dtype) for t in self.tensors))
 
     def trace(self) -> Float[Tensor, "*batch"]:
         """Σ_i S_ii, (*batch,)."""
@@ -101,7 +101,7 @@ class SymmetricOperator(ABC):
         self, mask: Bool[Tensor, "batch"], other: "SymmetricOperator"
     ) -> "SymmetricOperator":
         """This operator where `mask` (one entry a batch row) is True, `other` elsewhere."""
-        mine, theirs = self._tensors, other._tensors
+        mine, theirs = self.tensors, other.tensors
         same = type(self) is type(other) and len(mine) == len(theirs)
         if not same:
             raise ValueError(
@@ -111,10 +111,10 @@ class SymmetricOperator(ABC):
             torch.where(mask.reshape(mask.shape + (1,) * (m.ndim - mask.ndim)), m, t)
             for m, t in zip(mine, theirs, strict=True)
         )
-        return self._rebuild(picked)
+        return self.rebuild(picked)
 
     def __repr__(self) -> str:
-        batch = tuple(self._tensors[0].shape[:-1])
+        batch = tuple(self.tensors[0].shape[:-1])
         return f"{type(self).__name__}(dim={self.dim}, batch={batch}, dtype={self.dtype})"
 
 

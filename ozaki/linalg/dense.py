@@ -33,19 +33,21 @@ class Dense(SymmetricOperator):
         return operator
 
     @property
-    def _tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The matrix, or its eigenvalues and eigenvectors."""
         # the eigendecomposition once it exists: an accepted state keeps it
         return (self._matrix,) if self._eigen is None else self._eigen  # pyright: ignore
 
     @classmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "Dense":
+    def rebuild(cls, tensors: tuple[Tensor, ...]) -> "Dense":
+        """The operator whose `tensors` these are."""
         return cls(tensors[0]) if len(tensors) == 1 else cls.from_eigen(*tensors)
 
     def select(self, mask: Bool[Tensor, "batch"], other: SymmetricOperator) -> "Dense":
         """This operator where `mask` is True, `other` elsewhere, decomposed if both are."""
         if isinstance(other, Dense) and (self._eigen is None) != (other._eigen is None):
             return Dense(self.dense()).select(mask, Dense(other.dense()))
-        return self._rebuild(super().select(mask, other)._tensors)
+        return self.rebuild(super().select(mask, other).tensors)
 
     def eigen(self) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*vbatch dim dim"]]:
         """Eigenvalues, ascending, and the matrix whose columns are the eigenvectors."""
@@ -95,7 +97,7 @@ class Dense(SymmetricOperator):
 
     def scale(self, factor: Tensor | float) -> "Dense":
         """f_i S_ij f_j."""
-        f = torch.as_tensor(factor, dtype=self.dtype, device=self._tensors[0].device)
+        f = torch.as_tensor(factor, dtype=self.dtype, device=self.tensors[0].device)
         f = f.expand(*f.shape[:-1], self.dim) if f.ndim else f.expand(self.dim)
         return Dense(self.dense() * f.unsqueeze(-1) * f.unsqueeze(-2))
 

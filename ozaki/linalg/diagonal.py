@@ -25,51 +25,52 @@ class Diagonal(SymmetricOperator):
         self._parts = (check_vector("values", values),)
 
     @classmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "Diagonal":
+    def rebuild(cls, tensors: tuple[Tensor, ...]) -> "Diagonal":
+        """The operator whose `tensors` these are."""
         return cls(*tensors)
 
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
         """S v = a ⊙ v."""
-        return self._tensors[0] * v
+        return self.tensors[0] * v
 
     def quadratics(self, v: Float[Tensor, "*vbatch dim k"]) -> Float[Tensor, "*obatch k"]:
         """Σ a v² of each column."""
-        return (self._tensors[0].unsqueeze(-1) * v.square()).sum(-2)
+        return (self.tensors[0].unsqueeze(-1) * v.square()).sum(-2)
 
     def diagonal(self) -> Float[Tensor, "*batch dim"]:
         """A."""
-        return self._tensors[0]
+        return self.tensors[0]
 
     def frobenius_squared(self) -> Float[Tensor, "*batch"]:
         """Σ a²."""
-        return self._tensors[0].square().sum(-1)
+        return self.tensors[0].square().sum(-1)
 
     def congruence(self, factor: Float[Tensor, "..."]) -> SymmetricOperator:
         """FᵀSF: diagonal for a vector F, dense for a matrix."""
         if factor.ndim == 1:
             return self.scale(factor)
-        return Dense(factor.mT @ (self._tensors[0].unsqueeze(-1) * factor))
+        return Dense(factor.mT @ (self.tensors[0].unsqueeze(-1) * factor))
 
     def scale(self, factor: Tensor | float) -> "Diagonal":
         """diag(f a f)."""
-        return Diagonal(self._tensors[0] * factor * factor)
+        return Diagonal(self.tensors[0] * factor * factor)
 
     def shift(self, amount: Tensor | float) -> "Diagonal":
         """diag(a + c)."""
-        return Diagonal(self._tensors[0] + amount)
+        return Diagonal(self.tensors[0] + amount)
 
     def log_determinant(self) -> Float[Tensor, "*batch"]:
         """Σ log a."""
-        return self._tensors[0].log().sum(-1)
+        return self.tensors[0].log().sum(-1)
 
     def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
         """Σ v²/a."""
-        return (v.square() / self._tensors[0]).sum(-1)
+        return (v.square() / self.tensors[0]).sum(-1)
 
     def spectral(self, f: Callable[[Tensor], Tensor]) -> "Diagonal":
         """diag(f(a))."""
-        return Diagonal(f(self._tensors[0]))
+        return Diagonal(f(self.tensors[0]))
 
     def dense(self) -> Float[Tensor, "*batch dim dim"]:
         """The matrices themselves."""
-        return torch.diag_embed(self._tensors[0])
+        return torch.diag_embed(self.tensors[0])

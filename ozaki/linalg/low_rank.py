@@ -45,28 +45,29 @@ class LowRank(SymmetricOperator):
         self._squares: Tensor | None = None
 
     @classmethod
-    def _rebuild(cls, tensors: tuple[Tensor, ...]) -> "LowRank":
+    def rebuild(cls, tensors: tuple[Tensor, ...]) -> "LowRank":
+        """The operator whose `tensors` these are."""
         return cls(*tensors)
 
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
         """A ⊙ v + B (e ⊙ Bᵀv), in O(D r)."""
-        a, b, e = self._tensors
+        a, b, e = self.tensors
         inner = e * (b.mT @ v.unsqueeze(-1)).squeeze(-1)
         return a * v + (b @ inner.unsqueeze(-1)).squeeze(-1)
 
     def quadratics(self, v: Float[Tensor, "*vbatch dim k"]) -> Float[Tensor, "*obatch k"]:
         """Σ a v² + Σ_j e_j (Bᵀv)_j² of each column: one product with B."""
-        a, b, e = self._tensors
+        a, b, e = self.tensors
         inner = b.mT @ v
         return (a.unsqueeze(-1) * v.square()).sum(-2) + (e.unsqueeze(-1) * inner.square()).sum(-2)
 
     def diagonal(self) -> Float[Tensor, "*batch dim"]:
         """a_i + Σ_j e_j B_ij²."""
-        return self._tensors[0] + self._rows()
+        return self.tensors[0] + self._rows()
 
     def frobenius_squared(self) -> Float[Tensor, "*batch"]:
         """Σa² + 2 Σ_ij a_i e_j B_ij² + Σ_ij e_i e_j (BᵀB)_ij², in O(D r²)."""
-        a, b, e = self._tensors
+        a, b, e = self.tensors
         gram = (b.mT @ b).square()
         inner = (e * (gram @ e.unsqueeze(-1)).squeeze(-1)).sum(-1)
         return (a * (a + 2 * self._rows())).sum(-1) + inner
@@ -79,23 +80,23 @@ class LowRank(SymmetricOperator):
 
     def scale(self, factor: Tensor | float) -> "LowRank":
         """diag(f a f) + (f B) diag(e) (f B)ᵀ."""
-        a, b, e = self._tensors
+        a, b, e = self.tensors
         f = factor.unsqueeze(-1) if isinstance(factor, Tensor) and factor.ndim else factor
         return LowRank(a * factor * factor, b * f, e)
 
     def shift(self, amount: Tensor | float) -> "LowRank":
         """diag(a + c) + B diag(e) Bᵀ."""
-        a, b, e = self._tensors
+        a, b, e = self.tensors
         return LowRank(a + amount, b, e)
 
     def log_determinant(self) -> Float[Tensor, "*batch"]:
         """Σ log a + log det(I + diag(e) Bᵀ diag(1/a) B), in O(D r²); the diagonal a must be > 0."""
-        return self._tensors[0].log().sum(-1) + torch.linalg.slogdet(self._capacitance()[0])[1]
+        return self.tensors[0].log().sum(-1) + torch.linalg.slogdet(self._capacitance()[0])[1]
 
     def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
         """Σ v²/a − wᵀ(I + diag(e) WᵀW)⁻¹ diag(e) w with W = B/√a, w = Wᵀ(v/√a): Woodbury."""
         small, thin = self._capacitance()
-        a, _, e = self._tensors
+        a, _, e = self.tensors
         scaled = v / a.sqrt()
         w = (thin.mT @ scaled.unsqueeze(-1)).squeeze(-1)
         inner = torch.linalg.solve(small, (e * w).unsqueeze(-1)).squeeze(-1)
@@ -107,7 +108,7 @@ class LowRank(SymmetricOperator):
         With another a, f(S) is not diagonal plus low rank: it is exact all the same, as a `Dense`
         operator by a D × D eigendecomposition.
         """
-        a = self._tensors[0]
+        a = self.tensors[0]
         if not bool(torch.equal(a, a[..., :1].expand_as(a))):
             return Dense(self.dense()).spectral(f)
         a, q, shift = self._decomposed()
@@ -119,20 +120,20 @@ class LowRank(SymmetricOperator):
 
     def dense(self) -> Float[Tensor, "*batch dim dim"]:
         """The matrices themselves."""
-        a, b, e = self._tensors
+        a, b, e = self.tensors
         return torch.diag_embed(a) + (b * e.unsqueeze(-2)) @ b.mT
 
     def _rows(self) -> Tensor:
         """Σ_j e_j B_ij², (*batch, D), formed once: every contraction of a loss needs it."""
         # not kept from inside no_grad, or a later loss would miss its gradient
         if self._squares is None or (torch.is_grad_enabled() and not self._squares.requires_grad):
-            _, b, e = self._tensors
+            _, b, e = self.tensors
             self._squares = cast(Tensor, _WeightedSquares.apply(b, e))
         return self._squares
 
     def _capacitance(self) -> tuple[Tensor, Tensor]:
         """I + diag(e) WᵀW, (*batch, r, r), and W = B/√a, (*batch, D, r)."""
-        a, b, e = self._tensors
+        a, b, e = self.tensors
         thin = b / a.sqrt().unsqueeze(-1)
         eye = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         return eye + e.unsqueeze(-1) * (thin.mT @ thin), thin
@@ -140,7 +141,7 @@ class LowRank(SymmetricOperator):
     def _decomposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """(a, Q, λ): the constant diagonal (*batch, 1) and B diag(e) Bᵀ = Q diag(λ) Qᵀ."""
         if self._eigen is None:
-            a, b, e = self._tensors
+            a, b, e = self.tensors
             q, r = torch.linalg.qr(b)
             shift, vectors = torch.linalg.eigh((r * e.unsqueeze(-2)) @ r.mT)
             self._eigen = (a[..., :1], q @ vectors, shift)

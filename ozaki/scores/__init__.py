@@ -4,9 +4,11 @@ from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore, LogisticM
 from ozaki.scores.autodiff import DistributionScore, LogDensityScore
 from ozaki.scores.base import Expansion, Score
 from ozaki.scores.comparison import compare
+from ozaki.scores.denoiser import DenoiserScore
 from ozaki.scores.moments import posterior_moments
 
 __all__ = [
+    "DenoiserScore",
     "DistributionScore",
     "Expansion",
     "GaussianMixtureScore",

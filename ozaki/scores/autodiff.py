@@ -15,12 +15,12 @@ from ozaki import validation
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import (
     Draw,
+    draw_from,
     expand_vectorised,
     finite_start,
     first_line,
     isolated_rng,
     seed_from,
-    uniform,
 )
 from ozaki.shapes import Float
 
@@ -70,11 +70,7 @@ class LogDensityScore(Score):
     ):
         if not callable(log_density):
             raise ValueError(f"log_density must be callable, but was {log_density!r}")
-        if not isinstance(event_shape, Sequence) or isinstance(event_shape, str):
-            raise ValueError(
-                f"event_shape must be a sequence of sizes such as (3,), but was {event_shape!r}"
-            )
-        self.event_shape = torch.Size([validation.count("event_shape", s) for s in event_shape])
+        self.event_shape = validation.sizes("event_shape", event_shape)
         self.dim = math.prod(self.event_shape)
         given = validation.floating("start", start) if isinstance(start, Tensor) else None
         if given is not None:
@@ -109,21 +105,8 @@ class LogDensityScore(Score):
         return self.log_density(point.reshape(self._shape))
 
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
-        source = self._start
         like = torch.empty((), dtype=self.dtype, device=self.device)
-        if source is None:
-            return uniform(n, self.dim, generator, like)
-        if isinstance(source, Tensor):
-            device = None if generator is None else generator.device
-            if n <= len(source):
-                index = torch.randperm(len(source), generator=generator, device=device)[:n]
-            else:
-                index = torch.randint(len(source), (n,), generator=generator, device=device)
-            points = source[index.to(source.device)]
-        else:
-            points = source(n, generator)
-            validation.shape("start(n, generator)", points, (n, *self._shape))
-        return points.reshape(n, self.dim).to(like)
+        return draw_from(self._start, n, generator, self._shape, like)
 
     def _check(self) -> None:
         """Evaluate once, so that what is wrong is said here and not in the middle of a run."""

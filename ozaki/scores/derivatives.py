@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, jacrev, vjp, vmap
 
+from ozaki import validation
 from ozaki.linalg import Dense, Diagonal
 from ozaki.scores.base import CurvatureKind, Expansion
 from ozaki.shapes import Float
@@ -120,6 +121,38 @@ def uniform(
     device = like.device if generator is None else generator.device
     unit = torch.rand(n, dim, generator=generator, dtype=like.dtype, device=device)
     return (4 * unit - 2).to(like.device)
+
+
+def draw_from(
+    source: Draw | Tensor | None,
+    n: int,
+    generator: torch.Generator | None,
+    shape: torch.Size,
+    like: Tensor,
+) -> Float[Tensor, "n dim"]:
+    """`n` flat points to begin from, in the dtype and on the device of `like`.
+
+    Args:
+        source: a function of n and generator, a tensor of points of which some are picked, again
+            and again only where there are too few, or None for uniform(−2, 2).
+        n, generator: how many, and whence the choice.
+        shape: of one point.
+        like: a tensor.
+    """
+    dim = shape.numel()
+    if source is None:
+        return uniform(n, dim, generator, like)
+    if isinstance(source, Tensor):
+        device = None if generator is None else generator.device
+        if n <= len(source):
+            index = torch.randperm(len(source), generator=generator, device=device)[:n]
+        else:
+            index = torch.randint(len(source), (n,), generator=generator, device=device)
+        points = source[index.to(source.device)]
+    else:
+        points = source(n, generator)
+        validation.shape("start(n, generator)", points, (n, *shape))
+    return points.reshape(n, dim).to(like)
 
 
 def finite_start(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ozaki import validation
-from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.linalg import Diagonal, SymmetricOperator
 from ozaki.scores import archive, moments, objectives
 from ozaki.scores.base import CurvatureKind, Expansion, Score
+from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.networks import Heads, Outputs, ScoreNetwork, Trunks
 from ozaki.scores.standardisation import Standardisation, rows_of
 from ozaki.shapes import Float
@@ -185,9 +186,16 @@ class ScoreEstimator(Score):
         z = torch.randn(n, self.dim, generator=generator, device=where, dtype=self.dtype)
         return self.points[rows.to(self.device)] + self.noise_scale * z.to(self.device)
 
-    def autodiff(self) -> "JacobianScore":
-        """The same s1 with its Jacobian for curvature: dense, at D backward passes a point."""
-        return JacobianScore(self)
+    def autodiff(self) -> JacobianScore:
+        """The same s1 with its Jacobian for curvature, at D backward passes a point."""
+        self._level()
+
+        def first(x: Tensor) -> Tensor:
+            # through the network, and not `expand`, which records nothing
+            s1 = self.network.first(self._standardised(x)).to(x.dtype)
+            return s1 / self.standardisation.scale.to(x.dtype)
+
+        return JacobianScore(first, self.start, self.event_shape, self.dtype, self.device)
 
     @torch.no_grad()
     def evaluate(
@@ -358,55 +366,6 @@ class ScoreEstimator(Score):
             f"curvature={self.default_curvature!r}, standardize={self.standardisation.kind!r}, "
             f"dtype={self.dtype})"
         )
-
-
-class JacobianScore(Score):
-    """An estimator's s1 with ½(J + Jᵀ), J the Jacobian of s1, for its curvature.
-
-    A learned s1 need not be a gradient, so J need not be symmetric: it is made so.
-
-    Args:
-        estimator: whose s1 is differentiated.
-    """
-
-    def __init__(self, estimator: ScoreEstimator):
-        estimator._level()
-        self.estimator = estimator
-        self.dim = estimator.dim
-        self.event_shape = estimator.event_shape
-        self.dtype = estimator.dtype
-        self.device = estimator.device
-
-    @property
-    def default_curvature(self) -> CurvatureKind:
-        """Dense."""
-        return "dense"
-
-    def expand(
-        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
-    ) -> Expansion:
-        """s1 at x, (*batch, D), and its Jacobian, dense or the diagonal alone.
-
-        Raises:
-            ValueError: curvature="low_rank", or x of another last dimension.
-        """
-        if curvature == "low_rank":
-            raise self.cannot_give(curvature)
-        expansion = self.estimator.expand(x)
-        if curvature is None:
-            return expansion
-        # through the networks, and not `expand`, which records nothing
-        net, scale = self.estimator.network, self.estimator.standardisation.scale.to(x.dtype)
-        u = self.estimator._standardised(x)
-        jacobian = torch.func.vmap(torch.func.jacrev(net.first))(u.reshape(-1, self.dim))
-        j = jacobian.to(x.dtype).reshape(*x.shape, self.dim) / (scale * scale.unsqueeze(-1))
-        if curvature == "diagonal":
-            return Expansion(expansion.gradient, Diagonal(j.diagonal(dim1=-2, dim2=-1)), None)
-        return Expansion(expansion.gradient, Dense((j + j.mT) / 2), None)
-
-    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """As the estimator's."""
-        return self.estimator.start(n, generator)
 
 
 def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> ScoreNetwork:

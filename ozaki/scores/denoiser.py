@@ -1,0 +1,102 @@
+"""An outside denoiser as a score (floor 3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ozaki import validation
+from ozaki.scores.derivatives import Draw, draw_from, first_line, isolated_rng
+from ozaki.scores.jacobian import JacobianScore
+
+
+class DenoiserScore(JacobianScore):
+    """The score of p ∗ N(0, σ² I) from a denoiser D(x̃, σ) ≈ E[x | x̃], whoever trained it.
+
+    Tweedie's formula (eq. 4): s1 = (D(x̃, σ) − x̃)/σ², s2 = (J_D − I)/σ², with the Jacobian of D
+    made symmetric. There is no log density: the kernels take a line integral.
+
+    Args:
+        denoiser: called as denoiser(x, sigma) with x of (n, *event_shape) and a number; returns the
+            denoised points, of the same shape, in torch. Curvature needs it to treat the points of
+            a batch one by one, in operations torch.func.vmap knows: put modules in eval mode.
+        sigma: σ, the standard deviation of the noise, in the units of x.
+        event_shape: the shape of one point.
+        start: where chains begin: `(n, generator) → (n, *event_shape)`, or a tensor of points, of
+            which some are picked and noise of σ is added; None for uniform(−2, 2).
+        dtype, device: of the points; those of `start`, or torch's default and the CPU.
+
+    Raises:
+        ValueError: arguments of the wrong kind, or a denoiser that returns another shape or
+            values that are not finite.
+
+    Source: Meng et al. (2021), eq. 4 and 18; Efron, "Tweedie's formula and selection bias" (2011).
+
+    Example:
+        >>> score = DenoiserScore(lambda x, sigma: x / (1 + sigma**2), 0.5, (3,))
+        >>> score.expand(torch.ones(3)).gradient  # of N(0, (1 + σ²) I)
+        tensor([-0.8000, -0.8000, -0.8000])
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        sigma: float,
+        event_shape: Any,
+        *,
+        start: Draw | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        if not callable(denoiser):
+            raise ValueError(f"denoiser must be callable, but was {denoiser!r}")
+        self.denoiser = denoiser
+        self.sigma = validation.positive("sigma", sigma)
+        shape = validation.sizes("event_shape", event_shape)
+        given = validation.floating("start", start) if isinstance(start, Tensor) else None
+        if given is not None:
+            validation.shape("start", given, (None, *shape))
+            validation.count("len(start)", len(given))
+        like = torch.empty(
+            (),
+            dtype=dtype or (torch.get_default_dtype() if given is None else given.dtype),
+            device=device or ("cpu" if given is None else given.device),
+        )
+
+        def begin(n: int, generator: torch.Generator | None) -> Tensor:
+            points = draw_from(start, n, generator, shape, like)
+            if not isinstance(start, Tensor):
+                return points
+            where = like.device if generator is None else generator.device
+            noise = torch.randn(points.shape, generator=generator, device=where, dtype=like.dtype)
+            return points + self.sigma * noise.to(points)
+
+        super().__init__(self._score, begin, shape, like.dtype, like.device)
+        self.noise_scale = torch.full((self.dim,), self.sigma, dtype=self.dtype, device=self.device)
+        self._check()
+
+    def _score(self, points: Tensor) -> Tensor:
+        x = points.reshape(-1, *self.event_shape)
+        return (self.denoiser(x, self.sigma) - x).reshape(points.shape) / self.sigma**2
+
+    def _check(self) -> None:
+        """Denoise two points, so that what is wrong is said here and not in the middle of a run."""
+        with isolated_rng(0), torch.no_grad():
+            x = self.start(2, torch.Generator().manual_seed(0)).reshape(2, *self.event_shape)
+            try:
+                found: Any = self.denoiser(x, self.sigma)
+            except Exception as cause:
+                raise ValueError(
+                    f"denoiser could not be called with points of shape {tuple(x.shape)} and "
+                    f"sigma {self.sigma:g}: it raised {first_line(cause)}"
+                ) from cause
+        if not isinstance(found, Tensor) or found.shape != x.shape:
+            was = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"denoiser must return points of the shape it was given, {tuple(x.shape)}, but "
+                f"returned {was}"
+            )
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                "denoiser must return finite values, but returned NaN or infinite ones"
+            )

@@ -1,0 +1,76 @@
+"""Scores of which s1 is a function in torch, and s2 its Jacobian (floor 1.5)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
+from ozaki.shapes import Float
+
+
+class JacobianScore(Score):
+    """An s1 with ½(J + Jᵀ), J the Jacobian of s1, for its curvature.
+
+    A learned s1 need not be a gradient, so J need not be symmetric: it is made so. It costs D
+    backward passes a point.
+
+    Args:
+        first: s1 at points (n, D) → (n, D), in torch.
+        start: `(n, generator) → (n, D)`, where chains begin.
+        event_shape, dtype, device: of the points.
+    """
+
+    def __init__(
+        self,
+        first: Callable[[Tensor], Tensor],
+        start: Callable[[int, torch.Generator | None], Tensor],
+        event_shape: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        self._first, self._start = first, start
+        self.event_shape = torch.Size(event_shape)
+        self.dim = self.event_shape.numel()
+        self.dtype, self.device = dtype, device
+
+    @property
+    def default_curvature(self) -> CurvatureKind:
+        """Dense up to D = 100, diagonal beyond."""
+        return dense_up_to(self.dim)
+
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """s1 at x, (*batch, D), and its Jacobian, dense or the diagonal alone.
+
+        Raises:
+            ValueError: curvature="low_rank", or x of another last dimension.
+        """
+        if curvature == "low_rank":
+            raise self.cannot_give(curvature)
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
+        points = x.detach().reshape(-1, self.dim)
+        if curvature is None:
+            with torch.no_grad():
+                return Expansion(self._first(points).to(x.dtype).reshape(x.shape), None, None)
+
+        def first(point: Tensor) -> tuple[Tensor, Tensor]:
+            s1 = self._first(point.unsqueeze(0)).squeeze(0).to(x.dtype)
+            return s1, s1
+
+        jacobian, s1 = torch.func.vmap(torch.func.jacrev(first, has_aux=True))(points)
+        j = jacobian.detach().reshape(*x.shape, self.dim)
+        operator: SymmetricOperator
+        if curvature == "diagonal":
+            operator = Diagonal(j.diagonal(dim1=-2, dim2=-1))
+        else:
+            operator = Dense((j + j.mT) / 2)
+        return Expansion(s1.detach().reshape(x.shape), operator, None)
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
+        """`n` points to begin chains from, (n, D)."""
+        return self._start(n, generator)
