@@ -63,8 +63,8 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "normal, stiff, 100-d": Family(laws.stiff_normal, (0.05, 0.2), 4000, 64, 64, 6e-3, 40),
-    "normal, flat, 100-d": Family(laws.flat_normal, (0.05, 0.2), 4000, 64, 64, 6e-3, 40),
+    "normal, stiff, 100-d": Family(laws.stiff_normal, (0.05, 0.2), 4000, 64, 200, 6e-3, 40),
+    "normal, flat, 100-d": Family(laws.flat_normal, (0.05, 0.2), 4000, 64, 200, 6e-3, 40),
     "logistic mixture, 50-d": Family(
         lambda s: laws.logistic_mixture(s, 50), (0.05, 0.2), 15000, 256, 128, 8e-3
     ),

@@ -58,6 +58,7 @@ def inference_data(
     sample_stats: Mapping[str, Any] | None = None,
     observed_data: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    **others: Mapping[str, Any],
 ) -> Any:
     """Draws as ArviZ keeps them: one labelled data set a group.
 
@@ -68,6 +69,9 @@ def inference_data(
             ``modified_curvature`` (directions flattened at that step).
         observed_data: data by site, of any shape.
         attrs: what else to keep; what NetCDF cannot hold is written as JSON.
+        others: further groups by ArviZ's name, each (chains, draws, *shape) by site:
+            ``log_likelihood``, ``posterior_predictive``, ``prior``, ``prior_predictive``. The last
+            two may have chains and draws of their own.
 
     Returns:
         `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on. Draws that are not finite
@@ -89,6 +93,11 @@ def inference_data(
     if observed_data:
         observed = {name: _array(name, value) for name, value in observed_data.items()}
         groups["observed_data"] = _dataset(observed, ())
+    for group, contents in others.items():
+        if contents:
+            found = {name: _array(name, value) for name, value in contents.items()}
+            _lead(found, None if group.startswith("prior") else lead)
+            groups[group] = _dataset(found, ("chain", "draw"))
     groups["posterior"].attrs = {name: _attribute(v) for name, v in (attrs or {}).items()}
     if hasattr(az, "InferenceData"):
         return az.InferenceData(**groups)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ozaki import diagnostics, report, validation
 from ozaki.checks import plural
 from ozaki.draws import Draws
+from ozaki.kernels import prediction
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
@@ -29,6 +30,7 @@ from ozaki.scores.derivatives import first_line
 from ozaki.verdict import Verdict
 
 WARMUP_LEAST = 6  # steps in which a step size can be found at all
+LIKELIHOODS_MOST = 10_000_000  # numbers kept unasked
 SUMMARY_LEAST = 4  # draws a chain: R-hat splits them in two
 
 
@@ -323,19 +325,63 @@ class MCMC(PyroMCMC):
             found[name] = {f"chain {c}": each[name] for c, each in enumerate(self._diagnostics)}
         return found
 
-    def to_inference_data(self) -> Any:
-        """The run as ArviZ reads it: posterior, sample_stats, observed_data.
+    def to_inference_data(
+        self,
+        *,
+        log_likelihood: bool | None = None,
+        posterior_predictive: bool = False,
+        prior: int = 0,
+    ) -> Any:
+        """The run as ArviZ reads it: posterior, sample_stats, observed_data, and what is asked for.
+
+        Args:
+            log_likelihood: of each observation of a Pyro model at each draw, for `az.loo`; None
+                gives it where it is no more than ten million numbers.
+            posterior_predictive: new data for each draw of a Pyro model, for `az.plot_ppc`.
+            prior: so many draws of a Pyro model's sites and data from its prior, as groups prior
+                and prior_predictive.
 
         Returns:
             `arviz.InferenceData`, or with arviz ≥ 1 an `xarray.DataTree`.
 
         Raises:
             RuntimeError: `run` has not been called.
+            ValueError: a group asked for that only a Pyro model has.
         """
-        draws, target = self._ran(), self._target
-        observed = target.score.observed if isinstance(target.score, PyroModelScore) else None
+        draws, score = self._ran(), self._target.score
+        if log_likelihood is not None:
+            validation.flag("log_likelihood", log_likelihood)
+        validation.flag("posterior_predictive", posterior_predictive)
+        validation.count("prior", prior, minimum=0)
+        if not isinstance(score, PyroModelScore):
+            if log_likelihood or posterior_predictive or prior:
+                raise ValueError(
+                    "log_likelihood, posterior_predictive and prior need a Pyro model, which says "
+                    f"what data are likely, but this run walked on a {type(score).__name__}; leave "
+                    "them out"
+                )
+            return diagnostics.inference_data(
+                self._samples or {}, draws.stats, attrs=self._run_info()
+            )
+        groups: dict[str, Any] = {}
+        if log_likelihood is None:
+            points = sum(torch.as_tensor(v).numel() for v in score.observed.values())
+            fits = points * draws.position[..., 0].numel() <= LIKELIHOODS_MOST
+            log_likelihood = fits and not score.enumerated
+        if log_likelihood:
+            groups["log_likelihood"] = prediction.log_likelihood(score, draws.position)
+        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        if posterior_predictive:
+            groups["posterior_predictive"] = prediction.posterior_predictive(
+                score, draws.position, seed
+            )
+        if prior:
+            found = prediction.prior_predictive(score, prior, seed)
+            groups["prior"], groups["prior_predictive"] = (
+                {name: value.unsqueeze(0) for name, value in part.items()} for part in found
+            )
         return diagnostics.inference_data(
-            self._samples or {}, draws.stats, observed, attrs=self._run_info()
+            self._samples or {}, draws.stats, score.observed, self._run_info(), **groups
         )
 
     def summary(self, prob: float = 0.9) -> None:
@@ -379,7 +425,7 @@ class MCMC(PyroMCMC):
         draws, source = self._ran(), self._target.score
         return report.write_report(
             path,
-            self.to_inference_data(),
+            self.to_inference_data(log_likelihood=False),
             title=title,
             law=self._law(),
             data=getattr(source, "points", None),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_sample
@@ -50,6 +51,8 @@ class PyroModelScore(Score):
         transforms: site → constrained-to-unconstrained transform, Pyro's convention.
         observed: observed site → value.
         enumerated: the finite discrete sites that are summed out.
+        learned: sites of which only a score is known (see `ScoreDistribution`).
+        model: the model with its arguments bound.
 
     Raises:
         ValueError: no model, none or the wrong kind of latent sites (countable, subsampled, of a
@@ -78,15 +81,15 @@ class PyroModelScore(Score):
             raise ValueError(f"model must be a Pyro model, a callable, but was {model!r}")
         self._vectorize = validation.choice("vectorize", vectorize, ("auto", True, False))
         self._made_of = (model, tuple(args), dict(kwargs or {}), transforms, initial_params)
-        self._model = partial(model, *args, **dict(kwargs or {}))
+        self.model = partial(model, *args, **dict(kwargs or {}))
         prototype: Any
         with isolated_rng(0):
-            found = inspect(self._model, transforms or {})
+            found = inspect(self.model, transforms or {})
             # its sites' transforms are known, so it is kept from finding them and from searching
             # for starting points
             with lenient():
                 _, self._potential, self.transforms, prototype = initialize_model(
-                    self._model,
+                    self.model,
                     transforms=dict(found.transforms),
                     max_plate_nesting=found.max_plate_nesting,
                     init_strategy=init_to_sample,
@@ -94,7 +97,7 @@ class PyroModelScore(Score):
                 )
         self.observed, self.enumerated = found.observed, found.enumerated
         self._complaint = found.complaint
-        self._learned, self._priors = found.learned, found.priors
+        self.learned, self._priors = found.learned, found.priors
         self._settle(found)
         # what depends on a summed-out site has one value for each of its values here
         self._undetermined = tuple(
@@ -141,14 +144,14 @@ class PyroModelScore(Score):
             raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
         with walking(curvature is not None):
             found = self._batching.expand(x, curvature)
-            if not self._learned:
+            if not self.learned:
                 return found
             return found._replace(score_gradient=self._learned_part.expand(x).gradient)
 
     def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gradient of its learned priors alone at `x`, (*batch, D)."""
         with walking(second=False):
-            return self._learned_part.expand(x).gradient if self._learned else super().rough(x)
+            return self._learned_part.expand(x).gradient if self.learned else super().rough(x)
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points, uniform(−2, 2), redrawn where density or gradient are not finite, (n, D).
@@ -202,28 +205,47 @@ class PyroModelScore(Score):
             )
         if not self._deterministic:
             return {}
+        return self.at_points(self._deterministic_at, x)
+
+    def at_points(
+        self, f: Callable[[Tensor], dict[str, Tensor]], x: Float[Tensor, "*batch dim"]
+    ) -> dict[str, Tensor]:
+        """What `f` gives for each point, batched over them where that agrees with a loop.
+
+        Args:
+            f: one point, (D,) → name → tensor; it draws no random numbers.
+            x: points, (*batch, D).
+
+        Returns:
+            Name → (*batch, *shape).
+        """
         points = x.detach().reshape(-1, self.dim)
-        with isolated_rng(0), torch.no_grad():
-            found = self._deterministic_batched(points)
+        with isolated_rng(0), torch.no_grad(), pyro.validation_enabled(False):
+            found = self._batched(f, points)
             if found is None:
-                each = [self._deterministic_at(point) for point in points]
+                each = [f(point) for point in points]
                 found = {name: torch.stack([e[name] for e in each]) for name in each[0]}
         return {name: v.reshape(x.shape[:-1] + v.shape[1:]) for name, v in found.items()}
 
-    def _deterministic_at(self, point: Tensor) -> dict[str, Tensor]:
-        model = poutine.condition(self._model, self.constrain(point))
-        trace: Any = poutine.trace(model).get_trace()
-        return {name: trace.nodes[name]["value"] for name in self._deterministic}
-
-    def _deterministic_batched(self, points: Tensor) -> dict[str, Tensor] | None:
+    def _batched(
+        self, f: Callable[[Tensor], dict[str, Tensor]], points: Tensor
+    ) -> dict[str, Tensor] | None:
         if self.enumerated or not self._vectorize:
             return None
         try:
-            found = vmap(self._deterministic_at, chunk_size=1000)(points)
+            found = vmap(f, chunk_size=1000)(points)
         except Exception:  # whatever a model raises under vmap, the loop answers it
             return None
-        first = self._deterministic_at(points[0])
+        first = f(points[0])
         return found if all(agree(v[0], first[n]) for n, v in found.items()) else None
+
+    def trace_at(self, point: Float[Tensor, "dim"]) -> Any:
+        """Pyro's trace of the model with its latent sites at `point`."""
+        return poutine.trace(poutine.condition(self.model, self.constrain(point))).get_trace()
+
+    def _deterministic_at(self, point: Tensor) -> dict[str, Tensor]:
+        trace = self.trace_at(point)
+        return {name: trace.nodes[name]["value"] for name in self._deterministic}
 
     def _log_density(self, point: Tensor) -> Tensor:
         with walking():
@@ -231,11 +253,10 @@ class PyroModelScore(Score):
 
     def _learned_density(self, point: Tensor) -> Tensor:
         """A number whose gradient is that of the part without a density."""
-        model = poutine.condition(self._model, self.constrain(point))
         with walking(False):
-            trace: Any = poutine.trace(model).get_trace()
-            trace.compute_log_prob(lambda name, node: name in self._learned)
-            return sum((trace.nodes[n]["log_prob_sum"] for n in self._learned), point.new_zeros(()))
+            trace = self.trace_at(point)
+            trace.compute_log_prob(lambda name, node: name in self.learned)
+            return sum((trace.nodes[n]["log_prob_sum"] for n in self.learned), point.new_zeros(()))
 
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         like = torch.empty((), dtype=self.dtype, device=self.device)
