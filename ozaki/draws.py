@@ -1,6 +1,6 @@
 """What a run keeps (floor 7)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class Draws:
 
     def __init__(self, chains: int, draws: int, score: Score):
         like = {"dtype": score.dtype, "device": score.device}
-        self.count = 0
+        self.count, self.room = 0, draws
         try:
             self.position = torch.empty(chains, draws, score.dim, **like)
         except (RuntimeError, TypeError):  # too large for memory, and for the sizes of torch
@@ -65,6 +65,46 @@ class Draws:
             self.stats.pop("lp", None)
         self._seen = {}
         self.count = i + 1
+
+    def tensors(self, first: int) -> dict[str, Tensor]:
+        """The draws from the `first` on."""
+        made = slice(first, self.count)
+        stats = {f"stats.{name}": value[:, made] for name, value in self.stats.items()}
+        return {"position": self.position[:, made], **stats}
+
+    def fill(self, first: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave.
+
+        Raises:
+            ValueError: there are more of them than there is room for.
+        """
+        made = slice(first, first + tensors["position"].shape[1])
+        if made.stop > self.room:
+            raise ValueError(
+                f"num_samples must be at least the {made.stop} draws a chain that the checkpoint "
+                f"holds, but was {self.room}; raise it, or choose another folder"
+            )
+        self.position[:, made] = tensors["position"].to(self.position)
+        for name in tuple(self.stats):
+            if f"stats.{name}" in tensors:
+                self.stats[name][:, made] = tensors[f"stats.{name}"]
+            else:
+                del self.stats[name]
+        self.count = made.stop
+
+    def pending(self) -> dict[str, Tensor]:
+        """What `note` has folded in since the last draw."""
+        return {f"seen.{name}": value for name, value in self._seen.items()}
+
+    def resume(self, seen: Mapping[str, Tensor]) -> None:
+        """Go on from what `pending` gave."""
+        self._seen = {name.removeprefix("seen."): value for name, value in seen.items()}
+
+    def extended(self, more: int, score: Score) -> "Draws":
+        """These draws, with room for `more`."""
+        longer = Draws(len(self.position), self.count + more, score)
+        longer.fill(0, self.tensors(0))
+        return longer
 
     def cut(self) -> None:
         """Drop what an interrupted run did not fill."""

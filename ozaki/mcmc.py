@@ -5,8 +5,10 @@ parent is told of one chain; the batch is walked here.
 """
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.mcmc import util
 from torch import Tensor
 from torch.distributions import Transform
-from tqdm import tqdm
 
 from ozaki import diagnostics, report, validation
 from ozaki.checks import plural
@@ -27,7 +28,9 @@ from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
 from ozaki.scores.derivatives import first_line
+from ozaki.storage import lock
 from ozaki.verdict import Verdict
+from ozaki.walk import Store, Walk
 
 WARMUP_LEAST = 6  # steps in which a step size can be found at all
 LIKELIHOODS_MOST = 10_000_000  # numbers kept unasked
@@ -55,6 +58,11 @@ class MCMC(PyroMCMC):
         save_params: the latent or deterministic sites to keep; all if None.
         seed: makes the run reproducible, below 2⁶³; None draws one from torch's global generator.
         thinning: keep every `thinning`-th draw; num_samples of them are kept all the same.
+        checkpoint: a folder in which the run is kept as it goes. `run` takes up what it finds
+            there: a run that was killed goes on from its last block, to the very draws (on a CPU)
+            it would have made; one with fewer samples is extended. Another model, data or settings
+            are refused.
+        checkpoint_every: steps from one block to the next.
 
     Raises:
         ValueError: an argument that cannot be used, by name.
@@ -85,6 +93,8 @@ class MCMC(PyroMCMC):
         *,
         seed: int | None = None,
         thinning: int = 1,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 200,
     ):
         if not isinstance(kernel, ScoreKernel):
             raise ValueError(
@@ -118,6 +128,9 @@ class MCMC(PyroMCMC):
         self._given_transforms = transforms
         self._initial = initial_params
         self._draws: Draws | None = None
+        self._walked: Walk | None = None
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
 
     @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
@@ -135,7 +148,8 @@ class MCMC(PyroMCMC):
             kernel.cleanup()
             kernel.num_chains = self.num_chains
             try:
-                self._walk(kernel, args, kwargs)
+                with nullcontext() if self.checkpoint is None else lock(self.checkpoint):
+                    self._walk(kernel, args, kwargs)
             finally:
                 kernel.cleanup()
                 kernel.num_chains, kernel.generator = None, None
@@ -166,47 +180,74 @@ class MCMC(PyroMCMC):
             int(torch.randint(2**31, ())) if self.seed is None else self.seed
         )
         draws = Draws(self.num_chains, self.num_samples, score)
-        kernel.initial_params = self._batched_initial(target)
+        walk = self._walk_of(kernel, draws, target)
+        kept = walk.store is not None and walk.store.restore(walk)
+        if not kept:
+            kernel.initial_params = self._batched_initial(target)
         params = kernel.initial_params
         self._try_transforms(params)
-        bar = tqdm(
-            total=self.warmup_steps + self.num_samples * self.thinning,
-            disable=True if self._quiet else None,
-            mininterval=0.2,
-        )
-        stage = "Warmup"
-        try:
-            with bar:
-                for i in range(self.warmup_steps):
-                    params = self._advance(kernel, params, stage, i, bar)
-                stage = "Sample"
-                for i in range(self.num_samples):
-                    for _ in range(self.thinning):
-                        params = self._advance(kernel, params, stage, i, bar)
-                        draws.note(kernel)
-                    draws.keep(kernel)
-        except KeyboardInterrupt:
-            if draws.count == 0:
-                raise
-            warnings.warn(
-                f"interrupted: {draws.count} of {self.num_samples} draws a chain were made and "
-                "are kept",
-                stacklevel=4,
-            )
-        draws.cut()
-        self._collect(kernel, draws)
+        walk.go(params)
+        self._collect(walk)
 
-    def _advance(
-        self, kernel: ScoreKernel, params: dict[str, Tensor], stage: str, i: int, bar: Any
-    ) -> dict[str, Tensor]:
-        params = kernel.sample(params)
-        if self._hook is not None:
-            self._hook(kernel, params, stage, i)
-        bar.update()
-        if bar.n % 50 == 0 and not bar.disable:
-            bar.set_description(stage, refresh=False)
-            bar.set_postfix(kernel.logging(), refresh=False)
-        return params
+    def _walk_of(self, kernel: ScoreKernel, draws: Draws, target: Target) -> Walk:
+        store = None
+        if self.checkpoint is not None:
+            store = Store(self.checkpoint, self.checkpoint_every, self._settings(target))
+        return Walk(
+            kernel,
+            draws,
+            warmup=self.warmup_steps,
+            thinning=self.thinning,
+            hook=self._hook,
+            quiet=self._quiet,
+            store=store,
+        )
+
+    def _settings(self, target: Target) -> dict[str, Any]:
+        """What bears on the draws, the law by its gradient at a point."""
+        kernel, score = self.kernel, target.score
+        point = score.start(1, torch.Generator(score.device).manual_seed(0))
+        gradient = score.expand(point).gradient[0, :8].double()
+        return {
+            "kernel": type(kernel).__name__,
+            **kernel.settings(),
+            "num_chains": self.num_chains,
+            "warmup_steps": self.warmup_steps,
+            "thinning": self.thinning,
+            "seed": self.seed,
+            "checkpoint_every": self.checkpoint_every,
+            "sites": {name: list(shape) for name, shape in target.sites.shapes.items()},
+            "law": [f"{g:.3g}" for g in gradient.tolist()],
+        }
+
+    @poutine.block
+    def extend(self, num_samples: int) -> None:
+        """Go on with the chains of the last run, and add draws to those it made.
+
+        No warm-up is walked anew: the chains go on from where they stood, as if `num_samples` had
+        been larger.
+
+        Args:
+            num_samples: how many more draws a chain.
+
+        Raises:
+            RuntimeError: `run` has not been called.
+        """
+        validation.count("num_samples", num_samples)
+        walk, kernel = self._ran_walk(), self.kernel
+        with pyro.validation_enabled(self.disable_validation is False):
+            kernel.num_chains = self.num_chains
+            try:
+                params = kernel.take_up(self._suspended)
+                walk.draws = walk.draws.extended(num_samples, kernel.target.score)
+                walk.step = self.warmup_steps + walk.draws.count * self.thinning
+                self.num_samples = walk.draws.room
+                with nullcontext() if self.checkpoint is None else lock(self.checkpoint):
+                    walk.go(params)
+                self._collect(walk)
+            finally:
+                kernel.cleanup()
+                kernel.num_chains, kernel.generator = None, None
 
     def _check_transforms(self, target: Target) -> None:
         own, names = target.transforms, target.sites.names
@@ -272,10 +313,12 @@ class MCMC(PyroMCMC):
             )
         return params
 
-    def _collect(self, kernel: ScoreKernel, draws: Draws) -> None:
+    def _collect(self, walk: Walk) -> None:
         """Draws → constrained samples, deterministic sites among them."""
-        target = kernel.target
-        self._draws, self._target = draws, target
+        kernel, draws, target = walk.kernel, walk.draws, walk.kernel.target
+        draws.cut()
+        self._draws, self._target, self._walked = draws, target, walk
+        self._suspended = kernel.suspend()
         self._steps = kernel.engine.method
         self.transforms = self._given_transforms or target.transforms
         samples = target.sites.unflatten(draws.position)
@@ -477,6 +520,11 @@ class MCMC(PyroMCMC):
             name: value if value.is_floating_point() else value.double()
             for name, value in (self._samples or {}).items()
         }
+
+    def _ran_walk(self) -> Walk:
+        if self._walked is None or self._draws is None:
+            raise RuntimeError("there are no chains to go on with yet: call run() first")
+        return self._walked
 
     def _ran(self) -> Draws:
         if self._draws is None:

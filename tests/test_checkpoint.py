@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ozaki.scores import checkpoint
+from ozaki import checkpoint
 
 TENSORS = {
     "bytes": torch.arange(7, dtype=torch.uint8),
@@ -201,7 +201,7 @@ FOREIGN = {
 def test_foreign_files_are_refused(tmp_path: Path, kind: str):
     path = tmp_path / checkpoint.FILE
     path.write_bytes(FOREIGN[kind])
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors .*remove it to train anew"):
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors .*remove it to begin anew"):
         checkpoint.read(tmp_path)
     assert path.read_bytes() == FOREIGN[kind]
 
@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
 
 LIMITED = """
 import resource, sys, torch
-from ozaki.scores import checkpoint
+from ozaki import checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     checkpoint.write(sys.argv[1], {"a": torch.zeros(100_000)}, {}, {})

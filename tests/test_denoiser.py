@@ -50,9 +50,9 @@ def test_chains_of_a_denoiser():
     for kernel in (ScoreOzakiKernel, ScoreLangevinKernel):
         mcmc = MCMC(
             kernel(score),
-            num_samples=200,
-            warmup_steps=200,
-            num_chains=24,
+            num_samples=60,
+            warmup_steps=100,
+            num_chains=80,
             seed=1,
             disable_progbar=True,
         )

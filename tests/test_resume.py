@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from ozaki.checkpoint import FILE
 from ozaki.scores import optimisation, training
-from ozaki.scores.checkpoint import FILE
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.training import DSMTrainer
 

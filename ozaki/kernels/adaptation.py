@@ -9,6 +9,7 @@ windows, the Stan reference manual, "Automatic parameter tuning".
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -127,9 +128,24 @@ class JumpRecord:
         others = len(self._choices) - 1
         return self._choices[0 if step % 2 == 0 else 1 + (step // 2) % others]
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was folded in: sums of jumps (choices, D), and how many."""
+        found = [torch.as_tensor(s, dtype=torch.float64) for s in self._sum.values()]
+        width = max((len(s) for s in found if s.ndim), default=1)
+        sums = torch.stack([s.cpu().expand(width) for s in found])
+        return {"sum": sums, "count": torch.tensor(list(self._count.values()))}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        for choice, total, count in zip(
+            self._choices, tensors["sum"], tensors["count"].tolist(), strict=True
+        ):
+            self._sum[choice], self._count[choice] = total.clone() if count else 0.0, count
+
     def add(self, choice: tuple[int, int], jump: Float[Tensor, "chains dim"]) -> None:
         """Fold in the squared jumps of one step, in the metric, (chains, D)."""
-        self._sum[choice] += jump.nan_to_num(0.0).mean(0)
+        self._sum[choice] += jump.nan_to_num(0.0).mean(0).double().cpu()
         self._count[choice] += 1
 
     def best(self) -> tuple[int, int]:
@@ -160,6 +176,17 @@ class PooledCovariance:
         self.count = 0
         self.mean = like.new_zeros(dim, dtype=torch.float64)
         self._scatter = self.mean.new_zeros((dim, dim) if dense else (dim,))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was folded in."""
+        count = torch.tensor(self.count)
+        return {"count": count, "mean": self.mean, "scatter": self._scatter}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.count = int(tensors["count"])
+        self.mean, self._scatter = (tensors[k].to(self.mean) for k in ("mean", "scatter"))
 
     def add(self, x: Float[Tensor, "chains dim"]) -> None:
         """Fold in one position a chain, (chains, D)."""
@@ -203,6 +230,16 @@ class MeanCurvature:
     def __init__(self) -> None:
         self.count = 0
         self._sum: Tensor | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was folded in."""
+        found = {"count": torch.tensor(self.count)}
+        return found if self._sum is None else {**found, "sum": self._sum}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.count, self._sum = int(tensors["count"]), tensors.get("sum")
 
     def add(self, curvature: SymmetricOperator) -> None:
         """Fold in one curvature a chain."""

@@ -5,15 +5,18 @@ It holds the only mutable state of a run; everything it calls is pure.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ozaki.kernels import adaptation, transition
-from ozaki.kernels.adaptation import JumpRecord, MeanCurvature, PooledCovariance
+from ozaki.kernels.adaptation import DualAveraging, JumpRecord, MeanCurvature, PooledCovariance
 from ozaki.kernels.proposals import langevin
 from ozaki.kernels.transition import Info, Method, State
 from ozaki.kernels.wrappers import Frozen, Whitened
+from ozaki.linalg import Dense, Diagonal
 from ozaki.scores.base import Score
 from ozaki.shapes import Float
 
@@ -71,7 +74,7 @@ class Engine:
         self.adapting = step_size is None
         self.frozen, self.dense_metric = frozen, dense_metric
         self._rivals = (method.proposal, langevin) if choose else (method.proposal,)
-        self.count, self._halvings = 0, 0
+        self.count, self._halvings, self._rival = 0, 0, 0
         self._last_window = (self.plan.windows or (self.plan.transient,))[-1]
         self._walked = Whitened(score)
         self._given = 1.0 if step_size is None else step_size
@@ -111,6 +114,66 @@ class Engine:
         if fresh:
             self._step_size = position.new_full((len(position), 1), self._given)
             self._open_window()
+
+    def refresh(self) -> None:
+        """Look again from where the chains are, so that nothing but the positions carries on.
+
+        A run that is taken up from `tensors` and `numbers` sees the very same.
+        """
+        self._state = transition.init(self._walked, self.state.position, self.method)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor the next step depends on, by name; `refresh` comes first."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "walk": {"position": self.state.position, "step_size": self._step_size},
+            "jumps": self._jumps.tensors,
+            "covariance": self._covariance.tensors,
+            "curvature": self._curvature.tensors,
+        }
+        found = {f"{part}.{name}": t for part, group in parts.items() for name, t in group.items()}
+        if self.metric is not None:
+            found["metric"] = self.metric
+        if isinstance(self._walked.score, Frozen):
+            curvature = self._walked.score.curvature
+            diagonal = isinstance(curvature, Diagonal)
+            found["frozen"] = curvature.diagonal() if diagonal else curvature.dense()
+        if self.generator is not None:
+            found["generator"] = self.generator.get_state()
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest of what the next step depends on, as JSON would have it."""
+        return {
+            "count": self.count,
+            "rival": self._rival,
+            "halvings": self._halvings,
+            "averaging": list(self._averaging),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on from what `tensors` and `numbers` gave, in an engine made the same way."""
+        device = self.score.device
+        score: Score = self.score
+        if "frozen" in tensors:
+            found = tensors["frozen"].to(device)
+            score = Frozen(score, Diagonal(found) if found.ndim == 1 else Dense(found))
+        metric = tensors.get("metric")
+        self._walked = Whitened(score, None if metric is None else metric.to(device))
+        if numbers["rival"]:
+            self._settle(numbers["rival"])
+        self.count, self._halvings = numbers["count"], numbers["halvings"]
+        self._averaging = DualAveraging(*numbers["averaging"])
+        self._step_size = tensors["walk.step_size"].to(device)
+        position = tensors["walk.position"].to(device)
+        self._state = transition.init(self._walked, position, self.method)
+        self._open_window()
+        kept = {"jumps": self._jumps, "covariance": self._covariance, "curvature": self._curvature}
+        for part, record in kept.items():
+            prefix = f"{part}."
+            group = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            record.restore({name: t.to(device) for name, t in group.items()})
+        if self.generator is not None:
+            self.generator.set_state(tensors["generator"])
 
     def step(self) -> Info:
         """Walk every chain one step, adapting if still in warm-up."""
@@ -194,7 +257,11 @@ class Engine:
         if rival == 0:
             self._halvings = halvings
             return
-        # Langevin in the metric: no curvature is paid for any more
+        self._settle(rival)
+
+    def _settle(self, rival: int) -> None:
+        """From now on walk by another proposal: Langevin in the metric, which pays no curvature."""
+        self._rival = rival
         self._rivals = (self._rivals[rival],)
         self.method = self.method._replace(proposal=self._rivals[0], curvature=None)
         if self.method.correction != "none":

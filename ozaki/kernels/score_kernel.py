@@ -5,7 +5,7 @@ score over flat unconstrained points, and sites' tensors into those points and b
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -40,6 +40,15 @@ class Target(NamedTuple):
     score: Score
     sites: Sites
     transforms: dict[str, Transform]
+
+
+class Suspended(NamedTuple):
+    """Chains in flight, out of their kernel."""
+
+    target: Target
+    engine: Engine
+    warmup_steps: int
+    generator: torch.Generator | None
 
 
 class ScoreKernel(MCMCKernel):
@@ -191,7 +200,47 @@ class ScoreKernel(MCMCKernel):
         assert self._info is not None, "sample() comes first"
         return self._info
 
+    def settings(self) -> dict[str, Any]:
+        """How it was built, as JSON would have it."""
+        return {
+            "step_size": self._step_size,
+            "curvature": self._curvature,
+            "frozen": self._frozen,
+            "metropolis": self._metropolis,
+        }
+
+    def suspend(self) -> "Suspended":
+        """The chains in flight, which `cleanup` would forget, for `take_up`."""
+        return Suspended(self._bound(), self.engine, self._warmup_steps, self.generator)
+
+    def take_up(self, suspended: "Suspended") -> dict[str, Tensor]:
+        """Go on with chains that were suspended; where they are, site → unconstrained tensor."""
+        self._target, self._engine, self._warmup_steps, self.generator = suspended
+        self.transforms = suspended.target.transforms
+        return self._place()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor the next step depends on, by name."""
+        return self.engine.tensors()
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest of what the next step depends on, as JSON would have it."""
+        return self.engine.numbers()
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on from what `tensors` and `numbers` gave; `setup` comes first."""
+        target = self._bound()
+        self._engine = self._make_engine(target, tensors["walk.position"].to(target.score.device))
+        self._engine.restore(tensors, numbers)
+        self._initial_params = self._place()
+
     # -- inside -----------------------------------------------------------------------------------
+
+    def _place(self) -> dict[str, Tensor]:
+        """Where the chains are, and no sign that a caller moved them."""
+        self._returned = position = self.engine.position
+        self._divergences = [[] for _ in range(len(position))]
+        return self._bound().sites.unflatten(position)
 
     def _bound(self) -> Target:
         if self._target is None:

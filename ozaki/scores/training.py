@@ -16,8 +16,8 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ozaki import checkpoint as checkpoints
 from ozaki import validation
-from ozaki.scores import checkpoint as checkpoints
 from ozaki.scores import options
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.losses import LossPlan

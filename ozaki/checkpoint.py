@@ -1,4 +1,4 @@
-"""A training that can be taken up again: one safetensors file, written whole, no code (floor 1).
+"""A run that can be taken up again: one safetensors file, written whole, no code (floor 1).
 
 The header holds one JSON text and a SHA-256 of that text and of every tensor's name, dtype, shape
 and bytes. Reading is strict: what is not exactly what `write` wrote is refused.
@@ -22,7 +22,7 @@ from ozaki.storage import sweep, write_atomically
 FORMAT = "ozaki.checkpoint"
 VERSION = 1
 FILE = "checkpoint.safetensors"
-REMEDY = "remove it to train anew, or restore it from a copy"
+REMEDY = "remove it to begin anew, or restore it from a copy"
 _NUMBER = "__float__"  # JSON knows no NaN and no infinity: {"__float__": "inf"}
 
 Checkpoint = tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]
@@ -33,15 +33,17 @@ def write(
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
     state: Mapping[str, Any],
+    file: str = FILE,
 ) -> Path:
     """Write a checkpoint into `folder` in place of the one there, all or nothing.
 
     Args:
         folder: made if it is missing.
         tensors: of any shape, dtype and device; they may share memory.
-        settings: what must be equal for the training to be taken up again, see `match`; strings,
+        settings: what must be equal for the run to be taken up again, see `match`; strings,
             numbers, None, and lists and mappings of them. A tuple is read as a list.
-        state: where the training stands, made of the same.
+        state: where the run stands, made of the same.
+        file: its name.
 
     Returns:
         The file.
@@ -50,7 +52,7 @@ def write(
         OSError: it could not be written, for want of space for instance. The checkpoint that was
             there is as it was.
     """
-    path = Path(folder) / FILE
+    path = Path(folder) / file
     parts = {"settings": _plain(settings), "state": _plain(state)}
     text = json.dumps({"format": FORMAT, "version": VERSION, **parts}, allow_nan=False)
     # cloned: safetensors refuses tensors that share memory, such as tied weights
@@ -71,19 +73,19 @@ def write(
     except OSError as error:
         message = (
             f"{path} could not be written ({error}); make room on the disk or choose another "
-            "folder, and train again: a checkpoint that was there is as it was"
+            "folder, and begin again: a checkpoint that was there is as it was"
         )
         raise OSError(error.errno, message) from error
 
 
-def read(folder: str | os.PathLike[str]) -> Checkpoint | None:
+def read(folder: str | os.PathLike[str], file: str = FILE) -> Checkpoint | None:
     """The tensors, settings and state in `folder`; None where there is no checkpoint.
 
     Raises:
         ValueError: the file is corrupt, or of another format or version.
         OSError: it could not be read at all.
     """
-    path = Path(folder) / FILE
+    path = Path(folder) / file
     if not path.exists():
         return None
     # read once: safe_open opens a file twice, between which it may be replaced
@@ -105,9 +107,12 @@ def read(folder: str | os.PathLike[str]) -> Checkpoint | None:
 
 
 def match(
-    folder: str | os.PathLike[str], saved: Mapping[str, Any], settings: Mapping[str, Any]
+    folder: str | os.PathLike[str],
+    saved: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    file: str = FILE,
 ) -> None:
-    """Check that a training has the settings of the checkpoint that it is to take up.
+    """Check that a run has the settings of the checkpoint that it is to take up.
 
     Raises:
         ValueError: naming every setting that differs.
@@ -120,18 +125,18 @@ def match(
     ]
     if changes:
         raise ValueError(
-            f"{Path(folder) / FILE} is of a training with other settings: {'; '.join(changes)}; "
-            "resume with the same settings, or choose another folder"
+            f"{Path(folder) / file} is of a run with other settings: {'; '.join(changes)}; "
+            "go on with the same settings, or choose another folder"
         )
 
 
-def clean(folder: str | os.PathLike[str]) -> list[Path]:
+def clean(folder: str | os.PathLike[str], file: str = FILE) -> list[Path]:
     """Remove what killed writes have left in `folder`; to be called under its lock.
 
     Returns:
         What was removed.
     """
-    return sweep(Path(folder) / FILE)
+    return sweep(Path(folder) / file)
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -142,8 +147,8 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has a header that cannot be read ({error}); {REMEDY}") from error
     raise ValueError(
-        f"{path} must be of version {VERSION}, but was of {found['version']!r}; take the training "
-        "up with the release of ozaki that began it, or remove the file to train anew"
+        f"{path} must be of version {VERSION}, but was of {found['version']!r}; take the run up "
+        "with the release of ozaki that began it, or remove the file to begin anew"
     )
 
 

@@ -1,0 +1,161 @@
+"""Chains on their way, from warm-up to the last draw, and their place on disk (floor 7.5)."""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ozaki import checkpoint
+from ozaki.draws import Draws
+from ozaki.kernels.score_kernel import ScoreKernel
+
+FILE = "chains.safetensors"
+
+
+class Store:
+    """A folder in which a run is kept, block by block, so that it can be taken up again.
+
+    `chains.safetensors` is the state after some step, and `draws-N.safetensors` the draws from the
+    N-th on that were made up to it. Each is written whole before the state that counts it.
+
+    Args:
+        folder: made if it is missing.
+        every: steps from one writing to the next.
+        settings: what bears on the draws; a run with others is refused.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], every: int, settings: Mapping[str, Any]):
+        self.folder, self.every, self.settings = Path(folder), every, dict(settings)
+        self._written = 0
+
+    def save(self, walk: "Walk") -> None:
+        """Write where the walk stands, and the draws made since the last time."""
+        kernel, draws = walk.kernel, walk.draws
+        # from here on the run sees what a run taken up from here would see
+        kernel.engine.refresh()
+        first = self._written
+        if draws.count > first:
+            block = {"first": first, "count": draws.count - first}
+            checkpoint.write(self.folder, draws.tensors(first), {}, block, _name(first))
+        numbers = {
+            "step": walk.step,
+            "draws": draws.count,
+            "kernel": kernel.numbers(),
+            "blocks": [*walk.blocks, first] if draws.count > first else walk.blocks,
+        }
+        tensors = {**kernel.tensors(), **draws.pending()}
+        checkpoint.write(self.folder, tensors, self.settings, numbers, FILE)
+        walk.blocks, self._written = numbers["blocks"], draws.count
+
+    def restore(self, walk: "Walk") -> bool:
+        """Take up the run that is kept here; False where there is none. Under its lock.
+
+        Raises:
+            ValueError: a file that is corrupt, or a run with other settings.
+        """
+        checkpoint.clean(self.folder, FILE)
+        for stale in self.folder.glob(".draws-*.safetensors.*"):
+            stale.unlink(missing_ok=True)
+        found = checkpoint.read(self.folder, FILE)
+        if found is None:
+            return False
+        tensors, settings, numbers = found
+        checkpoint.match(self.folder, settings, self.settings, FILE)
+        kernel, draws = walk.kernel, walk.draws
+        for first in numbers["blocks"]:
+            block = checkpoint.read(self.folder, _name(first))
+            if block is None:
+                raise ValueError(
+                    f"{self.folder / _name(first)} must be there, but is missing; restore it from "
+                    "a copy, or choose another folder"
+                )
+            draws.fill(first, block[0])
+        draws.resume({k: t for k, t in tensors.items() if k.startswith("seen.")})
+        kernel.restore(tensors, numbers["kernel"])
+        walk.step, walk.blocks, self._written = numbers["step"], numbers["blocks"], draws.count
+        return True
+
+
+class Walk:
+    """A kernel's chains, the draws so far, and the step they are at.
+
+    Args:
+        kernel: set up, with its generator.
+        draws: where draws go.
+        warmup: steps that are not kept.
+        thinning: steps a draw.
+        hook: as of `MCMC`.
+        quiet: no progress bar.
+        store: where to keep the run.
+    """
+
+    def __init__(
+        self,
+        kernel: ScoreKernel,
+        draws: Draws,
+        *,
+        warmup: int,
+        thinning: int,
+        hook: Callable[..., Any] | None,
+        quiet: bool,
+        store: Store | None = None,
+    ):
+        self.kernel, self.draws, self.store = kernel, draws, store
+        self.warmup, self.thinning = warmup, thinning
+        self._hook, self._quiet = hook, quiet
+        self.step = 0
+        self.blocks: list[int] = []
+
+    def go(self, params: dict[str, Tensor]) -> None:
+        """Walk until there are as many draws as there is room for.
+
+        Ctrl-C after warm-up keeps the draws made so far and says how many there are.
+
+        Args:
+            params: where the chains are.
+        """
+        draws, store = self.draws, self.store
+        end = self.warmup + draws.room * self.thinning
+        bar = tqdm(
+            total=end, initial=self.step, disable=True if self._quiet else None, mininterval=0.2
+        )
+        try:
+            with bar:
+                while self.step < end:
+                    params = self._advance(params, bar)
+                    if store is not None and (self.step % store.every == 0 or self.step == end):
+                        store.save(self)
+        except KeyboardInterrupt:
+            if draws.count == 0:
+                raise
+            warnings.warn(
+                f"interrupted: {draws.count} of {draws.room} draws a chain were made and are kept",
+                stacklevel=5,
+            )
+
+    def _advance(self, params: dict[str, Tensor], bar: Any) -> dict[str, Tensor]:
+        kernel = self.kernel
+        params = kernel.sample(params)
+        walked = self.step - self.warmup
+        sampling = walked >= 0
+        stage, i = ("Sample", walked // self.thinning) if sampling else ("Warmup", self.step)
+        if self._hook is not None:
+            self._hook(kernel, params, stage, i)
+        bar.update()
+        if bar.n % 50 == 0 and not bar.disable:
+            bar.set_description(stage, refresh=False)
+            bar.set_postfix(kernel.logging(), refresh=False)
+        if sampling:
+            self.draws.note(kernel)
+            if (walked + 1) % self.thinning == 0:
+                self.draws.keep(kernel)
+        self.step += 1
+        return params
+
+
+def _name(first: int) -> str:
+    return f"draws-{first}.safetensors"

@@ -1,0 +1,249 @@
+"""Runs that are stopped, taken up and extended give the draws of runs that were not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
+from ozaki.scores import GaussianMixtureScore, GaussianScore
+from ozaki.walk import FILE
+from tests.test_distribution import Bare
+
+F64 = torch.float64
+MIXTURE = GaussianMixtureScore(
+    torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=F64),
+    0.3 * torch.eye(2, dtype=F64).expand(2, 2, 2),
+)
+DATA = torch.tensor([4.1, 5.3, 3.8])
+
+
+def model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+    sd = pyro.sample("sd", dist.HalfNormal(5.0))
+    pyro.sample("y", dist.Normal(mu, sd).expand([3]).to_event(1), obs=y)
+
+
+KERNELS = {
+    "dense": (lambda: ScoreOzakiKernel(MIXTURE, curvature="dense"), ()),
+    "chosen": (lambda: ScoreOzakiKernel(MIXTURE), ()),
+    "diagonal": (lambda: ScoreOzakiKernel(MIXTURE, curvature="diagonal"), ()),
+    "frozen": (lambda: ScoreOzakiKernel(MIXTURE, frozen=True), ()),
+    "line integral": (lambda: ScoreOzakiKernel(Bare(MIXTURE)), ()),
+    "unadjusted": (lambda: ScoreLangevinKernel(Bare(MIXTURE), metropolis="none"), ()),
+    "given step": (lambda: ScoreOzakiKernel(MIXTURE, step_size=0.5), ()),
+    "model": (lambda: ScoreOzakiKernel(model), (DATA,)),
+}
+WARMUP, DRAWS, EVERY = 61, 20, 7
+
+
+class Killed(Exception):
+    pass
+
+
+def chains(name, folder=None, draws=DRAWS, stop=None, thinning=2, seed=3):
+    def hook(kernel, params, stage, i):
+        hook.steps += 1
+        if hook.steps == stop:
+            raise Killed
+
+    hook.steps = 0
+    build, args = KERNELS[name]
+    mcmc = MCMC(
+        build(),
+        num_samples=draws,
+        warmup_steps=WARMUP,
+        num_chains=3,
+        seed=seed,
+        thinning=thinning,
+        hook_fn=hook,
+        disable_progbar=True,
+        checkpoint=folder,
+        checkpoint_every=EVERY,
+    )
+    try:
+        mcmc.run(*args)
+    except Killed:
+        return None
+    return mcmc
+
+
+def assert_same(a, b):
+    """To the last bit, figures too."""
+    for name, value in a.get_samples(group_by_chain=True).items():
+        assert torch.equal(value, b.get_samples(group_by_chain=True)[name]), name
+    assert a._draws.stats.keys() == b._draws.stats.keys()
+    for name, value in a._draws.stats.items():
+        assert torch.equal(value, b._draws.stats[name]), name
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_run_that_was_stopped_goes_on_to_the_very_draws(name, tmp_path):
+    whole = chains(name, tmp_path / "whole")
+    # in the transient and between windows; in the last stretch and between draws; at the last step
+    for i, stops in enumerate([(4, 33), (59, 8, 20), (WARMUP + 2 * DRAWS,)]):
+        folder = tmp_path / str(i)
+        for stop in stops:
+            assert chains(name, folder, stop=stop) is None
+        resumed = chains(name, folder)
+        assert_same(resumed, whole)
+    # and what is finished is only read
+    assert_same(chains(name, folder, stop=1), whole)
+
+
+@pytest.mark.parametrize("name", ["chosen", "line integral"])
+def test_extending_gives_the_draws_of_a_longer_run(name, tmp_path):
+    long = chains(name, draws=31)
+    short = chains(name, draws=12)
+    short.extend(9)
+    short.extend(10)
+    assert_same(short, long)
+    assert len(short.diagnostics()["acceptance rate"]) == 3
+    # on disk: in the same process, or by asking for more in a later one
+    kept = chains(name, tmp_path / "a", draws=31)
+    first = chains(name, tmp_path / "b", draws=21)  # 61 + 42 steps: no block ends there
+    first.extend(10)
+    later = chains(name, tmp_path / "c", draws=21)
+    assert later is not None
+    later = chains(name, tmp_path / "c", draws=31)
+    assert_same(first, later)
+    assert kept.get_samples()[next(iter(kept.get_samples()))].shape[0] == 93
+
+
+def test_extending_after_an_interruption():
+    def interrupt(kernel, params, stage, i):
+        if stage == "Sample" and i == 5 and not interrupt.done:
+            interrupt.done = True
+            raise KeyboardInterrupt
+
+    interrupt.done = False
+    mcmc = MCMC(
+        ScoreOzakiKernel(MIXTURE),
+        num_samples=10,
+        warmup_steps=30,
+        num_chains=2,
+        seed=0,
+        hook_fn=interrupt,
+        disable_progbar=True,
+    )
+    with pytest.warns(UserWarning, match="interrupted: 5 of 10"):
+        mcmc.run()
+    mcmc.extend(7)
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (2, 12, 2)
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from ozaki import MCMC, ScoreOzakiKernel
+from ozaki.scores import GaussianMixtureScore
+means = torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
+score = GaussianMixtureScore(means, 0.3 * torch.eye(2).expand(2, 2, 2))
+mcmc = MCMC(ScoreOzakiKernel(score), num_samples=600, warmup_steps=200, seed=1, thinning=1,
+            disable_progbar=True, checkpoint=sys.argv[1], checkpoint_every=5)
+print("begun", flush=True)
+mcmc.run()
+torch.save(mcmc.get_samples(group_by_chain=True)["x"], sys.argv[2])
+"""
+
+
+def run_process(folder, out, kill_after=None):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(out)],
+        stdout=subprocess.PIPE,
+        env=env,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    if kill_after is not None:
+        time.sleep(kill_after)
+        process.send_signal(signal.SIGKILL)
+    return process.wait(120)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_at_random_moments(kills, tmp_path):
+    assert run_process(tmp_path / "whole", tmp_path / "whole.pt") == 0
+    g = torch.Generator().manual_seed(0)
+    for pause in (0.05 + 0.6 * torch.rand(kills, generator=g)).tolist():
+        run_process(tmp_path / "killed", tmp_path / "out.pt", kill_after=pause)
+    assert run_process(tmp_path / "killed", tmp_path / "out.pt") == 0
+    assert torch.equal(torch.load(tmp_path / "out.pt"), torch.load(tmp_path / "whole.pt"))
+
+
+# -- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    chains("chosen", folder)
+    return folder
+
+
+def again(folder, **changes):
+    options = {
+        "num_samples": DRAWS,
+        "warmup_steps": WARMUP,
+        "num_chains": 3,
+        "seed": 3,
+        "thinning": 2,
+        "disable_progbar": True,
+        "checkpoint": folder,
+        "checkpoint_every": EVERY,
+    }
+    kernel = changes.pop("kernel", None) or ScoreOzakiKernel(MIXTURE)
+    MCMC(kernel, **(options | changes)).run()
+
+
+OTHERS = {
+    "seed was 3 in the checkpoint and is 4 now": {"seed": 4},
+    "warmup_steps was 61": {"warmup_steps": 62},
+    "num_chains was 3": {"num_chains": 2},
+    "metropolis was 'auto' in the checkpoint and is 'none' now": {
+        "kernel": ScoreOzakiKernel(MIXTURE, metropolis="none")
+    },
+    "law was": {
+        "kernel": ScoreOzakiKernel(GaussianScore(torch.zeros(2).double(), torch.eye(2).double()))
+    },
+    "num_samples must be at least the 20 draws": {"num_samples": 19},
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_another_run_is_refused(message, kept):
+    before = (kept / FILE).read_bytes()
+    with pytest.raises(ValueError, match=message):
+        again(kept, **OTHERS[message])
+    assert (kept / FILE).read_bytes() == before
+
+
+def test_other_data_are_refused(tmp_path):
+    chains("model", tmp_path)
+    mcmc = chains("model", tmp_path)
+    with pytest.raises(ValueError, match=r"chains\.safetensors is of a run.*law was"):
+        mcmc.run(DATA + 1)
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated"])
+def test_a_damaged_block_is_told(fault, tmp_path):
+    chains("chosen", tmp_path)
+    block = sorted(tmp_path.glob("draws-*.safetensors"))[1]
+    if fault == "missing":
+        block.unlink()
+    else:
+        block.write_bytes(block.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=rf"{block.name}.*{fault}"):
+        again(tmp_path)
+
+
+def test_nothing_to_extend():
+    with pytest.raises(RuntimeError, match="call run"):
+        MCMC(ScoreOzakiKernel(MIXTURE)).extend(10)
