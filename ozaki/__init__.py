@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ozaki import datasets, scores
+from ozaki.annealing import anneal
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.pyro_model import unconstrain
 from ozaki.mcmc import MCMC
@@ -27,6 +28,7 @@ __all__ = [
     "ScoreEstimator",
     "ScoreLangevinKernel",
     "ScoreOzakiKernel",
+    "anneal",
     "datasets",
     "scores",
     "unconstrain",

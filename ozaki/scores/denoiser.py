@@ -50,7 +50,7 @@ class DenoiserScore(JacobianScore):
     ):
         if not callable(denoiser):
             raise ValueError(f"denoiser must be callable, but was {denoiser!r}")
-        self.denoiser = denoiser
+        self.denoiser: Any = denoiser
         self.sigma = validation.positive("sigma", sigma)
         shape = validation.sizes("event_shape", event_shape)
         given = validation.floating("start", start) if isinstance(start, Tensor) else None
