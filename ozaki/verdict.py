@@ -10,6 +10,7 @@ import numpy as np
 
 from ozaki.checks import (
     CHECKS,
+    UNMIXED,
     Evidence,
     Problem,
     chains,
@@ -18,8 +19,6 @@ from ozaki.checks import (
     plural,
     some,
 )
-
-UNMIXED = "the chains have not quite mixed"  # as the check of R-hat tells it
 
 
 class Verdict(NamedTuple):
@@ -40,15 +39,10 @@ class Verdict(NamedTuple):
 
 def judge(evidence: Evidence) -> Verdict:
     """Weigh the evidence: every check adds the problems it sees."""
-    found = [_weighed(problem) for check in CHECKS for problem in check(evidence)]
+    found = [problem for check in CHECKS for problem in check(evidence)]
     found.sort(key=lambda problem: not problem.fatal)
     trusted = not any(problem.fatal for problem in found)
     return Verdict(trusted, _headline(evidence, found), found, list(_notes(evidence)))
-
-
-def _weighed(problem: Problem) -> Problem:
-    """Any R-hat above 1.01 is fatal: nothing need be broken, but the run was too short."""
-    return problem._replace(fatal=problem.fatal or problem.what.startswith(UNMIXED))
 
 
 def _headline(e: Evidence, problems: list[Problem]) -> str:

@@ -143,7 +143,8 @@ def test_a_tuned_unadjusted_kernel_too():
 
 def test_a_learned_proposal_leaves_the_target_exact():
     score, mean, covariance = LAWS["mixture"]
-    wrong = GaussianScore(torch.tensor([0.3, 0.0]).double(), torch.diag(covariance.diagonal()))
+    # in another dtype than the target's, as estimators are
+    wrong = GaussianScore(torch.tensor([0.3, 0.0]), torch.diag(covariance.diagonal()).float())
     kernel = ScoreOzakiKernel(score, score=wrong)
     mcmc = MCMC(kernel, num_samples=100, warmup_steps=250, num_chains=256, seed=6)
     mcmc.run()

@@ -153,4 +153,5 @@ class Guided(_Wrapper):
         """The guide's gradient and curvature with the target's log density."""
         at = self.score.expand(x)
         step = self.guide.expand(x.to(self.guide.dtype), curvature)
-        return Expansion(step.gradient.to(x.dtype), step.curvature, at.log_density, None)
+        curvature_there = None if step.curvature is None else step.curvature.astype(x.dtype)
+        return Expansion(step.gradient.to(x.dtype), curvature_there, at.log_density, None)
