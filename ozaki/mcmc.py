@@ -479,7 +479,14 @@ class MCMC(PyroMCMC):
 
     def _law(self) -> str | None:
         """Which law the draws follow, in words."""
-        scale = getattr(self._target.score, "noise_scale", None)
+        score = self._target.score
+        if isinstance(score, PyroModelScore) and score.learned:
+            return (
+                f"the model's posterior, in which {', '.join(score.learned)} follows the law whose "
+                "score it was given: for an estimator that of the data smoothed by its noise. Its "
+                "part of the acceptance is a line integral"
+            )
+        scale = getattr(score, "noise_scale", None)
         if scale is None:
             return None
         sizes = ", ".join(f"{s:.3g}" for s in scale.flatten().tolist()[:4])
