@@ -129,7 +129,7 @@ class MCMC(PyroMCMC):
         self._initial = initial_params
         self._draws: Draws | None = None
         self._walked: Walk | None = None
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
 
     @poutine.block

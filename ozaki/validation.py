@@ -4,7 +4,9 @@ Every check returns what it checked, so that it can stand where the value is use
 """
 
 import math
+import os
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,13 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} must be True or False, but was {value!r}")
     return bool(value)
+
+
+def folder(name: str, value: Any) -> Path | None:
+    """A path, or None."""
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{name} must be the path of a folder or None, but was {value!r}")
+    return None if value is None else Path(value)
 
 
 def sizes(name: str, value: Any) -> torch.Size:

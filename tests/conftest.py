@@ -37,7 +37,11 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def unchecked():
-    """Shape checks off, so that a wrong argument meets ozaki's own error, as a user's would."""
+    """Shape checks off: a wrong argument meets ozaki's own error, as a user's would.
+
+    Long chains and trainings are unchecked too: checks cost five times what they check, and the
+    tests of each part make them.
+    """
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)

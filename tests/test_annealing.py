@@ -12,6 +12,8 @@ from ozaki.annealing import ladder
 from ozaki.scores import GaussianMixtureScore
 from tests.test_distribution import Bare
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 F64 = torch.float64
 WEIGHTS = torch.tensor([0.2, 0.8], dtype=F64)
 MEANS = torch.tensor([[-4.0, 0.0], [4.0, 2.0]], dtype=F64)

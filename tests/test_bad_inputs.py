@@ -245,6 +245,16 @@ RUNS = {
     "site as a number": Row(
         lambda: ScoreOzakiKernel(GAUSS, site=3), "site must be a name, but was 3"
     ),
+    "checkpoint as a number": Row(
+        lambda: walk(checkpoint=3), "checkpoint must be the path of a folder or None, but was 3"
+    ),
+    "checkpoints never": Row(
+        lambda: walk(checkpoint_every=0), "checkpoint_every must be a whole number"
+    ),
+    "extended by none": Row(lambda: walk().extend(0), "num_samples must be a whole number"),
+    "predictive as a number": Row(
+        lambda: walk().to_inference_data(prior=-1), "prior must be a whole number"
+    ),
     "site named chain": Row(
         lambda: walk(ScoreOzakiKernel(GAUSS, site="chain")).to_inference_data(),
         r"names must not be those of dimensions.*\['chain'\]",

@@ -259,6 +259,7 @@ def posterior(noise):
     return covariance @ pull, covariance
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("kernel", [ScoreOzakiKernel, ScoreLangevinKernel])
 def test_linear_inverse_problem(kernel):
     def model(y):
@@ -277,6 +278,7 @@ def test_linear_inverse_problem(kernel):
     moments_match(mcmc.get_samples(group_by_chain=True)["x"], *posterior(0.5))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_mixture_as_prior():
     """Two modes of a prior that the data weigh anew: the posterior is a mixture in closed form."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=F64)

@@ -10,6 +10,8 @@ from pyro.infer import NUTS
 from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
 from tests.contracts import moments_match, same_law
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 KERNELS = [ScoreOzakiKernel, ScoreLangevinKernel]
 
 

@@ -14,6 +14,8 @@ from tests.oracles import affine_map, stationary_covariance
 from tests.registry import KERNELS
 from tests.test_transition import ScoreOnly
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 GAUSS = GaussianScore(
     torch.tensor([3.0, -1.0], dtype=torch.float64),
     torch.tensor([[1.0, 0.8], [0.8, 4.0]], dtype=torch.float64),

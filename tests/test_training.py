@@ -38,6 +38,7 @@ def relative_errors(
     return first, second
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("dim", "modes", "options"),
     [(2, 3, {"max_steps": 2000}), (10, 4, {"max_steps": 1000})],
@@ -52,6 +53,7 @@ def test_mixtures_are_learned_to_two_per_cent(dim: int, modes: int, options: dic
     assert estimator.metrics["calibration_mean"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_few_real_data_do_not_overfit():
     data = datasets.old_faithful()
     rows = torch.as_tensor(data.to_numpy() if hasattr(data, "to_numpy") else data)
@@ -352,6 +354,7 @@ def test_one_estimator_for_a_range_of_noise_levels(kind: str, tmp_path: Path):
     assert len(estimator.metrics["sigma"]) == len(estimator.metrics["dsm"]) == 5  # pyright: ignore
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_range_learns_the_score_at_every_level(generator: torch.Generator):
     law = mixture(2, 3, seed=5)
     trainer = DSMTrainer(sigma=(0.2, 1.0), standardize=None, seed=0, max_steps=400, width=32)
@@ -362,6 +365,7 @@ def test_a_range_learns_the_score_at_every_level(generator: torch.Generator):
         assert second <= 0.15, sigma
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_low_rank_learns_a_whole_hessian(generator: torch.Generator):
     """N(0, diag + low rank): s2 is constant, of either sign about its diagonal."""
     dim = 8
@@ -401,6 +405,7 @@ def test_a_phase_of_its_own_begins_with_the_features_of_s1():
     assert not torch.allclose(trunk.rest[0].stem.weight, trunk.first.stem.weight)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("order", [3, 4])
 def test_orders_three_and_four_meet_the_closed_form(order: int, generator: torch.Generator):
     law = mixture(1, 2, seed=3)

@@ -16,6 +16,8 @@ from ozaki.scores import GaussianMixtureScore, GaussianScore
 from ozaki.walk import FILE
 from tests.test_distribution import Bare
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 F64 = torch.float64
 MIXTURE = GaussianMixtureScore(
     torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=F64),

@@ -179,7 +179,7 @@ class DSMTrainer:
             validation.positive("curvature_weight", curvature_weight),
         )
         self.held_out = options.fraction("held_out", held_out)
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
         self.logger = _logger(logger, log_dir)
         self.seed = validation.seed("seed", seed)
