@@ -48,6 +48,13 @@ HEADS: dict[str, dict[str, float]] = {
     "residual+ocm": OBJECTIVES["residual+ocm"],
 }
 DEFAULT = "residual+ocm"
+MARKS = {
+    "d2sm-vr": ("s", "tab:red"),
+    "residual-vr": ("^", "tab:orange"),
+    "ocm": ("v", "tab:green"),
+    DEFAULT: ("o", "tab:blue"),
+    "constant": ("|", "tab:grey"),
+}
 ROWS = ["autodiff (dsm)", "autodiff (dsm-vr)", *HEADS, "constant"]
 
 
@@ -327,15 +334,13 @@ def draw(rows: list[dict]) -> None:
     """Errors over autodiff's, a line for each law and σ."""
     cells = list(dict.fromkeys((r["family"], r["sigma"]) for r in rows if r["family"] != PAPERS))
     figure, axis = plt.subplots(figsize=(8, 0.8 + 0.26 * len(cells)), layout="constrained")
-    shown = {"d2sm-vr": "s", "residual-vr": "^", "ocm": "v", DEFAULT: "o", "constant": "|"}
-    for name, marker in shown.items():
+    for name, (marker, colour) in MARKS.items():
         ratios = []
         for cell in cells:
             same = [r["error"] for r in rows if (r["family"], r["sigma"]) == cell]
             autodiff = statistics.mean(e["autodiff (dsm-vr)"] for e in same)
             ratios.append(statistics.mean(e[name] for e in same) / autodiff)
-        places = [i for i, r in enumerate(ratios) if r > 0]  # a normal's s2 is its constant
-        colour = {"constant": "tab:grey", DEFAULT: "tab:blue"}.get(name)
+        places = [i for i, r in enumerate(ratios) if r > 1e-6]  # a normal's s2 is its constant
         axis.scatter([ratios[i] for i in places], places, marker=marker, color=colour, label=name)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set(xscale="log", xlabel="squared error of s2 over that of autodiff of s1")

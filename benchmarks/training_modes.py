@@ -3,9 +3,10 @@
     python -m benchmarks.training_modes [--quick] [--seed N]
 
 `DSMTrainer` at its defaults but for `joint` and `shared`, on 20,000 draws of a random Gaussian
-mixture in 2-d and of one in 10-d, σ = 0.2 and 0.05. Errors are E‖error‖²/E‖truth − mean‖² of s1 and of the diagonal of s2,
-at fresh noisy points, against the closed form smoothed by the estimator's own noise. Apart, each of
-s1 and s2 has the steps that both together have; the seconds of processor time say what that costs.
+mixture in 2-d and of one in 10-d, σ = 0.2 and 0.05. Errors are E‖error‖²/E‖truth − mean‖² of s1 and
+of the diagonal of s2, at fresh noisy points, against the closed form smoothed by the estimator's
+own noise. Apart, each of s1 and s2 has the steps that both together have; the seconds of processor
+time say what that costs.
 """
 
 import time
