@@ -1,21 +1,23 @@
-"""Draws by annealing: from wide noise to narrow, over a noise-conditional estimator (floor 6)."""
+"""Draws by annealing: from wide noise to narrow, over a noise-conditional estimator (floor 8)."""
 
 import math
 from typing import Any
 
 import torch
+from scipy.optimize import brentq
 from scipy.stats import norm
 from torch import Tensor
 
 from ozaki import validation
 from ozaki.kernels import transition
-from ozaki.kernels.metropolis import Correction
-from ozaki.kernels.proposals import langevin, ozaki
+from ozaki.kernels.metropolis import Correction, Rule
+from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.transition import Method
 from ozaki.kernels.wrappers import Whitened
 from ozaki.scores.base import CurvatureKind, Score
+from ozaki.scores.derivatives import seed_from
 
-PROPOSALS = {"ozaki": (ozaki, 0.8), "langevin": (langevin, 0.574)}  # and acceptance sought
+KERNELS = {"ozaki": ScoreOzakiKernel, "langevin": ScoreLangevinKernel}  # steps, acceptance sought
 WIDEST = 1.5  # ratio of neighbouring levels, at most
 # of the step size, in turn: points that the last level left far out reject every long step
 SHARES = (1.0, 0.25, 1.0, 0.05)
@@ -34,18 +36,18 @@ def ladder(low: float, high: float, dim: int) -> list[float]:
         >>> [round(s, 3) for s in ladder(0.1, 0.3, 2)]
         [0.3, 0.208, 0.144, 0.1]
     """
-    root = math.sqrt(2 * dim)
-    left, right = 1.0, WIDEST
 
-    def overlap(ratio: float) -> float:
-        shift = root * (ratio - 1)
-        return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio))
+    def excess(ratio: float) -> float:
+        shift = math.sqrt(2 * dim) * (ratio - 1)
+        return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio)) - 0.5
 
-    if overlap(right) < 0.5:
-        for _ in range(60):
-            middle = (left + right) / 2
-            left, right = (middle, right) if overlap(middle) > 0.5 else (left, middle)
-    count = max(1, math.ceil(math.log(high / low) / math.log(right) - 1e-9))
+    ratio: Any = WIDEST if excess(WIDEST) > 0 else brentq(excess, 1.0, WIDEST)
+    # the last digits must not cost a level
+    return spaced(low, high, max(1, math.ceil(math.log(high / low) / math.log(ratio) - 1e-9)))
+
+
+def spaced(low: float, high: float, count: int) -> list[float]:
+    """Levels from `high` to `low` in `count` equal ratios, both ends exact."""
     return [high * (low / high) ** (i / count) for i in range(count)] + [low]
 
 
@@ -101,17 +103,16 @@ def anneal(
         )
     validation.count("n", n)
     validation.count("steps", steps)
-    validation.choice("proposal", proposal, tuple(PROPOSALS))
+    validation.choice("proposal", proposal, tuple(KERNELS))
     validation.choice("metropolis", metropolis, ("line_integral", "none"))
     low, high = bounds
     if levels is None:
         sigmas = ladder(low, high, estimator.dim)
     else:
-        count = validation.count("levels", levels, minimum=2) - 1
-        sigmas = [high * (low / high) ** (i / count) for i in range(count)] + [low]
+        sigmas = spaced(low, high, validation.count("levels", levels, minimum=2) - 1)
     seed = validation.seed("seed", seed)
-    step, target = PROPOSALS[proposal]
-    target = target if metropolis != "none" else 0.9
+    kernel = KERNELS[proposal]
+    target = kernel._acceptance[metropolis]
     top: Score = estimator.at(high)
     kind: CurvatureKind | None = top.default_curvature if proposal == "ozaki" else None
     if proposal == "ozaki" and kind is None:
@@ -120,9 +121,11 @@ def anneal(
             "proposal='langevin'"
         )
     generator = torch.Generator(top.device)
-    generator.manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
+    generator.manual_seed(seed_from(None) if seed is None else seed)
     x = top.start(n, generator)
-    method = Method(step, kind, metropolis)
+    method = Method(kernel._proposal, kind, metropolis)
+    # an unadjusted step only reports the ratio, and the trapezoid is free
+    rule: Rule = "trapezoid" if metropolis == "none" else "lobatto"
     # in units of the noise: a law smoothed by σ has no curvature above 1/σ²
     units, size = top.noise_scale / high, 1.0  # pyright: ignore
     for sigma in sigmas:
@@ -133,7 +136,9 @@ def anneal(
             uniform = torch.rand(n, dtype=x.dtype, device=x.device, generator=generator)
             share = SHARES[k % len(SHARES)]
             step_size = torch.as_tensor(size * share, dtype=x.dtype)
-            state, info = transition.step(state, score, method, step_size, noise, uniform)
+            state, info = transition.step(
+                state, score, method, step_size, noise, uniform, rule=rule
+            )
             if share == 1:
                 seen = float(info.acceptance.nan_to_num(0.0).mean())
                 size = min(max(size * math.exp(seen - target), 1e-6), 1e3)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ozaki import storage
+from ozaki import storage, validation
 from ozaki.checks import Evidence, Problem, is_constant
 from ozaki.lazy import lazy
 from ozaki.scores.base import Score
@@ -34,6 +34,7 @@ az = lazy("arviz")
 pd = lazy("pandas")
 xr = lazy("xarray")
 
+GROUPS = ("log_likelihood", "posterior_predictive", "prior", "prior_predictive")
 LEAST_POINTS = 50  # for a test that could fail
 
 __all__ = [
@@ -94,6 +95,7 @@ def inference_data(
         observed = {name: _array(name, value) for name, value in observed_data.items()}
         groups["observed_data"] = _dataset(observed, ())
     for group, contents in others.items():
+        validation.choice("groups", group, GROUPS)
         if contents:
             found = {name: _array(name, value) for name, value in contents.items()}
             _lead(found, None if group.startswith("prior") else lead)

@@ -7,8 +7,8 @@ parent is told of one chain; the batch is walked here.
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from ozaki.kernels import prediction
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
-from ozaki.scores.derivatives import first_line
+from ozaki.scores.base import Score
+from ozaki.scores.derivatives import first_line, seed_from
 from ozaki.storage import lock
 from ozaki.verdict import Verdict
 from ozaki.walk import Store, Walk
@@ -128,7 +129,7 @@ class MCMC(PyroMCMC):
         self._given_transforms = transforms
         self._initial = initial_params
         self._draws: Draws | None = None
-        self._walked: Walk | None = None
+        self._walked: Walk
         self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
 
@@ -143,13 +144,20 @@ class MCMC(PyroMCMC):
         """
         self._args, self._kwargs = args, kwargs
         self._draws, self._samples = None, None
+        with self._at_work() as kernel:
+            self._walk(kernel, args, kwargs)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[ScoreKernel]:
+        """The kernel as it walks a batch, and afterwards as it was; the checkpoint's lock held."""
+        kernel = self.kernel
+        held = nullcontext() if self.checkpoint is None else lock(self.checkpoint)
         with pyro.validation_enabled(self.disable_validation is False):
-            kernel = self.kernel
             kernel.cleanup()
             kernel.num_chains = self.num_chains
             try:
-                with nullcontext() if self.checkpoint is None else lock(self.checkpoint):
-                    self._walk(kernel, args, kwargs)
+                with held:
+                    yield kernel
             finally:
                 kernel.cleanup()
                 kernel.num_chains, kernel.generator = None, None
@@ -176,9 +184,7 @@ class MCMC(PyroMCMC):
                 stacklevel=4,
             )
         kernel.generator = torch.Generator(score.device)
-        kernel.generator.manual_seed(
-            int(torch.randint(2**31, ())) if self.seed is None else self.seed
-        )
+        kernel.generator.manual_seed(seed_from(None) if self.seed is None else self.seed)
         draws = Draws(self.num_chains, self.num_samples, score)
         walk = self._walk_of(kernel, draws, target)
         kept = walk.store is not None and walk.store.restore(walk)
@@ -207,7 +213,11 @@ class MCMC(PyroMCMC):
         """What bears on the draws, the law by its gradient at a point."""
         kernel, score = self.kernel, target.score
         point = score.start(1, torch.Generator(score.device).manual_seed(0))
-        gradient = score.expand(point).gradient[0, :8].double()
+
+        def seen(law: Score | None) -> list[str]:
+            found = [] if law is None else law.expand(point.to(law.dtype)).gradient[0, :8].tolist()
+            return [f"{g:.3g}" for g in found]
+
         return {
             "kernel": type(kernel).__name__,
             **kernel.settings(),
@@ -217,7 +227,8 @@ class MCMC(PyroMCMC):
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
             "sites": {name: list(shape) for name, shape in target.sites.shapes.items()},
-            "law": [f"{g:.3g}" for g in gradient.tolist()],
+            "law": seen(score),
+            "guide": seen(kernel.guide),
         }
 
     @poutine.block
@@ -234,20 +245,13 @@ class MCMC(PyroMCMC):
             RuntimeError: `run` has not been called.
         """
         validation.count("num_samples", num_samples)
-        walk, kernel = self._ran_walk(), self.kernel
-        with pyro.validation_enabled(self.disable_validation is False):
-            kernel.num_chains = self.num_chains
-            try:
-                params = kernel.take_up(self._suspended)
-                walk.draws = walk.draws.extended(num_samples, kernel.target.score)
-                walk.step = self.warmup_steps + walk.draws.count * self.thinning
-                self.num_samples = walk.draws.room
-                with nullcontext() if self.checkpoint is None else lock(self.checkpoint):
-                    walk.go(params)
-                self._collect(walk)
-            finally:
-                kernel.cleanup()
-                kernel.num_chains, kernel.generator = None, None
+        self._ran()
+        walk = self._walked
+        with self._at_work():
+            params = walk.extend(num_samples)
+            self.num_samples = walk.draws.room
+            walk.go(params)
+            self._collect(walk)
 
     def _check_transforms(self, target: Target) -> None:
         own, names = target.transforms, target.sites.names
@@ -318,7 +322,7 @@ class MCMC(PyroMCMC):
         kernel, draws, target = walk.kernel, walk.draws, walk.kernel.target
         draws.cut()
         self._draws, self._target, self._walked = draws, target, walk
-        self._suspended = kernel.suspend()
+        walk.suspended = kernel.suspend()
         self._steps = kernel.engine.method
         self.transforms = self._given_transforms or target.transforms
         samples = target.sites.unflatten(draws.position)
@@ -413,7 +417,7 @@ class MCMC(PyroMCMC):
             log_likelihood = fits and not score.enumerated
         if log_likelihood:
             groups["log_likelihood"] = prediction.log_likelihood(score, draws.position)
-        seed = int(torch.randint(2**31, ())) if self.seed is None else self.seed
+        seed = seed_from(None) if self.seed is None else self.seed
         if posterior_predictive:
             groups["posterior_predictive"] = prediction.posterior_predictive(
                 score, draws.position, seed
@@ -527,11 +531,6 @@ class MCMC(PyroMCMC):
             name: value if value.is_floating_point() else value.double()
             for name, value in (self._samples or {}).items()
         }
-
-    def _ran_walk(self) -> Walk:
-        if self._walked is None or self._draws is None:
-            raise RuntimeError("there are no chains to go on with yet: call run() first")
-        return self._walked
 
     def _ran(self) -> Draws:
         if self._draws is None:

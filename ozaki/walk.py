@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ozaki import checkpoint
 from ozaki.draws import Draws
-from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.score_kernel import ScoreKernel, Suspended
 
 FILE = "chains.safetensors"
 
@@ -30,26 +30,22 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], every: int, settings: Mapping[str, Any]):
         self.folder, self.every, self.settings = Path(folder), every, dict(settings)
+        self._blocks: list[int] = []  # the first draw of each
         self._written = 0
 
     def save(self, walk: "Walk") -> None:
         """Write where the walk stands, and the draws made since the last time."""
-        kernel, draws = walk.kernel, walk.draws
+        engine, draws = walk.kernel.engine, walk.draws
         # from here on the run sees what a run taken up from here would see
-        kernel.engine.refresh()
-        first = self._written
+        engine.refresh()
+        first, blocks = self._written, self._blocks
         if draws.count > first:
-            block = {"first": first, "count": draws.count - first}
-            checkpoint.write(self.folder, draws.tensors(first), {}, block, _name(first))
-        numbers = {
-            "step": walk.step,
-            "draws": draws.count,
-            "kernel": kernel.numbers(),
-            "blocks": [*walk.blocks, first] if draws.count > first else walk.blocks,
-        }
-        tensors = {**kernel.tensors(), **draws.pending()}
+            checkpoint.write(self.folder, draws.tensors(first), {}, {}, _name(first))
+            blocks = [*blocks, first]
+        numbers = {"step": walk.step, "blocks": blocks, "engine": engine.numbers()}
+        tensors = {**engine.tensors(), **draws.pending()}
         checkpoint.write(self.folder, tensors, self.settings, numbers, FILE)
-        walk.blocks, self._written = numbers["blocks"], draws.count
+        self._blocks, self._written = blocks, draws.count
 
     def restore(self, walk: "Walk") -> bool:
         """Take up the run that is kept here; False where there is none. Under its lock.
@@ -59,13 +55,13 @@ class Store:
         """
         checkpoint.clean(self.folder, FILE)
         for stale in self.folder.glob(".draws-*.safetensors.*"):
-            stale.unlink(missing_ok=True)
+            checkpoint.clean(self.folder, stale.stem.removeprefix("."))
         found = checkpoint.read(self.folder, FILE)
         if found is None:
             return False
         tensors, settings, numbers = found
         checkpoint.match(self.folder, settings, self.settings, FILE)
-        kernel, draws = walk.kernel, walk.draws
+        draws = walk.draws
         for first in numbers["blocks"]:
             block = checkpoint.read(self.folder, _name(first))
             if block is None:
@@ -75,8 +71,8 @@ class Store:
                 )
             draws.fill(first, block[0])
         draws.resume({k: t for k, t in tensors.items() if k.startswith("seen.")})
-        kernel.restore(tensors, numbers["kernel"])
-        walk.step, walk.blocks, self._written = numbers["step"], numbers["blocks"], draws.count
+        walk.kernel.restore(tensors, numbers["engine"])
+        walk.step, self._blocks, self._written = numbers["step"], numbers["blocks"], draws.count
         return True
 
 
@@ -108,7 +104,16 @@ class Walk:
         self.warmup, self.thinning = warmup, thinning
         self._hook, self._quiet = hook, quiet
         self.step = 0
-        self.blocks: list[int] = []
+        self.suspended: Suspended | None = None  # the chains, between a run and its extension
+
+    def extend(self, more: int) -> dict[str, Tensor]:
+        """Make room for `more` draws and wake the chains; where they are."""
+        assert self.suspended is not None, "a run comes first"
+        params = self.kernel.take_up(self.suspended)
+        self.draws = self.draws.extended(more, self.kernel.target.score)
+        # an interrupted run may have stopped between two draws
+        self.step = self.warmup + self.draws.count * self.thinning
+        return params
 
     def go(self, params: dict[str, Tensor]) -> None:
         """Walk until there are as many draws as there is room for.

@@ -95,6 +95,7 @@ def test_chains_begin_at_noisy_points_where_clean_ones_are_given():
     assert score.dtype == F64
     start = score.start(4000, torch.Generator().manual_seed(1))
     excess = start.var(0) - clean.var(0)
+    # σ² within five standard errors: 2σ √(variance/n), the cross term, and √(2/n) σ²
     torch.testing.assert_close(excess, torch.full((3,), SIGMA**2, dtype=F64), rtol=0.3, atol=0.02)
     again = score.start(4000, torch.Generator().manual_seed(1))
     assert torch.equal(start, again)

@@ -122,8 +122,9 @@ def test_loo_and_posterior_predictive_plots_work(chains):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few draws
         assert np.isfinite(az.loo(idata).elpd_loo)
-    az.plot_ppc(idata)
-    az.plot_ppc(idata, group="prior")
+    for group in ("posterior", "prior"):
+        axes = np.ravel(az.plot_ppc(idata, group=group))
+        assert len(axes) == 1 and len(axes[0].lines) > 2
     again = chains.to_inference_data(posterior_predictive=True)
     assert again.posterior_predictive.equals(idata.posterior_predictive)
 

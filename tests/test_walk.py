@@ -108,14 +108,12 @@ def test_extending_gives_the_draws_of_a_longer_run(name, tmp_path):
     assert_same(short, long)
     assert len(short.diagnostics()["acceptance rate"]) == 3
     # on disk: in the same process, or by asking for more in a later one
-    kept = chains(name, tmp_path / "a", draws=31)
     first = chains(name, tmp_path / "b", draws=21)  # 61 + 42 steps: no block ends there
     first.extend(10)
-    later = chains(name, tmp_path / "c", draws=21)
-    assert later is not None
+    chains(name, tmp_path / "c", draws=21)
     later = chains(name, tmp_path / "c", draws=31)
     assert_same(first, later)
-    assert kept.get_samples()[next(iter(kept.get_samples()))].shape[0] == 93
+    assert later.diagnostics()["acceptance rate"] == first.diagnostics()["acceptance rate"]
 
 
 def test_extending_after_an_interruption():
@@ -215,6 +213,7 @@ OTHERS = {
     "law was": {
         "kernel": ScoreOzakiKernel(GaussianScore(torch.zeros(2).double(), torch.eye(2).double()))
     },
+    "guide was": {"kernel": ScoreOzakiKernel(MIXTURE, score=MIXTURE.smooth(0.5))},
     "num_samples must be at least the 20 draws": {"num_samples": 19},
 }
 

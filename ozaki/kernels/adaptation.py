@@ -120,8 +120,8 @@ class JumpRecord:
 
     def __init__(self, rivals: int = 1) -> None:
         self._choices = [(r, k) for r in range(rivals) for k in range(self.HALVINGS + 1)]
-        self._sum: dict[tuple[int, int], Tensor | float] = dict.fromkeys(self._choices, 0.0)
-        self._count = dict.fromkeys(self._choices, 0)
+        self._count = torch.zeros(len(self._choices), dtype=torch.int64)
+        self._sum: Tensor | None = None  # of jumps, (choices, D)
 
     def trial(self, step: int) -> tuple[int, int]:
         """(rival, halvings of h) for warm-up step `step`: (0, 0) at even ones, else all in turn."""
@@ -130,33 +130,31 @@ class JumpRecord:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What was folded in: sums of jumps (choices, D), and how many."""
-        found = [torch.as_tensor(s, dtype=torch.float64) for s in self._sum.values()]
-        width = max((len(s) for s in found if s.ndim), default=1)
-        sums = torch.stack([s.cpu().expand(width) for s in found])
-        return {"sum": sums, "count": torch.tensor(list(self._count.values()))}
+        """What was folded in."""
+        found = {"count": self._count}
+        return found if self._sum is None else {**found, "sum": self._sum}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `tensors` gave."""
-        for choice, total, count in zip(
-            self._choices, tensors["sum"], tensors["count"].tolist(), strict=True
-        ):
-            self._sum[choice], self._count[choice] = total.clone() if count else 0.0, count
+        self._count, self._sum = tensors["count"].cpu(), tensors.get("sum")
 
     def add(self, choice: tuple[int, int], jump: Float[Tensor, "chains dim"]) -> None:
         """Fold in the squared jumps of one step, in the metric, (chains, D)."""
-        self._sum[choice] += jump.nan_to_num(0.0).mean(0).double().cpu()
-        self._count[choice] += 1
+        if self._sum is None:
+            self._sum = jump.new_zeros(len(self._choices), jump.shape[-1])
+        place = self._choices.index(choice)
+        self._sum[place] += jump.nan_to_num(0.0).mean(0)
+        self._count[place] += 1
 
     def best(self) -> tuple[int, int]:
         """The (rival, halvings) whose slowest coordinate moves furthest for what it costs.
 
         In the metric all coordinates have the same spread, so their jumps compare.
         """
-        earned = {
-            c: float(torch.as_tensor(self._sum[c]).min()) / max(1, self._count[c])
-            for c in self._choices
-        }
+        if self._sum is None:
+            return 0, 0
+        slowest = self._sum.cpu().min(-1).values / self._count.clamp(min=1)
+        earned = dict(zip(self._choices, slowest.tolist(), strict=True))
         own = max((c for c in self._choices if c[0] == 0), key=earned.__getitem__)
         own = own if earned[own] > self.SHORTER * earned[0, 0] else (0, 0)
         rival = max((c for c in self._choices if c[0]), key=earned.__getitem__, default=own)

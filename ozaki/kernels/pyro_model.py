@@ -138,20 +138,15 @@ class PyroModelScore(Score):
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
         """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
-        if curvature not in (None, "diagonal", "dense"):
-            raise self.cannot_give(curvature)
-        if x.shape[-1] != self.dim:
-            raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
+        self.check(x, curvature)
         with walking(curvature is not None):
             found = self._batching.expand(x, curvature)
-            if not self.learned:
-                return found
-            return found._replace(score_gradient=self._learned_part.expand(x).gradient)
+        # outside: of that part no second derivative is read
+        return found._replace(score_gradient=self.rough(x)) if self.learned else found
 
     def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gradient of its learned priors alone at `x`, (*batch, D)."""
-        with walking(second=False):
-            return self._learned_part.expand(x).gradient if self.learned else super().rough(x)
+        return self._learned_part.expand(x).gradient if self.learned else super().rough(x)
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points, uniform(−2, 2), redrawn where density or gradient are not finite, (n, D).

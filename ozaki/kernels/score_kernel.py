@@ -81,7 +81,7 @@ class ScoreKernel(MCMCKernel):
         validation.flag("frozen", frozen)
         if not isinstance(site, str) or not site:
             raise ValueError(f"site must be a name, but was {site!r}")
-        self._source, self._guide = model, score
+        self._source, self.guide = model, score
         self._step_size, self._metropolis = step_size, metropolis
         self._curvature, self._frozen, self._site = curvature, frozen, site
         # read by MCMC and by converters: None where there is no Pyro model
@@ -219,16 +219,8 @@ class ScoreKernel(MCMCKernel):
         self.transforms = suspended.target.transforms
         return self._place()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor the next step depends on, by name."""
-        return self.engine.tensors()
-
-    def numbers(self) -> dict[str, Any]:
-        """The rest of what the next step depends on, as JSON would have it."""
-        return self.engine.numbers()
-
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from what `tensors` and `numbers` gave; `setup` comes first."""
+        """Go on from what the engine's `tensors` and `numbers` gave; `setup` comes first."""
         target = self._bound()
         self._engine = self._make_engine(target, tensors["walk.position"].to(target.score.device))
         self._engine.restore(tensors, numbers)
@@ -276,13 +268,13 @@ class ScoreKernel(MCMCKernel):
                 "metropolis='exact' needs a log density, but this score has none; use "
                 "'line_integral', or 'none' for the unadjusted chain"
             )
-        if self._guide is not None:
+        if self.guide is not None:
             if correction != "exact":
                 raise ValueError(
                     f"metropolis must be 'exact' where score= is given, but was {correction!r}: "
                     "only then is the law the model's and not the score's"
                 )
-            score = Guided(score, self._guide)
+            score = Guided(score, self.guide)
         kind: Any = score.default_curvature if self._curvature == "auto" else self._curvature
         if kind is None and self._curvature is not None:
             raise ValueError(

@@ -20,6 +20,7 @@ from ozaki.scores.derivatives import (
     finite_start,
     first_line,
     isolated_rng,
+    like_start,
     seed_from,
 )
 from ozaki.shapes import Float
@@ -72,12 +73,8 @@ class LogDensityScore(Score):
             raise ValueError(f"log_density must be callable, but was {log_density!r}")
         self.event_shape = validation.sizes("event_shape", event_shape)
         self.dim = math.prod(self.event_shape)
-        given = validation.floating("start", start) if isinstance(start, Tensor) else None
-        if given is not None:
-            validation.shape("start", given, (None, *self.event_shape))
-            validation.count("len(start)", len(given))
-        self.dtype = dtype or (torch.get_default_dtype() if given is None else given.dtype)
-        self.device = torch.device(device or ("cpu" if given is None else given.device))
+        like = like_start(start, self.event_shape, dtype, device)
+        self.dtype, self.device = like.dtype, like.device
         self.log_density, self._start = log_density, start
         self._shape = self.event_shape  # of what log_density is given
         self._check()
@@ -91,10 +88,7 @@ class LogDensityScore(Score):
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
         """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
-        if curvature not in (None, "diagonal", "dense"):
-            raise self.cannot_give(curvature)
-        if x.shape[-1] != self.dim:
-            raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
+        self.check(x, curvature)
         return expand_vectorised(self._flat, x, curvature)
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:

@@ -83,6 +83,17 @@ class Score(ABC):
         """
         return self.expand(x).rough
 
+    def check(self, x: Tensor, curvature: str | None) -> None:
+        """What `expand` of a score that gives "diagonal" and "dense" may be asked for.
+
+        Raises:
+            ValueError: another curvature, or x of another last dimension.
+        """
+        if curvature not in (None, "diagonal", "dense"):
+            raise self.cannot_give(curvature)
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
+
     def cannot_give(self, curvature: str | None) -> ValueError:
         """The error for a curvature this score does not have."""
         return ValueError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ozaki import validation
-from ozaki.scores.derivatives import Draw, draw_from, first_line, isolated_rng
+from ozaki.scores.derivatives import Draw, draw_from, first_line, isolated_rng, like_start
 from ozaki.scores.jacobian import JacobianScore
 
 
@@ -53,15 +53,7 @@ class DenoiserScore(JacobianScore):
         self.denoiser: Any = denoiser
         self.sigma = validation.positive("sigma", sigma)
         shape = validation.sizes("event_shape", event_shape)
-        given = validation.floating("start", start) if isinstance(start, Tensor) else None
-        if given is not None:
-            validation.shape("start", given, (None, *shape))
-            validation.count("len(start)", len(given))
-        like = torch.empty(
-            (),
-            dtype=dtype or (torch.get_default_dtype() if given is None else given.dtype),
-            device=device or ("cpu" if given is None else given.device),
-        )
+        like = like_start(start, shape, dtype, device)
 
         def begin(n: int, generator: torch.Generator | None) -> Tensor:
             points = draw_from(start, n, generator, shape, like)

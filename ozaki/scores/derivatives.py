@@ -8,6 +8,7 @@ forward mode. Beside them, what such densities need to begin a chain.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -121,6 +122,22 @@ def uniform(
     device = like.device if generator is None else generator.device
     unit = torch.rand(n, dim, generator=generator, dtype=like.dtype, device=device)
     return (4 * unit - 2).to(like.device)
+
+
+def like_start(
+    start: Any, shape: torch.Size, dtype: torch.dtype | None, device: torch.device | str | None
+) -> Tensor:
+    """A scalar of the dtype and on the device of points: as told, else those of a tensor `start`.
+
+    Raises:
+        ValueError: a tensor `start` that does not hold points of that shape.
+    """
+    like = torch.empty(())
+    if isinstance(start, Tensor):
+        like = validation.floating("start", start)
+        validation.shape("start", like, (None, *shape))
+        validation.count("len(start)", len(like))
+    return torch.empty((), dtype=dtype or like.dtype, device=device or like.device)
 
 
 def draw_from(

@@ -92,11 +92,8 @@ class ScoreDistribution(TorchDistribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Points to begin from: draws where the score can draw, else training points with noise."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        generator = torch.Generator().manual_seed(seed_from(None))
-        if self.score.device.type != "cpu":
-            generator = torch.Generator(self.score.device).manual_seed(seed_from(None))
-        points = self.score.start(max(shape.numel(), 1), generator)[: shape.numel()]
-        return points.reshape(shape + self.event_shape)
+        generator = torch.Generator(self.score.device).manual_seed(seed_from(None))
+        return self.score.start(shape.numel(), generator).reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """A number a point with gradient s1 and Hessian s2, (*batch,).

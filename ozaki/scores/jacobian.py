@@ -49,10 +49,7 @@ class JacobianScore(Score):
         Raises:
             ValueError: curvature="low_rank", or x of another last dimension.
         """
-        if curvature == "low_rank":
-            raise self.cannot_give(curvature)
-        if x.shape[-1] != self.dim:
-            raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
+        self.check(x, curvature)
         points = x.detach().reshape(-1, self.dim)
         if curvature is None:
             with torch.no_grad():

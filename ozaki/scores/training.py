@@ -55,7 +55,8 @@ class DSMTrainer:
     Args:
         sigma: the standard deviation of the smoothing noise, in units of the standardised data; a
             (low, high) range for an estimator of every σ in it, see `ScoreEstimator.at`; "auto" is
-            N^(−1/6) (times the spread, where nothing is standardised).
+            N^(−1/6), for orders 3 and 4 at least ½ (times the spread, where nothing is
+            standardised).
         objective: of s2: "residual"; "ocm", on the Jacobian of s1; "residual+ocm", 0.2 and 0.8
             of them; "d2sm", the paper's (eq. 13, 16); "likelihood", of the residual; or weights by
             name, as {"residual": 1.0, "ocm": 0.3}. "dsm" is s1 alone. "auto" is "residual+ocm".
