@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr
 from torch import Tensor
 
 from ozaki import validation
 from ozaki.kernels import transition
-from ozaki.kernels.metropolis import Correction, Rule
+from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
-from ozaki.kernels.transition import Method
+from ozaki.kernels.transition import Method, Options
 from ozaki.kernels.wrappers import Whitened
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.derivatives import seed_from
@@ -39,7 +39,7 @@ def ladder(low: float, high: float, dim: int) -> list[float]:
 
     def excess(ratio: float) -> float:
         shift = math.sqrt(2 * dim) * (ratio - 1)
-        return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio)) - 0.5
+        return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio)) - 0.5
 
     ratio: Any = WIDEST if excess(WIDEST) > 0 else brentq(excess, 1.0, WIDEST)
     # the last digits must not cost a level
@@ -125,7 +125,8 @@ def anneal(
     x = top.start(n, generator)
     method = Method(kernel._proposal, kind, metropolis)
     # an unadjusted step only reports the ratio, and the trapezoid is free
-    rule: Rule = "trapezoid" if metropolis == "none" else "lobatto"
+    unadjusted = metropolis == "none"
+    options = Options(unadjusted, rule="trapezoid" if unadjusted else "lobatto")
     # in units of the noise: a law smoothed by σ has no curvature above 1/σ²
     units, size = top.noise_scale / high, 1.0  # pyright: ignore
     for sigma in sigmas:
@@ -136,9 +137,7 @@ def anneal(
             uniform = torch.rand(n, dtype=x.dtype, device=x.device, generator=generator)
             share = SHARES[k % len(SHARES)]
             step_size = torch.as_tensor(size * share, dtype=x.dtype)
-            state, info = transition.step(
-                state, score, method, step_size, noise, uniform, rule=rule
-            )
+            state, info = transition.step(state, score, method, step_size, noise, uniform, options)
             if share == 1:
                 seen = float(info.acceptance.nan_to_num(0.0).mean())
                 size = min(max(size * math.exp(seen - target), 1e-6), 1e3)

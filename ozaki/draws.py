@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ozaki.checks import plural
-from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.engine import Engine
+from ozaki.kernels.transition import Trail
 from ozaki.scores.base import Score
 
 
@@ -37,34 +38,40 @@ class Draws:
         }
         self._seen: dict[str, Tensor] = {}
 
-    def note(self, kernel: ScoreKernel) -> None:
-        """Fold one step in: between kept draws a divergence must not be lost."""
-        info, seen = kernel.info, self._seen
-        if seen:
-            seen["diverging"] |= info.diverging.cpu()
-            seen["acceptance_rate"] += info.acceptance.cpu()
-            seen["steps"] += 1
-        else:
-            seen["diverging"] = info.diverging.cpu()
-            seen["acceptance_rate"] = info.acceptance.cpu()
-            seen["steps"] = torch.ones(())
-        seen["modified_curvature"] = info.modified.cpu()
+    def take(self, trail: Trail, engine: Engine, thinning: int) -> None:
+        """Keep every `thinning`-th step of a trail; what is said of a draw is said of all of them.
 
-    def keep(self, kernel: ScoreKernel) -> None:
-        """Store the position as the next draw."""
-        i, seen, engine = self.count, self._seen, kernel.engine
-        self.position[:, i] = engine.position
-        self.stats["diverging"][:, i] = seen["diverging"]
-        self.stats["acceptance_rate"][:, i] = seen["acceptance_rate"] / seen["steps"]
-        self.stats["modified_curvature"][:, i] = seen["modified_curvature"]
-        self.stats["step_size"][:, i] = engine.step_size
-        at = engine.state.expansion
-        if at.log_density is not None and at.has_density:
-            self.stats["lp"][:, i] = at.log_density.cpu()
+        Between kept draws a divergence must not be lost.
+        """
+        info, seen = trail.info, self._seen
+        before = int(seen.get("steps", 0))
+        place = (before + torch.arange(len(info.acceptance))) // thinning
+        made = (before + len(place)) // thinning
+        rows = (made + 1, info.acceptance.shape[1])
+        rate = torch.zeros(rows, dtype=torch.float32).index_add_(
+            0, place, info.acceptance.float().cpu()
+        )
+        bad = torch.zeros_like(rate).index_add_(0, place, info.diverging.float().cpu())
+        if seen:
+            rate[0] += seen["acceptance_rate"]
+            bad[0] += seen["diverging"]
+        new = slice(self.count, self.count + made)
+        kept = slice(thinning - 1 - before, None, thinning)
+        self.position[:, new] = engine.to_x(trail.position[kept]).transpose(0, 1)
+        self.stats["diverging"][:, new] = bad[:made].mT > 0
+        self.stats["acceptance_rate"][:, new] = rate[:made].mT / thinning
+        self.stats["modified_curvature"][:, new] = info.modified[kept].mT.cpu().int()
+        self.stats["step_size"][:, new] = engine.step_size
+        if trail.log_density is not None:
+            self.stats["lp"][:, new] = trail.log_density[kept].mT.cpu().double()
         else:
             self.stats.pop("lp", None)
+        self.count += made
+        left = before + len(place) - made * thinning
         self._seen = {}
-        self.count = i + 1
+        if left:
+            steps = torch.tensor(left)
+            self._seen = {"acceptance_rate": rate[made], "diverging": bad[made], "steps": steps}
 
     def tensors(self, first: int) -> dict[str, Tensor]:
         """The draws from the `first` on."""
@@ -93,7 +100,7 @@ class Draws:
         self.count = made.stop
 
     def pending(self) -> dict[str, Tensor]:
-        """What `note` has folded in since the last draw."""
+        """What `take` has folded in since the last draw."""
         return {f"seen.{name}": value for name, value in self._seen.items()}
 
     def resume(self, seen: Mapping[str, Tensor]) -> None:

@@ -130,8 +130,9 @@ class Walk:
         )
         try:
             with bar:
+                self.kernel.place(params)
                 while self.step < end:
-                    params = self._advance(params, bar)
+                    self._advance(self._most(end), bar)
                     if store is not None and (self.step % store.every == 0 or self.step == end):
                         store.save(self)
         except KeyboardInterrupt:
@@ -142,24 +143,32 @@ class Walk:
                 stacklevel=5,
             )
 
-    def _advance(self, params: dict[str, Tensor], bar: Any) -> dict[str, Tensor]:
+    def _most(self, end: int) -> int:
+        """How many steps may be walked before something else is due."""
+        if self._hook is not None:
+            return 1
+        stops = [end, self.warmup] if self.step < self.warmup else [end]
+        if self.store is not None:
+            stops.append((self.step // self.store.every + 1) * self.store.every)
+        return min(stops) - self.step
+
+    def _advance(self, most: int, bar: Any) -> None:
         kernel = self.kernel
-        params = kernel.sample(params)
-        walked = self.step - self.warmup
+        trail = kernel.walk(most)
+        walked, steps = self.step - self.warmup, len(trail.position)
         sampling = walked >= 0
         stage, i = ("Sample", walked // self.thinning) if sampling else ("Warmup", self.step)
         if self._hook is not None:
+            params = kernel.params
             self._hook(kernel, params, stage, i)
-        bar.update()
-        if bar.n % 50 == 0 and not bar.disable:
+            kernel.place(params)  # a hook may move the chains
+        bar.update(steps)
+        if bar.n // 50 > (bar.n - steps) // 50 and not bar.disable:
             bar.set_description(stage, refresh=False)
             bar.set_postfix(kernel.logging(), refresh=False)
         if sampling:
-            self.draws.note(kernel)
-            if (walked + 1) % self.thinning == 0:
-                self.draws.keep(kernel)
-        self.step += 1
-        return params
+            self.draws.take(trail, kernel.engine, self.thinning)
+        self.step += steps
 
 
 def _name(first: int) -> str:

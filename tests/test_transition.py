@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from ozaki.kernels.metropolis import log_density_change, loop_integral
 from ozaki.kernels.proposals import langevin, ozaki
-from ozaki.kernels.transition import Method, init, step
+from ozaki.kernels.transition import Method, Options, init, step
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.base import Expansion, Score
 from tests.strategies import generator, mixtures, seeds
@@ -155,7 +155,7 @@ def test_points_between_are_evaluated_only_where_it_is_needed():
         method = Method(langevin, None, "line_integral")
         state = init(hidden, torch.zeros(3, 2).double(), method)
         hidden.calls = 0
-        step(state, hidden, method, h, z, u, rule=rule)
+        step(state, hidden, method, h, z, u, Options(rule=rule))
         assert hidden.calls == extra
 
 
@@ -207,7 +207,7 @@ def test_uphill_moves_are_always_taken():
     z = 0.03 - (x + h / 2 * state.expansion.gradient)
     u = torch.full((1,), 1e-6).double()
     stuck, info = step(state, score, method, h, z, u)
-    moved, _ = step(state, score, method, h, z, u, uphill=True)
+    moved, _ = step(state, score, method, h, z, u, Options(uphill=True))
     assert float(info.acceptance) < 1e-6
     assert float(stuck.position) == 0.5
     assert float(moved.position) == pytest.approx(0.03)

@@ -109,6 +109,8 @@ class JumpRecord:
 
     Args:
         rivals: how many proposals compete; the first is the kernel's own.
+        handicap: a rival, which needs no curvature, wins if it moves further than this share of
+            the kernel's own step.
 
     Source: Pasarica & Gelman, "Adaptively scaling the Metropolis algorithm using expected squared
     jumped distance" (2010).
@@ -116,9 +118,10 @@ class JumpRecord:
 
     HALVINGS = 4
     SHORTER = 1.1  # a shorter step must move clearly further: near the best the jump is flat
-    RIVAL = 0.9  # a rival needs no curvature: measured, its steps take about half the time
+    ENOUGH = 200  # jumps of every choice, over the chains, to settle on one before the last window
 
-    def __init__(self, rivals: int = 1) -> None:
+    def __init__(self, rivals: int = 1, handicap: float = 0.9) -> None:
+        self._handicap = handicap
         self._choices = [(r, k) for r in range(rivals) for k in range(self.HALVINGS + 1)]
         self._count = torch.zeros(len(self._choices), dtype=torch.int64)
         self._sum: Tensor | None = None  # of jumps, (choices, D)
@@ -138,13 +141,17 @@ class JumpRecord:
         """Go on from what `tensors` gave."""
         self._count, self._sum = tensors["count"].cpu(), tensors.get("sum")
 
-    def add(self, choice: tuple[int, int], jump: Float[Tensor, "chains dim"]) -> None:
-        """Fold in the squared jumps of one step, in the metric, (chains, D)."""
+    def add(self, choice: tuple[int, int], jump: Float[Tensor, "dim"]) -> None:
+        """Fold in the squared jump of one step, in the metric, (D,)."""
         if self._sum is None:
-            self._sum = jump.new_zeros(len(self._choices), jump.shape[-1])
+            self._sum = jump.new_zeros(len(self._choices), len(jump))
         place = self._choices.index(choice)
-        self._sum[place] += jump.nan_to_num(0.0).mean(0)
+        self._sum[place] += jump
         self._count[place] += 1
+
+    def enough(self, chains: int) -> bool:
+        """Whether every choice was tried often enough to be judged now."""
+        return int(self._count.min()) * chains >= self.ENOUGH
 
     def best(self) -> tuple[int, int]:
         """The (rival, halvings) whose slowest coordinate moves furthest for what it costs.
@@ -158,7 +165,7 @@ class JumpRecord:
         own = max((c for c in self._choices if c[0] == 0), key=earned.__getitem__)
         own = own if earned[own] > self.SHORTER * earned[0, 0] else (0, 0)
         rival = max((c for c in self._choices if c[0]), key=earned.__getitem__, default=own)
-        return rival if rival != own and earned[rival] > self.RIVAL * earned[own] else own
+        return rival if rival != own and earned[rival] > self._handicap * earned[own] else own
 
 
 class PooledCovariance:

@@ -19,6 +19,7 @@ from ozaki.scores.derivatives import (
     isolated_rng,
 )
 from ozaki.shapes import Float
+from ozaki.tracing import tracing
 
 POINTS, ROWS = 3, 4  # compared: points, and rows of the Hessian at each
 
@@ -49,8 +50,11 @@ class Batching:
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
         """The expansion at `x`, (*batch, D)."""
-        route = expand_vectorised if self.possible(curvature) else expand_looped
-        return route(self._f, x, curvature)
+        if self.possible(curvature):
+            return expand_vectorised(self._f, x, curvature)
+        if tracing():
+            raise ValueError("it cannot be batched over chains")
+        return expand_looped(self._f, x, curvature)
 
     def possible(self, curvature: CurvatureKind | None = None) -> bool:
         """Whether the batched route is right for this kind; found out at the first call.

@@ -6,17 +6,19 @@ It holds the only mutable state of a run; everything it calls is pure.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ozaki.kernels import adaptation, transition
 from ozaki.kernels.adaptation import DualAveraging, JumpRecord, MeanCurvature, PooledCovariance
-from ozaki.kernels.proposals import langevin
-from ozaki.kernels.transition import Info, Method, State
+from ozaki.kernels.compiled import Compiled
+from ozaki.kernels.noise import Noise
+from ozaki.kernels.proposals import Proposal, langevin, ornstein_uhlenbeck, ozaki
+from ozaki.kernels.transition import Method, Options, State, Trail
 from ozaki.kernels.wrappers import Frozen, Whitened
-from ozaki.linalg import Dense, Diagonal
+from ozaki.linalg import Dense, Diagonal, SymmetricOperator
 from ozaki.scores.base import Score
 from ozaki.shapes import Float
 
@@ -25,6 +27,29 @@ LANGEVIN_TARGET = 0.574
 
 GROW, SHRINK = 1.5, 1 / 3
 """Transient step sizes, per chain: in balance at an acceptance of 0.73."""
+
+
+CHEAPER: dict[str | None, float] = {None: 1.0, "diagonal": 0.9, "low_rank": 0.6, "dense": 0.6}
+"""What share of the jump of a step with curvature one without must make: it costs less."""
+
+
+class Rival(NamedTuple):
+    """A step that warm-up may settle on.
+
+    Attributes:
+        proposal: by itself.
+        weight, shift: the same step as a `blend` of the curvature that the kernel reads.
+        target: the acceptance it seeks; None for the kernel's own.
+    """
+
+    proposal: Proposal
+    weight: float
+    shift: float
+    target: float | None = None
+
+
+LANGEVIN = Rival(langevin, 0.0, 0.0, LANGEVIN_TARGET)
+ORNSTEIN_UHLENBECK = Rival(ornstein_uhlenbeck, 0.0, -1.0)
 
 
 class Engine:
@@ -36,10 +61,14 @@ class Engine:
         warmup_steps: how many steps adapt.
         target: the acceptance dual averaging seeks.
         step_size: a given h is kept, in the identity metric; None adapts both.
-        frozen: average the curvature over warm-up and use that one from then on.
+        frozen: average the curvature over warm-up and use that one from then on, or the pooled
+            covariance of the chains in its place, where that moves further.
         dense_metric: whether the metric is a matrix or a diagonal.
-        choose: whether warm-up may settle on Langevin in the metric, where that moves further.
+        choose: whether warm-up may settle on a step in the metric that reads no curvature, where
+            that moves further: Langevin's, or Ozaki's of the pooled covariance.
         generator: the source of noise; None for torch's global one.
+        jitter: j in [0, 1): every step's h is scaled by 1 + j u, u uniform on (−1, 1).
+        compiled: what compiles the steps; None to run them as they stand.
 
     Raises:
         ValueError: no step size, and no warm-up to find one in.
@@ -57,6 +86,8 @@ class Engine:
         dense_metric: bool = False,
         choose: bool = False,
         generator: torch.Generator | None = None,
+        jitter: float = 0.0,
+        compiled: Compiled | None = None,
     ):
         if warmup_steps == 0 and step_size is None:
             raise ValueError(
@@ -73,10 +104,17 @@ class Engine:
         self.generator = generator
         self.adapting = step_size is None
         self.frozen, self.dense_metric = frozen, dense_metric
-        self._rivals = (method.proposal, langevin) if choose else (method.proposal,)
+        self.jitter, self._compiled = jitter, compiled
+        own = Rival(method.proposal, 1.0, 0.0)
+        others = (LANGEVIN, ORNSTEIN_UHLENBECK) if choose else (ORNSTEIN_UHLENBECK,)
+        competes = method.proposal is ozaki and (choose or frozen)
+        self._rivals = (own, *others) if competes else (own,)
         self.count, self._halvings, self._rival = 0, 0, 0
-        self._last_window = (self.plan.windows or (self.plan.transient,))[-1]
-        self._walked = Whitened(score)
+        ends = self.plan.windows or (self.plan.transient,)
+        self._last_window, self._freezing = ends[-1], ends[-2:][0]
+        self._metric = Whitened(score)
+        self._fixed: SymmetricOperator | None = None  # the curvature that is frozen, in x
+        self._law: Score = self._metric
         self._given = 1.0 if step_size is None else step_size
         self._averaging = adaptation.dual_averaging(self._given)
         self._state: State | None = None
@@ -89,12 +127,16 @@ class Engine:
     @property
     def metric(self) -> Float[Tensor, "..."] | None:
         """L, the factor the chains walk in; None for the identity."""
-        return self._walked.factor
+        return self._metric.factor
 
     @property
     def position(self) -> Float[Tensor, "chains dim"]:
         """Where the chains are, (chains, D)."""
-        return self._walked.to_x(self.state.position)
+        return self.to_x(self.state.position)
+
+    def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Points in the metric, as of a trail, in the coordinates of the score."""
+        return self._metric.to_x(u)
 
     @property
     def state(self) -> State:
@@ -110,17 +152,34 @@ class Engine:
     def start(self, position: Float[Tensor, "chains dim"]) -> None:
         """Put the chains at `position`, keeping what was learned so far."""
         fresh = self._state is None
-        self._state = transition.init(self._walked, self._walked.to_u(position), self.method)
         if fresh:
-            self._step_size = position.new_full((len(position), 1), self._given)
+            self._begin(position)
+        self._state = transition.init(self._law, self._metric.to_u(position), self.method)
+        if fresh:
             self._open_window()
+
+    def _begin(self, position: Tensor) -> None:
+        self._step_size = position.new_full((len(position), 1), self._given)
+        self._noise = Noise(position, self.generator, self.jitter)
+        if self._compiled is not None and self.adapting:
+            # a metric from the first step on, so that one compiled loop serves all of warm-up
+            one = position.new_ones(self.score.dim)
+            self._set_metric(torch.diag(one) if self.dense_metric else one)
+
+    def _set_metric(self, factor: Tensor | None) -> None:
+        """Walk in the metric of L, the frozen curvature with it."""
+        self._metric = Whitened(self.score, factor)
+        self._law = self._metric
+        if self._fixed is not None:
+            fixed = self._fixed if factor is None else self._fixed.congruence(factor)
+            self._law = Frozen(self._metric, fixed)
 
     def refresh(self) -> None:
         """Look again from where the chains are, so that nothing but the positions carries on.
 
         A run that is taken up from `tensors` and `numbers` sees the very same.
         """
-        self._state = transition.init(self._walked, self.state.position, self.method)
+        self._state = transition.init(self._law, self.state.position, self.method)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the next step depends on, by name; `refresh` comes first."""
@@ -129,16 +188,14 @@ class Engine:
             "jumps": self._jumps.tensors,
             "covariance": self._covariance.tensors,
             "curvature": self._curvature.tensors,
+            "noise": self._noise.tensors,
         }
         found = {f"{part}.{name}": t for part, group in parts.items() for name, t in group.items()}
         if self.metric is not None:
             found["metric"] = self.metric
-        if isinstance(self._walked.score, Frozen):
-            curvature = self._walked.score.curvature
-            diagonal = isinstance(curvature, Diagonal)
-            found["frozen"] = curvature.diagonal() if diagonal else curvature.dense()
-        if self.generator is not None:
-            found["generator"] = self.generator.get_state()
+        if self._fixed is not None:
+            diagonal = isinstance(self._fixed, Diagonal)
+            found["frozen"] = self._fixed.diagonal() if diagonal else self._fixed.dense()
         return found
 
     def numbers(self) -> dict[str, Any]:
@@ -153,61 +210,70 @@ class Engine:
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from what `tensors` and `numbers` gave, in an engine made the same way."""
         device = self.score.device
-        score: Score = self.score
         if "frozen" in tensors:
             found = tensors["frozen"].to(device)
-            score = Frozen(score, Diagonal(found) if found.ndim == 1 else Dense(found))
+            self._fixed = Diagonal(found) if found.ndim == 1 else Dense(found)
+        position = tensors["walk.position"].to(device)
+        self._begin(position)
         metric = tensors.get("metric")
-        self._walked = Whitened(score, None if metric is None else metric.to(device))
-        if numbers["rival"]:
-            self._settle(numbers["rival"])
+        self._set_metric(None if metric is None else metric.to(device))
         self.count, self._halvings = numbers["count"], numbers["halvings"]
+        if numbers["rival"] or self.count >= self._last_window:
+            self._settle(numbers["rival"])
         self._averaging = DualAveraging(*numbers["averaging"])
         self._step_size = tensors["walk.step_size"].to(device)
-        position = tensors["walk.position"].to(device)
-        self._state = transition.init(self._walked, position, self.method)
+        self._state = transition.init(self._law, position, self.method)
         self._open_window()
-        kept = {"jumps": self._jumps, "covariance": self._covariance, "curvature": self._curvature}
+        kept = {
+            "jumps": self._jumps,
+            "covariance": self._covariance,
+            "curvature": self._curvature,
+            "noise": self._noise,
+        }
         for part, record in kept.items():
             prefix = f"{part}."
             group = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             record.restore({name: t.to(device) for name, t in group.items()})
-        if self.generator is not None:
-            self.generator.set_state(tensors["generator"])
 
-    def step(self) -> Info:
-        """Walk every chain one step, adapting if still in warm-up."""
+    def walk(self, most: int = 1) -> Trail:
+        """Walk every chain at most `most` steps and at least one, adapting if still in warm-up."""
         transient = self.count < self.plan.transient
-        x = self.state.position
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=self.generator)
-        uniform = torch.rand(x.shape[:1], dtype=x.dtype, device=x.device, generator=self.generator)
         seeking = self.adapting and not transient and self.count < self._last_window
         trial = self._jumps.trial(self.count) if seeking else (0, 0)
         # an unadjusted draw only reports the ratio, and the trapezoid is free
         free = self.method.correction == "none" and not self.warming_up
-        self._state, info = transition.step(
-            self.state,
-            self._walked,
-            # every rival sees the same curvature, so that the next step can be the kernel's own
-            self.method._replace(proposal=self._rivals[trial[0]]),
-            self._step_size * 0.5 ** trial[1],
-            noise,
-            uniform,
+        options = Options(
             # the first steps of dual averaging are bold: uncorrected they threw chains to 1e18
-            adjusted=self.method.correction != "none" or self.count < self.plan.settled,
+            unadjusted=self.method.correction == "none" and self.count >= self.plan.settled,
             uphill=transient,
             rule="trapezoid" if free else "lobatto",
         )
-        self.count += 1
+        share = self._noise.take(1 if self.warming_up or self._compiled is None else most)
+        step_size = self._step_size * 0.5 ** trial[1]
+        rival = self._rivals[trial[0]]
+        # every rival sees the same curvature, so that the next step can be the kernel's own
+        method = self.method._replace(proposal=rival.proposal)
+        if self._compiled is not None:
+            weights = (rival.weight, rival.shift) if len(self._rivals) > 1 else None
+            self._state, trail = self._compiled.walk(
+                self.state, self._law, method, step_size, share, options, weights
+            )
+        else:
+            self._state, trail = transition.walk(
+                self.state, self._law, method, step_size, share, options
+            )
+        self.count += len(trail.position)
         if self.count <= self.plan.total:
-            self._adapt(info, transient, trial)
-        return info
+            self._adapt(trail, transient, trial)
+        return trail
 
-    def _adapt(self, info: Info, transient: bool, trial: tuple[int, int]) -> None:
+    def _adapt(self, trail: Trail, transient: bool, trial: tuple[int, int]) -> None:
+        """Learn from the one step of a trail."""
+        info = trail.info
         if transient:
-            self._adapt_transient(info)
+            self._adapt_transient(info.accepted[0])
         elif self.adapting and self.count <= self.plan.settled:
-            self._jumps.add(trial, info.jump)
+            self._jumps.add(trial, info.jump[0])
             if trial == (0, 0):
                 seen = float(info.acceptance.nan_to_num(0.0).mean())
                 self._averaging = adaptation.update(self._averaging, seen, self.target)
@@ -218,7 +284,7 @@ class Engine:
         # the second half of the transient gives the first, rough metric
         if self.count > self.plan.transient // 2:
             self._covariance.add(self.position)
-            if self.frozen and self.state.expansion.curvature is not None:
+            if self.frozen and self._fixed is None and self.state.expansion.curvature is not None:
                 self._curvature.add(self.state.expansion.curvature)
         if self.count == self.plan.transient or self.count in self.plan.windows:
             self._end_window()
@@ -226,49 +292,55 @@ class Engine:
     def _set_step(self, log_step: float) -> None:
         self._step_size = torch.full_like(self._step_size, log_step).exp()
 
-    def _adapt_transient(self, info: Info) -> None:
+    def _adapt_transient(self, accepted: Tensor) -> None:
         if not self.adapting:
             return
-        rate = torch.where(info.accepted, GROW, SHRINK).unsqueeze(-1).to(self._step_size)
+        rate = torch.where(accepted, GROW, SHRINK).unsqueeze(-1).to(self._step_size)
         self._step_size = (self._step_size * rate).clamp(max=1e6)
 
     def _end_window(self) -> None:
         """Change the metric to what the window saw, and begin the next one."""
-        position, walked = self.position, self._walked
-        score = walked.score
-        last = self.count == self._last_window
-        if self.frozen and last:
-            score = Frozen(score, self._curvature.average(walked))
+        position, last = self.position, self.count == self._last_window
+        if self.frozen and self.count == self._freezing:
+            # the last window walks with it, and compares it with the pooled covariance
+            self._fixed = self._curvature.average(self._metric)
         factor = self._covariance.factor(position.dtype) if self.adapting else None
-        self._walked = Whitened(score, walked.factor if factor is None else factor)
+        self._set_metric(self.metric if factor is None else factor)
         if self.adapting:
             # in a metric of the law's own scale h is of order 1
             begin = self.step_size if factor is None else 1.0
             self._averaging = adaptation.dual_averaging(begin)
             self._step_size = torch.full_like(self._step_size, begin)
-        if self.adapting and last and self.plan.windows:
+        if self.adapting and self.plan.windows and (last or self._decided(len(position))):
             self._choose()
         self._open_window()
         self.start(position)
 
+    def _decided(self, chains: int) -> bool:
+        """Whether a rival can be told to be the better one already."""
+        early = len(self._rivals) > 1 and not self.frozen and self._jumps.enough(chains)
+        return early and self._jumps.best()[0] > 0
+
     def _choose(self) -> None:
         """Settle on the proposal and the fraction of its step that moved furthest."""
         rival, halvings = self._jumps.best()
-        if rival == 0:
-            self._halvings = halvings
-            return
+        self._halvings = 0 if rival else halvings
         self._settle(rival)
 
     def _settle(self, rival: int) -> None:
-        """From now on walk by another proposal: Langevin in the metric, which pays no curvature."""
+        """From now on walk by one proposal, which pays no curvature if it is not the kernel's."""
+        chosen = self._rivals[rival]
+        self._rivals = (chosen,)
+        if rival == 0:
+            return
         self._rival = rival
-        self._rivals = (self._rivals[rival],)
-        self.method = self.method._replace(proposal=self._rivals[0], curvature=None)
-        if self.method.correction != "none":
-            self.target = LANGEVIN_TARGET
+        self.method = self.method._replace(proposal=chosen.proposal, curvature=None)
+        if self.method.correction != "none" and chosen.target is not None:
+            self.target = chosen.target
 
     def _open_window(self) -> None:
-        self._jumps = JumpRecord(len(self._rivals))
+        handicap = 1.0 if self.frozen else CHEAPER[self.method.curvature]
+        self._jumps = JumpRecord(len(self._rivals), handicap)
         like = self.state.position
         self._covariance = PooledCovariance(self.score.dim, self.dense_metric, like)
         self._curvature = MeanCurvature()

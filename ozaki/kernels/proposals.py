@@ -1,7 +1,7 @@
 """Proposals: one expansion of log p in, one Gaussian out (floor 2).
 
 Langevin and Ozaki discretise dX = ½ s1 dt + dW over a time h, the `step_size`. They differ in one
-function: φ(u) = expm1(u)/u in place of 1.
+function: φ(u) = expm1(u)/u in place of 1; and in the curvature it reads.
 
 Source: eq. 19 and 20 of Meng et al., "Estimating High Order Gradients of the Data Distribution by
 Denoising" (2021), after Ozaki, "A bridge between nonlinear time series models and nonlinear
@@ -93,6 +93,42 @@ def ozaki(
     s2 = concave(expansion.curvature)
     drift = s2.spectral(lambda s: h / 2 * phi(h * s / 2)).matmul(expansion.gradient)
     return GaussianStep(x + drift, s2.spectral(lambda s: h * phi(h * s)))
+
+
+def ornstein_uhlenbeck(
+    x: Float[Tensor, "*batch dim"], expansion: Expansion, step_size: Float[Tensor, "..."]
+) -> GaussianStep:
+    """The Ozaki step of s2 = −I: mean x + (1 − e^(−h/2)) s1, covariance (1 − e^(−h)) I.
+
+    In the metric of a law's own covariance it is exact for a Gaussian at any h, as Ozaki's step is
+    with the full curvature, and reads none.
+
+    Args:
+        x: points, (*batch, D).
+        expansion: log p at those points; only the gradient is used.
+        step_size: h > 0, a scalar or (*batch, 1).
+    """
+    mean = x - torch.expm1(-step_size / 2) * expansion.gradient
+    return GaussianStep(mean, Diagonal(-torch.expm1(-step_size) * torch.ones_like(x)))
+
+
+def blend(weight: float | Tensor, shift: float | Tensor) -> Proposal:
+    """The Ozaki step of the curvature weight × min(s2, 0) + shift.
+
+    (1, 0) is Ozaki's own, (0, 0) Langevin's, (0, −1) that of `ornstein_uhlenbeck`.
+
+    Args:
+        weight: in [0, 1].
+        shift: at most 0.
+    """
+
+    def proposal(x: Tensor, expansion: Expansion, step_size: Tensor) -> GaussianStep:
+        if expansion.curvature is None:
+            return ozaki(x, expansion, step_size)  # which says what is missing
+        changed = expansion.curvature.spectral(lambda s: weight * s.clamp(max=0) + shift)
+        return ozaki(x, expansion._replace(curvature=changed), step_size)
+
+    return proposal
 
 
 def concave(curvature: SymmetricOperator) -> SymmetricOperator:

@@ -25,7 +25,10 @@ class ScoreLangevinKernel(ScoreKernel):
             finds it in warm-up, with a metric.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
+        compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model
+            that can be batched, and some ten to thirty seconds at the first run.
         site: the name of the draws where `model` is a score or a distribution.
+        jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
 
     Raises:
         ValueError: an argument that cannot be used, by name.
@@ -52,7 +55,9 @@ class ScoreLangevinKernel(ScoreKernel):
         score: Score | None = None,
         step_size: float | None = None,
         metropolis: Correction | str = "auto",
+        compile: bool = False,
         site: str = "x",
+        jitter: float = 0.0,
     ):
         super().__init__(
             model,
@@ -60,7 +65,9 @@ class ScoreLangevinKernel(ScoreKernel):
             step_size=step_size,
             curvature=None,
             metropolis=metropolis,
+            compile=compile,
             site=site,
+            jitter=jitter,
         )
 
 
@@ -78,12 +85,17 @@ class ScoreOzakiKernel(ScoreKernel):
         step_size: h, the time of dX = ½ s1 dt + dW, kept as given in the identity metric; None
             finds it in warm-up, with a metric.
         curvature: "diagonal", "low_rank", "dense", or "auto": an estimator's own kind; for
-            densities dense up to D = 100, diagonal beyond; and where warm-up sees Langevin in the
-            metric move further, as between separate modes, the draws are walked by that.
-        frozen: average the curvature over warm-up and chains, and factorise it once.
+            densities dense up to D = 100, diagonal beyond; and where warm-up sees a step in the
+            metric that reads no curvature move further, Langevin's as between separate modes or
+            that of the pooled covariance as on nearly Gaussian laws, the draws are walked by it.
+        frozen: one curvature for all points, factorised once: its mean over warm-up and chains, or
+            the pooled covariance of the chains where that moves further.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
+        compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model
+            that can be batched, and some ten to thirty seconds at the first run.
         site: the name of the draws where `model` is a score or a distribution.
+        jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
 
     Raises:
         ValueError: an argument that cannot be used, by name.
@@ -111,7 +123,9 @@ class ScoreOzakiKernel(ScoreKernel):
         curvature: CurvatureKind | str = "auto",
         frozen: bool = False,
         metropolis: Correction | str = "auto",
+        compile: bool = False,
         site: str = "x",
+        jitter: float = 0.0,
     ):
         validation.choice("curvature", curvature, ("auto", "diagonal", "low_rank", "dense"))
         super().__init__(
@@ -121,5 +135,7 @@ class ScoreOzakiKernel(ScoreKernel):
             curvature=curvature,
             frozen=frozen,
             metropolis=metropolis,
+            compile=compile,
             site=site,
+            jitter=jitter,
         )

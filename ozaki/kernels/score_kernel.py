@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from ozaki import validation
+from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.proposals import Proposal
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.sites import Sites, check_initial_params
-from ozaki.kernels.transition import Info, Method
+from ozaki.kernels.transition import Info, Method, Trail
 from ozaki.kernels.wrappers import Guided
 from ozaki.scores.autodiff import DistributionScore
 from ozaki.scores.base import CurvatureKind, Score
@@ -66,7 +67,9 @@ class ScoreKernel(MCMCKernel):
         curvature: CurvatureKind | str | None = "auto",
         frozen: bool = False,
         metropolis: Correction | str = "auto",
+        compile: bool = False,
         site: str = "x",
+        jitter: float = 0.0,
     ):
         if not (isinstance(model, (Score, Distribution)) or callable(model)):
             raise ValueError(
@@ -79,11 +82,14 @@ class ScoreKernel(MCMCKernel):
             step_size = validation.positive("step_size", step_size)
         validation.choice("metropolis", metropolis, ("auto", "none", "exact", "line_integral"))
         validation.flag("frozen", frozen)
+        validation.flag("compile", compile)
         if not isinstance(site, str) or not site:
             raise ValueError(f"site must be a name, but was {site!r}")
         self._source, self.guide = model, score
         self._step_size, self._metropolis = step_size, metropolis
         self._curvature, self._frozen, self._site = curvature, frozen, site
+        self._jitter = validation.share("jitter", jitter)
+        self._compile, self._compiled = compile, Compiled()
         # read by MCMC and by converters: None where there is no Pyro model
         self.model = None if isinstance(model, (Score, Distribution)) else model
         self.transforms: dict[str, Transform] | None = None
@@ -99,7 +105,6 @@ class ScoreKernel(MCMCKernel):
         self._initial_params: dict[str, Tensor] | None = None
         self._divergences: list[list[int]] = []
         self._accepted, self._counted = 0.0, 0
-        self._info: Info | None = None
         self._returned: Tensor | None = None
 
     # -- what pyro.infer.MCMC calls, in its order -------------------------------------------------
@@ -136,24 +141,9 @@ class ScoreKernel(MCMCKernel):
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step from `params`, unconstrained; a batch of chains if `num_chains` is set."""
-        target = self._bound()
-        batched = self.num_chains is not None
-        x = target.sites.flatten(params)
-        x = (x if batched else x.unsqueeze(0)).to(target.score.dtype)
-        if self._engine is None:
-            self._engine = self._make_engine(target, x)
-            self._engine.start(x)
-            self._divergences = [[] for _ in range(len(x))]
-        elif self._returned is None or not torch.equal(x, self._returned):
-            # a caller may move the chain, by however little
-            self._engine.start(x)
-        engine = self._engine
-        warming_up = engine.warming_up
-        self._info = engine.step()
-        if not warming_up:
-            self._count(self._info)
-        self._returned = position = engine.position
-        return target.sites.unflatten(position if batched else position[0])
+        self.place(params)
+        self.walk(1)
+        return self.params
 
     def logging(self) -> Any:
         """Step size and mean acceptance so far, for the progress bar."""
@@ -170,7 +160,37 @@ class ScoreKernel(MCMCKernel):
         """Free the chain; the transforms stay."""
         self._clear()
 
-    # -- what ozaki.MCMC reads --------------------------------------------------------------------
+    # -- what ozaki.MCMC calls and reads -------------------------------------------------------
+
+    def place(self, params: dict[str, Tensor]) -> None:
+        """Put the chains at `params`, unless they are there."""
+        target = self._bound()
+        x = target.sites.flatten(params)
+        x = (x if self.num_chains is not None else x.unsqueeze(0)).to(target.score.dtype)
+        if self._engine is None:
+            self._engine = self._make_engine(target, x)
+            self._engine.start(x)
+            self._divergences = [[] for _ in range(len(x))]
+        elif self._returned is None or not torch.equal(x, self._returned):
+            # a caller may move the chain, by however little
+            self._engine.start(x)
+
+    def walk(self, most: int) -> Trail:
+        """At most `most` steps of chains that were placed, and at least one."""
+        engine = self.engine
+        warming_up = engine.warming_up
+        trail = engine.walk(most)
+        if not warming_up:
+            self._count(trail.info)
+        self._returned = engine.position
+        return trail
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """Where the chains are, site → unconstrained tensor."""
+        position = self.engine.position
+        lone = self.num_chains is None
+        return self._bound().sites.unflatten(position[0] if lone else position)
 
     @property
     def acceptance_rate(self) -> float:
@@ -194,12 +214,6 @@ class ScoreKernel(MCMCKernel):
         """Per chain, the draws that diverged."""
         return self._divergences
 
-    @property
-    def info(self) -> Info:
-        """What the last step did."""
-        assert self._info is not None, "sample() comes first"
-        return self._info
-
     def settings(self) -> dict[str, Any]:
         """How it was built, as JSON would have it."""
         return {
@@ -207,6 +221,7 @@ class ScoreKernel(MCMCKernel):
             "curvature": self._curvature,
             "frozen": self._frozen,
             "metropolis": self._metropolis,
+            "jitter": self._jitter,
         }
 
     def suspend(self) -> "Suspended":
@@ -289,18 +304,20 @@ class ScoreKernel(MCMCKernel):
             step_size=self._step_size,
             frozen=self._frozen,
             dense_metric=score.dim <= 100,
-            choose=self._curvature == "auto",
+            choose=self._curvature == "auto" and not self._frozen,
             generator=self.generator,
+            jitter=self._jitter,
+            compiled=self._compiled if self._compile else None,
         )
 
     def _count(self, info: Info) -> None:
-        for chain in info.diverging.nonzero().flatten().tolist():
-            self._divergences[chain].append(self._counted)
-        self._accepted += float(info.acceptance.mean())
-        self._counted += 1
+        for step, chain in info.diverging.nonzero().tolist():
+            self._divergences[chain].append(self._counted + step)
+        self._accepted += float(info.acceptance.mean(1).sum())
+        self._counted += len(info.acceptance)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs: the model and the settings, not the chain."""
         state = self.__dict__.copy()
-        state.update(_target=None, _engine=None, _info=None, _returned=None, generator=None)
+        state.update(_target=None, _engine=None, _returned=None, generator=None)
         return state

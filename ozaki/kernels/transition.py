@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ozaki.kernels.metropolis import Correction, Rule, log_density_change
+from ozaki.kernels.noise import Share
 from ozaki.kernels.proposals import Proposal, modified
 from ozaki.scores.base import CurvatureKind, Expansion, Score
 from ozaki.shapes import Bool, Float
@@ -40,14 +41,15 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one step did, each (chains,) but the jump.
+    """What one step did, each (chains,) but the jump; of several steps, (steps, chains).
 
     Attributes:
         acceptance: min(1, ratio); for an unadjusted chain the pseudo-acceptance, what Metropolis
             would have accepted.
         accepted: whether the chain moved.
         diverging: the proposal was not finite, or its log ratio fell below `DIVERGENCE`.
-        jump: acceptance × (y − x)², the squared jump to expect of such a step, (chains, D).
+        jump: the mean over chains of acceptance × (y − x)², the squared jump to expect of such a
+            step, (D,).
         modified: directions of positive curvature that were flattened where the step began.
     """
 
@@ -56,6 +58,35 @@ class Info(NamedTuple):
     diverging: Tensor
     jump: Tensor
     modified: Tensor
+
+
+class Trail(NamedTuple):
+    """Steps in a row.
+
+    Attributes:
+        position: after each step, (steps, chains, D).
+        log_density: there, (steps, chains); None where the law has no density.
+        info: what each did.
+    """
+
+    position: Tensor
+    log_density: Tensor | None
+    info: Info
+
+
+class Options(NamedTuple):
+    """What a phase of a run asks of its steps; the flags may be tensors.
+
+    Attributes:
+        unadjusted: accept whatever is finite.
+        uphill: also accept whatever raises the density: the transient of the warm-up, which seeks
+            the typical set and samples nothing.
+        rule: how a line integral is taken.
+    """
+
+    unadjusted: bool | Tensor = False
+    uphill: bool | Tensor = False
+    rule: Rule = "lobatto"
 
 
 def init(score: Score, position: Float[Tensor, "chains dim"], method: Method) -> State:
@@ -75,6 +106,36 @@ def init(score: Score, position: Float[Tensor, "chains dim"], method: Method) ->
     return State(position, expansion)
 
 
+def walk(
+    state: State,
+    score: Score,
+    method: Method,
+    step_size: Float[Tensor, "..."],
+    share: Share,
+    options: Options | None = None,
+) -> tuple[State, Trail]:
+    """As many steps of every chain as there is noise for, one after another.
+
+    Args:
+        state: where the chains are.
+        score: the law walked on.
+        method: proposal, curvature, correction.
+        step_size: h, a scalar or (chains, 1).
+        share: the noise of each step, and what it scales h by.
+        options: of all of them.
+    """
+    path, seen = [], []
+    for z, u, scale in zip(*share, strict=True):
+        state, info = step(state, score, method, step_size * scale, z, u, options)
+        path.append(state)
+        seen.append(info)
+    density = None
+    if state.expansion.has_density:
+        density = torch.stack([at.expansion.log_density for at in path])  # pyright: ignore
+    info = Info(*(torch.stack(part) for part in zip(*seen, strict=True)))
+    return state, Trail(torch.stack([at.position for at in path]), density, info)
+
+
 def step(
     state: State,
     score: Score,
@@ -82,15 +143,12 @@ def step(
     step_size: Float[Tensor, "..."],
     noise: Float[Tensor, "chains dim"],
     uniform: Float[Tensor, "chains"],
-    *,
-    adjusted: bool | None = None,
-    uphill: bool = False,
-    rule: Rule = "lobatto",
+    options: Options | None = None,
 ) -> tuple[State, Info]:
     """One step of every chain.
 
-    Proposes y ~ N(m(x), C(x)) and accepts with min(1, p(y) q(x|y) / (p(x) q(y|x))); "none" accepts
-    whatever is finite and reports the same ratio as a pseudo-acceptance.
+    Proposes y ~ N(m(x), C(x)) and accepts with min(1, p(y) q(x|y) / (p(x) q(y|x))). No value is
+    looked at on the way, so that the step can be traced.
 
     Args:
         state: where the chains are.
@@ -99,11 +157,10 @@ def step(
         step_size: h, a scalar or (chains, 1).
         noise: standard normal, (chains, D).
         uniform: uniform on (0, 1), (chains,).
-        adjusted: whether to reject; by default, unless the correction is "none".
-        uphill: also accept whatever raises the density: the transient of the warm-up, which seeks
-            the typical set and samples nothing.
-        rule: how a line integral is taken.
+        options: by default "none" accepts whatever is finite, and reports the same ratio as a
+            pseudo-acceptance.
     """
+    unadjusted, uphill, rule = options or Options(method.correction == "none")
     x = state.position
     forward = method.proposal(x, state.expansion, step_size)
     y = forward.sample(noise)
@@ -111,28 +168,24 @@ def step(
     y = torch.where(reachable.unsqueeze(-1), y, x)
     there = score.expand(y, method.curvature)
     fine = reachable & _finite(y, there)
-    if not bool(fine.all()):
-        # a NaN curvature breaks an eigendecomposition for every chain: look from x instead
-        y = torch.where(fine.unsqueeze(-1), y, x)
-        there = select(fine, there, state.expansion)
+    # a NaN curvature breaks an eigendecomposition for every chain
+    y, there = torch.where(fine.unsqueeze(-1), y, x), _blank(~fine, there)
     reverse = method.proposal(y, there, step_size)
     change = log_density_change(score, x, y, state.expansion, there, rule)
     log_ratio = change + reverse.log_prob(x) - forward.log_prob(y)
     log_ratio = torch.where(fine & ~log_ratio.isnan(), log_ratio, -torch.inf)
-    accepted = uniform.log() < log_ratio
-    if uphill:
-        accepted = accepted | (change > 0)
-    if not (method.correction != "none" if adjusted is None else adjusted):
-        accepted = torch.ones_like(accepted)
+    accepted = (uniform.log() < log_ratio) | ((change > 0) & uphill) | unadjusted
     accepted = accepted & fine
     curvature = state.expansion.curvature
     acceptance = log_ratio.clamp(max=0).exp()
+    jump = acceptance.unsqueeze(-1) * (y - x).square()
+    flattened = torch.zeros_like(log_ratio)
     info = Info(
         acceptance=acceptance,
         accepted=accepted,
         diverging=log_ratio < DIVERGENCE,
-        jump=acceptance.unsqueeze(-1) * (y - x).square(),
-        modified=torch.zeros_like(log_ratio) if curvature is None else modified(curvature),
+        jump=jump.nan_to_num(0.0, 0.0).mean(0),
+        modified=flattened if curvature is None else flattened + modified(curvature),
     )
     moved = State(torch.where(accepted.unsqueeze(-1), y, x), select(accepted, there, state[1]))
     return moved, info
@@ -146,9 +199,9 @@ def select(mask: Bool[Tensor, "chains"], a: Expansion, b: Expansion) -> Expansio
             return None
         return torch.where(mask.reshape(mask.shape + (1,) * (u.ndim - 1)), u, v)
 
-    curvature = None
-    if a.curvature is not None and b.curvature is not None:
-        curvature = a.curvature.select(mask, b.curvature)
+    curvature = a.curvature
+    if curvature is not None and curvature.batch and b.curvature is not None:
+        curvature = curvature.select(mask, b.curvature)
     gradient = torch.where(mask.unsqueeze(-1), a.gradient, b.gradient)
     return Expansion(
         gradient,
@@ -156,6 +209,18 @@ def select(mask: Bool[Tensor, "chains"], a: Expansion, b: Expansion) -> Expansio
         pick(a.log_density, b.log_density),
         pick(a.score_gradient, b.score_gradient),
     )
+
+
+def _blank(mask: Tensor, at: Expansion) -> Expansion:
+    """Zeros in place of what was found, where `mask` is True."""
+
+    def blank(t: Tensor) -> Tensor:
+        return torch.where(mask.reshape(mask.shape + (1,) * (t.ndim - mask.ndim)), 0, t)
+
+    curvature = at.curvature
+    if curvature is not None and curvature.batch:
+        curvature = curvature.rebuild(tuple(blank(t) for t in curvature.tensors))
+    return Expansion(blank(at.gradient), curvature, *(t if t is None else blank(t) for t in at[2:]))
 
 
 def _finite(position: Tensor, expansion: Expansion) -> Tensor:

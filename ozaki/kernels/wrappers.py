@@ -8,7 +8,7 @@
 import torch
 from torch import Tensor
 
-from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.linalg import Dense, SymmetricOperator
 from ozaki.scores.base import CurvatureKind, Expansion, Score
 from ozaki.shapes import Float
 
@@ -89,35 +89,29 @@ class Whitened(_Wrapper):
 
 
 class Frozen(_Wrapper):
-    """A score whose curvature is the same everywhere.
+    """A score whose curvature is the same everywhere, factorised once.
 
     Args:
         score: gradient and density.
-        curvature: the operator returned at every point, without batch dimensions.
+        curvature: the operator returned for all points, without batch dimensions.
     """
 
-    def __init__(self, score: Score, curvature: Dense | Diagonal):
+    def __init__(self, score: Score, curvature: SymmetricOperator):
         super().__init__(score)
         self.curvature = curvature
         if isinstance(curvature, Dense):
-            curvature.eigen()
+            self.curvature = Dense.from_eigen(*curvature.eigen())
 
     def expand(
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
         """The wrapped score's gradient and density, the frozen curvature if one is asked for."""
         at = self.score.expand(x)
-        return at._replace(curvature=None if curvature is None else self._spread(x.shape))
+        return at._replace(curvature=None if curvature is None else self.curvature)
 
     def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The wrapped score's."""
         return self.score.rough(x)
-
-    def _spread(self, shape: torch.Size) -> SymmetricOperator:
-        if isinstance(self.curvature, Diagonal):
-            return Diagonal(self.curvature.diagonal().expand(shape))
-        values, vectors = self.curvature.eigen()
-        return Dense.from_eigen(values.expand(shape), vectors.expand(*shape, shape[-1]))
 
 
 class Guided(_Wrapper):

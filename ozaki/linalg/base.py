@@ -30,6 +30,11 @@ class SymmetricOperator(ABC):
         return self.diagonal().shape[-1]
 
     @property
+    def batch(self) -> torch.Size:
+        """The batch dimensions; empty for one operator that serves every point."""
+        return self.tensors[0].shape[:-1]
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the entries."""
         return self.tensors[0].dtype
@@ -114,7 +119,7 @@ class SymmetricOperator(ABC):
         return self.rebuild(picked)
 
     def __repr__(self) -> str:
-        batch = tuple(self.tensors[0].shape[:-1])
+        batch = tuple(self.batch)
         return f"{type(self).__name__}(dim={self.dim}, batch={batch}, dtype={self.dtype})"
 
 

@@ -38,6 +38,11 @@ class Dense(SymmetricOperator):
         # the eigendecomposition once it exists: an accepted state keeps it
         return (self._matrix,) if self._eigen is None else self._eigen  # pyright: ignore
 
+    @property
+    def batch(self) -> torch.Size:
+        """The batch dimensions; empty for one operator that serves every point."""
+        return self.diagonal().shape[:-1] if self._eigen is None else self._eigen[0].shape[:-1]
+
     @classmethod
     def rebuild(cls, tensors: tuple[Tensor, ...]) -> "Dense":
         """The operator whose `tensors` these are."""
@@ -62,6 +67,8 @@ class Dense(SymmetricOperator):
         if self._matrix is not None:
             return (self._matrix @ v.unsqueeze(-1)).squeeze(-1)
         values, vectors = self.eigen()
+        if vectors.ndim == 2:  # one basis for all: two products of matrices
+            return (values * (v @ vectors)) @ vectors.mT
         inner = values * (vectors.mT @ v.unsqueeze(-1)).squeeze(-1)
         return (vectors @ inner.unsqueeze(-1)).squeeze(-1)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ozaki.linalg.base import SymmetricOperator, check_vector
 from ozaki.linalg.dense import Dense
 from ozaki.shapes import Float
+from ozaki.tracing import tracing
 
 
 class LowRank(SymmetricOperator):
@@ -109,7 +110,8 @@ class LowRank(SymmetricOperator):
         operator by a D × D eigendecomposition.
         """
         a = self.tensors[0]
-        if not bool(torch.equal(a, a[..., :1].expand_as(a))):
+        # a traced step must not depend on values, and the dense way is right for all of them
+        if tracing() or not bool(torch.equal(a, a[..., :1].expand_as(a))):
             return Dense(self.dense()).spectral(f)
         a, q, shift = self._decomposed()
         base = f(a)

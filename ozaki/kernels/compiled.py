@@ -1,0 +1,367 @@
+"""`transition.walk` as one compiled loop (floor 4.5).
+
+One step is traced to a graph of tensor operations, whatever wrote it: a Pyro model, a formula, a
+network. A scan over the noise makes it a loop of any number of steps, and torch's compiler makes
+that machine code. So the time to compile does not grow with the number of steps a call, and
+warm-up, step by step, and draws, a hundred at a time, are walked by the same code.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
+
+from ozaki.kernels import transition
+from ozaki.kernels.batching import agree
+from ozaki.kernels.noise import Share
+from ozaki.kernels.proposals import blend
+from ozaki.kernels.transition import Info, Method, Options, State, Trail
+from ozaki.kernels.wrappers import Frozen, Whitened
+from ozaki.lazy import lazy
+from ozaki.linalg import Dense, SymmetricOperator
+from ozaki.scores.base import Expansion, Score
+from ozaki.scores.derivatives import first_line
+
+# the compiler takes a second to import
+inductor, faults = lazy("torch._inductor"), lazy("torch._inductor.exc")
+scans, fakes = lazy("torch._higher_order_ops.scan"), lazy("torch._subclasses.fake_tensor")
+symbols = lazy("torch.fx.experimental.symbolic_shapes")
+
+KEPT = 32  # loops, of all kernels of a process
+SMALL = 1024  # entries of a matrix whose product with a vector is written out
+
+Weights = tuple[float, float]
+
+
+class Compiled:
+    """Steps by compiled loops, one for each method, made when it is first walked."""
+
+    def __init__(self) -> None:
+        self._score: Score | None = None
+        self._loops: dict[tuple[Any, ...], _Loop] = {}
+
+    def walk(
+        self,
+        state: State,
+        law: Score,
+        method: Method,
+        step_size: Tensor,
+        share: Share,
+        options: Options,
+        weights: Weights | None = None,
+    ) -> tuple[State, Trail]:
+        """The same as `transition.walk`.
+
+        Args:
+            state, step_size, share, options: as there.
+            law: a score in a metric, its curvature frozen or not.
+            method: of which the proposal is not looked at where `weights` are given.
+            weights: the proposal as a `blend`, so that one loop serves several.
+
+        Raises:
+            ValueError: a model that cannot be traced, or no C++ compiler to compile with.
+        """
+        parts = _Parts.of(law)
+        if parts.score is not self._score:
+            self._score, self._loops = parts.score, {}
+        if weights is not None:
+            method = method._replace(proposal=blend)  # pyright: ignore[reportArgumentType]
+        key = (method, options.rule, parts.kinds, state.position.shape)
+        loop = self._loops.get(key)
+        if loop is None:
+            loop = _Loop(state, parts, method, options.rule, weights is not None)
+            loop.build(state, step_size, share, options, weights or (1.0, 0.0), parts)
+            self._loops[key] = loop
+        return loop(state, step_size, share, options, weights or (1.0, 0.0), parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Compiled, ()  # loops are made anew
+
+
+class _Parts(NamedTuple):
+    """A law, the tensors of its metric and frozen curvature apart."""
+
+    score: Score
+    factor: Tensor | None
+    fixed: SymmetricOperator | None
+
+    @classmethod
+    def of(cls, law: Score) -> "_Parts":
+        fixed = law.curvature if isinstance(law, Frozen) else None
+        metric: Any = law.score if isinstance(law, Frozen) else law
+        return cls(metric.score, metric.factor, fixed)
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        shape = None if self.factor is None else self.factor.ndim
+        return shape, type(self.fixed)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        first = [] if self.factor is None else [self.factor]
+        return first if self.fixed is None else [*first, *self.fixed.tensors]
+
+    def law(self, tensors: Sequence[Tensor]) -> Score:
+        """The law, of these tensors in place of its own."""
+        rest = list(tensors)
+        metric = Whitened(self.score, None if self.factor is None else rest.pop(0))
+        return metric if self.fixed is None else Frozen(metric, self.fixed.rebuild(tuple(rest)))
+
+
+class _Loop:
+    """One method's steps, traced and compiled."""
+
+    def __init__(self, state: State, parts: _Parts, method: Method, rule: Any, blended: bool):
+        self._like, self._parts = state, parts
+        self._method, self._rule, self._blended = method, rule, blended
+        self._has_density = state.expansion.has_density
+        self._carried = len(self._flatten(state))
+        self._constants: list[Tensor] = []
+        self._run: Callable[..., Any]
+
+    def build(
+        self,
+        state: State,
+        step_size: Tensor,
+        share: Share,
+        options: Options,
+        weights: Weights,
+        parts: _Parts,
+    ) -> None:
+        """Trace, compile, and hold the first step against one that was not compiled."""
+        carry = self._flatten(state)
+        rest = self._rest(step_size, options, weights, parts)
+        one = [part[0] for part in share]
+        try:
+            with torch.no_grad():
+                graph = make_fx(self._step, decomposition_table=_WRITTEN_OUT)(*carry, *one, *rest)
+        except Exception as error:  # whatever a model raises where its values are not at hand
+            raise ValueError(
+                f"compile=True needs a model that can be traced, but {first_line(error)}; leave "
+                "compile out"
+            ) from error
+        graph.graph.eliminate_dead_code()
+        self._constants = _lift_constants(graph)
+        try:
+            self._run = _compiled(graph, carry, [p[:1] for p in share], rest + self._constants)
+        except faults.InvalidCxxCompiler as error:
+            raise ValueError(
+                "compile=True needs a C++ compiler such as g++ on the PATH, but found none; "
+                "install one, or leave compile out"
+            ) from error
+        self._check(state, step_size, share, options, weights, parts)
+
+    def __call__(
+        self,
+        state: State,
+        step_size: Tensor,
+        share: Share,
+        options: Options,
+        weights: Weights,
+        parts: _Parts,
+    ) -> tuple[State, Trail]:
+        rest = self._rest(step_size, options, weights, parts)
+        carry = self._flatten(state)
+        with torch.no_grad():
+            found = list(self._run(*carry, *share, *rest, *self._constants))
+        moved = self._rebuild(found[: self._carried], parts.fixed)
+        return moved, self._unpack(found[-1])
+
+    def _step(self, *tensors: Tensor) -> list[Tensor]:
+        """One step, tensors in and tensors out."""
+        carry, rest = tensors[: self._carried], tensors[self._carried :]
+        normal, uniform, scale, step_size, numbers, *law = rest
+        weight, shift, unadjusted, uphill = numbers.unbind()
+        score = self._parts.law(law)
+        fixed = score.curvature if isinstance(score, Frozen) else None
+        method = self._method
+        if self._blended:
+            method = method._replace(proposal=blend(weight, shift))
+        state, info = transition.step(
+            self._rebuild(carry, fixed),
+            score,
+            method,
+            step_size * scale,
+            normal,
+            uniform,
+            Options(unadjusted > 0, uphill > 0, self._rule),
+        )
+        density = state.expansion.log_density if self._has_density else None
+        # what goes round and what is kept must not be the same memory
+        return [*(t.clone() for t in self._flatten(state)), _pack(state.position, density, info)]
+
+    def _unpack(self, kept: Tensor) -> Trail:
+        """Rows of `_pack`, (steps, …), back as a trail."""
+        chains, dim = self._like.position.shape
+        sizes = [chains * dim, chains, chains, chains, dim, chains]
+        flat, acceptance, accepted, diverging, jump, modified, density = kept.split(
+            [*sizes, chains if self._has_density else 0], 1
+        )
+        info = Info(acceptance, accepted.bool(), diverging.bool(), jump, modified)
+        position = flat.unflatten(1, (chains, dim))
+        return Trail(position, density if self._has_density else None, info)
+
+    def _rest(
+        self, step_size: Tensor, options: Options, weights: Weights, parts: _Parts
+    ) -> list[Tensor]:
+        """What is the same at every step."""
+        numbers = step_size.new_tensor([*weights, *(float(flag) for flag in options[:2])])
+        return [step_size, numbers, *(t.contiguous() for t in parts.tensors)]
+
+    def _flatten(self, state: State) -> list[Tensor]:
+        at = state.expansion
+        found = [state.position, at.gradient, at.log_density, at.score_gradient]
+        if at.curvature is not None and at.curvature.batch:
+            if isinstance(at.curvature, Dense):
+                at.curvature.eigen()  # a step leaves it decomposed
+            found += at.curvature.tensors
+        return [t.contiguous() for t in found if t is not None]
+
+    def _rebuild(self, tensors: Sequence[Tensor], fixed: SymmetricOperator | None) -> State:
+        like, rest = self._like.expansion, list(tensors)
+        position, gradient = rest.pop(0), rest.pop(0)
+        density = None if like.log_density is None else rest.pop(0)
+        rough = None if like.score_gradient is None else rest.pop(0)
+        curvature = fixed if like.curvature is not None else None
+        if rest:
+            curvature = like.curvature.rebuild(tuple(rest))  # pyright: ignore
+        return State(position, Expansion(gradient, curvature, density, rough))
+
+    def _check(
+        self,
+        state: State,
+        step_size: Tensor,
+        share: Share,
+        options: Options,
+        weights: Weights,
+        parts: _Parts,
+    ) -> None:
+        first = Share(*(part[:1].contiguous() for part in share))
+        method = self._method
+        if self._blended:
+            method = method._replace(proposal=blend(*weights))
+        law = parts.law(parts.tensors)
+        # a short step, which is accepted: of a long one there may be nothing to see
+        short = step_size / 100
+        plain, seen = transition.walk(state, law, method, short, first, options)
+        found, trail = self(state, short, first, options, weights, parts)
+        pairs = (
+            (trail.info.acceptance, seen.info.acceptance),
+            (found.position, plain.position),
+            (found.expansion.gradient, plain.expansion.gradient),
+        )
+        if not all(agree(a, b) for a, b in pairs):
+            raise ValueError(
+                "compile=True gave another first step than the model as it stands; leave compile "
+                "out"
+            )
+
+
+def _pack(position: Tensor, density: Tensor | None, info: Info) -> Tensor:
+    """What a step gives, in one row: a loop pays for every tensor it keeps, however small."""
+    parts = [position, *info] if density is None else [position, *info, density]
+    return torch.cat([part.to(position.dtype).flatten() for part in parts])
+
+
+def _lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Turn the tensors a graph holds into its last arguments, and give them."""
+    nodes = graph.graph
+    nodes.set_codegen(CodeGen())
+    last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
+    held: dict[str, Any] = {}
+    with nodes.inserting_after(last):
+        for node in [n for n in nodes.nodes if n.op == "get_attr"]:
+            if node.target not in held:
+                last.append(place := nodes.placeholder(f"constant_{len(held)}"))
+                last, held[node.target] = place, (place, getattr(graph, node.target))
+            node.replace_all_uses_with(held[node.target][0])
+            nodes.erase_node(node)
+    graph.recompile()
+    return [value.detach().contiguous() for _, value in held.values()]
+
+
+def _compiled(
+    step: GraphModule, carry: list[Tensor], share: list[Tensor], rest: list[Tensor]
+) -> Callable[..., Any]:
+    """The compiled loop of a graph; the same graph, of other data, is not compiled again."""
+    kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in (*carry, *share, *rest)]
+    key = (step.code, str(kinds))
+    found = _LOOPS.pop(key, None) or _compile_scan(step, carry, share, rest)
+    _LOOPS[key] = found
+    while len(_LOOPS) > KEPT:
+        del _LOOPS[next(iter(_LOOPS))]
+    return found
+
+
+def _compile_scan(
+    step: GraphModule, carry: list[Tensor], share: list[Tensor], rest: list[Tensor]
+) -> Callable[..., Any]:
+    """The loop: carry, noise of any number of steps, the rest → carry, and what each step gave."""
+    n, m = len(carry), len(share)
+
+    def body(*tensors: Tensor) -> list[Tensor]:
+        return step(*tensors)
+
+    def loop(*tensors: Tensor) -> Any:
+        return scans.scan_op(body, list(tensors[:n]), list(tensors[n : n + m]), tensors[n + m :])
+
+    mode = fakes.FakeTensorMode(shape_env=symbols.ShapeEnv())
+
+    def fake(t: Tensor, grows: bool) -> Tensor:
+        sizes = [symbols.DimDynamic.STATIC] * t.ndim
+        if grows:
+            sizes[0] = symbols.DimDynamic.DYNAMIC
+        return mode.from_tensor(t, symbolic_context=symbols.StatelessSymbolicContext(sizes))
+
+    # two steps stand for any number: one would be taken for a constant
+    two = [torch.cat([t, t]) for t in share]
+    arguments = [fake(t, n <= i < n + m) for i, t in enumerate([*carry, *two, *rest])]
+    with torch.no_grad(), _quiet():
+        with mode:
+            graph = make_fx(loop)(*arguments)
+        # Python between the kernels would cost more than they do
+        options = {"cpp_wrapper": carry[0].device.type == "cpu"}
+        return inductor.compile(graph, arguments, options=options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the compiler says of itself."""
+    log = logging.getLogger("torch._inductor")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _bmm(a: Tensor, b: Tensor) -> Any:
+    """Batched products as a person would write them.
+
+    One matrix for all of the batch makes one large product. Small matrices times vectors are
+    written out, and fuse with what stands around them.
+    """
+    batch, rows, inner = a.shape
+    columns = b.shape[2]
+    if batch > 1 and a.stride(0) == 0:
+        found = b.mT.reshape(batch * columns, inner) @ a[0].mT
+        return found.reshape(batch, columns, rows).mT
+    if batch > 1 and b.stride(0) == 0:
+        return (a.reshape(batch * rows, inner) @ b[0]).reshape(batch, rows, columns)
+    if 1 in (rows, columns) and rows * inner * columns <= SMALL:
+        return (a.unsqueeze(3) * b.unsqueeze(1)).sum(2)
+    return NotImplemented
+
+
+_LOOPS: dict[tuple[str, str], Callable[..., Any]] = {}  # the last used at the end
+_WRITTEN_OUT: dict[Any, Any] = {torch.ops.aten.bmm.default: _bmm}
