@@ -132,6 +132,7 @@ def warmed(score, method, steps=500, chains=4, **options):
     return engine
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("method", "target"), [(LANGEVIN, 0.574), (DENSE, 0.8)])
 def test_warm_up_finds_metric_and_step(method, target):
     sigma = torch.tensor([[1.0, 9.5], [9.5, 100.0]]).double()
@@ -168,6 +169,7 @@ def test_the_transient_comes_home_from_far_away(method, narrow):
     assert distance.max() < 100  # about 2 in the typical set, 10⁸ and more at the start
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_frozen_is_factorised_once_and_holds_the_mean_curvature():
     score = GaussianScore(torch.zeros(3).double(), spd(generator(2), 3))
     engine = warmed(score, DENSE, target=0.8, frozen=True, dense_metric=True)
@@ -185,6 +187,7 @@ def test_without_warm_up_nothing_can_be_found(options, message):
         Engine(score, DENSE, warmup_steps=0, target=0.8, **options)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unadjusted_chain_settles_in_its_own_law_before_the_draws():
     plan = schedule(1000)
     assert plan.total - plan.settled >= 30
@@ -224,6 +227,7 @@ def test_the_jump_record_tries_everything_and_counts_the_cost():
     assert best(r0k1=[2.0, 2.0], r1k1=[1.5, 1.5]) == (0, 1)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_auto_leaves_curvature_only_where_it_does_not_pay():
     gauss = GaussianScore(torch.zeros(2).double(), spd(generator(4), 2))
     far = GaussianMixtureScore(
@@ -244,6 +248,7 @@ def test_auto_leaves_curvature_only_where_it_does_not_pay():
         assert engine.method == DENSE
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_many_chains_settle_before_the_last_window():
     gauss = GaussianScore(torch.zeros(2).double(), spd(generator(4), 2))
     early = {}
@@ -264,6 +269,7 @@ def test_many_chains_settle_before_the_last_window():
     assert early == {4: False, 100: True}
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_frozen_walks_with_the_mean_curvature_or_the_pooled_covariance():
     gauss = GaussianScore(torch.zeros(2).double(), spd(generator(4), 2))
     engine = warmed(gauss, DENSE, target=0.8, frozen=True, dense_metric=True, chains=16)

@@ -252,10 +252,12 @@ class _Loop:
         short = step_size / 100
         plain, seen = transition.walk(state, law, method, short, first, options)
         found, trail = self(state, short, first, options, weights, parts)
+        # rounding turns an acceptance around in one of many thousand chains
+        alike = (trail.info.accepted == seen.info.accepted)[0]
         pairs = (
             (trail.info.acceptance, seen.info.acceptance),
-            (found.position, plain.position),
-            (found.expansion.gradient, plain.expansion.gradient),
+            (found.position[alike], plain.position[alike]),
+            (found.expansion.gradient[alike], plain.expansion.gradient[alike]),
         )
         if not all(agree(a, b) for a, b in pairs):
             raise ValueError(
