@@ -6,6 +6,7 @@ import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("ozaki", "torch", "pyro-ppl", "numpy", "arviz")
+PEERS = ("jax", "numpyro", "blackjax", "torchebm")  # optional
 
 
 def options(description: str) -> argparse.Namespace:
@@ -34,6 +36,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
         **{name: version(name) for name in LIBRARIES},
+        **{name: version(name) for name in PEERS if find_spec(name)},
     }
 
 
