@@ -243,9 +243,8 @@ def test_auto_leaves_curvature_only_where_it_does_not_pay():
         engine = warmed(law, DENSE, target=0.8, dense_metric=True, choose=True, chains=16)
         assert (engine.method.proposal is proposals.ozaki) == pays
         assert (engine.state.expansion.curvature is not None) == pays
-        # not left to choose, it keeps to its own
-        engine = warmed(law, DENSE, target=0.8, dense_metric=True, steps=200)
-        assert engine.method == DENSE
+    # not left to choose, it keeps to its own
+    assert warmed(far, DENSE, target=0.8, dense_metric=True, steps=200).method == DENSE
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -55,7 +55,7 @@ def assert_follows(x, sigma):
         assert ((part.var(0) / truth - 1).abs() < 5 * math.sqrt(2 / m)).all(), part.var(0) / truth
 
 
-@pytest.mark.parametrize("proposal", ["ozaki", "langevin"])
+@pytest.mark.parametrize("proposal", ["ozaki", pytest.param("langevin", marks=pytest.mark.slow)])
 def test_modes_in_their_proportions(proposal):
     """Modes 8 apart and a twentieth as wide: a chain of the last level never crosses."""
     x = ozaki.anneal(Levels(), 4000, proposal=proposal, steps=24, seed=0)

@@ -63,6 +63,7 @@ def test_the_ranking_is_that_of_the_true_errors(estimator):
     assert all(name in table for name in names) and "std. error" in table
 
 
+@pytest.mark.slow
 def test_low_rank_estimators_are_compared_on_all_entries():
     estimator = DSMTrainer(0.3, curvature="low_rank", rank=2, seed=0, max_steps=200).fit(
         DATA[:5000]

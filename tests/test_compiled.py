@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch._inductor.config
 from torch.testing import assert_close
 
 import ozaki
@@ -78,7 +79,7 @@ def same(make, *args, **options):
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("correction", ["auto", "none"])
+@pytest.mark.parametrize("correction", ["auto", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("interpreted")
 def test_what_is_traced_is_what_is_walked(law, correction):
     kernel = ozaki.ScoreLangevinKernel if law == "mixed" else ozaki.ScoreOzakiKernel
@@ -87,7 +88,11 @@ def test_what_is_traced_is_what_is_walked(law, correction):
 
 @pytest.mark.parametrize(
     "options",
-    [{"frozen": True}, {"jitter": 0.5}, {"step_size": 0.3}, {"curvature": "diagonal"}],
+    [
+        {"frozen": True},
+        {"step_size": 0.3, "jitter": 0.5},
+        pytest.param({"metropolis": "none", "curvature": "diagonal"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.usefixtures("interpreted")
@@ -182,6 +187,14 @@ def test_a_loop_that_gives_other_numbers_is_refused(monkeypatch):
     monkeypatch.setattr(compiled, "_LOOPS", {})
     monkeypatch.setattr(compiled, "_compile_scan", wrong)
     with pytest.raises(ValueError, match="compile=True gave another first step"):
+        walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
+
+
+def test_without_a_compiler_it_says_so(monkeypatch):
+    monkeypatch.setattr(compiled, "_LOOPS", {})
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    with pytest.raises(ValueError, match=r"compile=True needs .* a C\+\+ compiler such as g\+\+"):
         walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
 
 

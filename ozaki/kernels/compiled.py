@@ -30,7 +30,7 @@ from ozaki.scores.base import Expansion, Score
 from ozaki.scores.derivatives import first_line
 
 # the compiler takes a second to import
-inductor, faults = lazy("torch._inductor"), lazy("torch._inductor.exc")
+inductor = lazy("torch._inductor")
 scans, fakes = lazy("torch._higher_order_ops.scan"), lazy("torch._subclasses.fake_tensor")
 symbols = lazy("torch.fx.experimental.symbolic_shapes")
 
@@ -66,7 +66,7 @@ class Compiled:
             weights: the proposal as a `blend`, so that one loop serves several.
 
         Raises:
-            ValueError: a model that cannot be traced, or no C++ compiler to compile with.
+            ValueError: a model that cannot be traced, or no compiler to compile it with.
         """
         parts = _Parts.of(law)
         if parts.score is not self._score:
@@ -151,10 +151,10 @@ class _Loop:
         self._constants = _lift_constants(graph)
         try:
             self._run = _compiled(graph, carry, [p[:1] for p in share], rest + self._constants)
-        except faults.InvalidCxxCompiler as error:
+        except Exception as error:  # whatever stands between torch's compiler and machine code
             raise ValueError(
-                "compile=True needs a C++ compiler such as g++ on the PATH, but found none; "
-                "install one, or leave compile out"
+                "compile=True needs torch's compiler and a C++ compiler such as g++ on the PATH, "
+                f"but {first_line(error)}; install one, or leave compile out"
             ) from error
         self._check(state, step_size, share, options, weights, parts)
 
