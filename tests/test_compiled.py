@@ -1,13 +1,16 @@
 """Compiled steps: the same numbers as the steps that were not, for every law and kernel."""
 
+import os
 import pickle
+import re
+import subprocess
+import sys
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import torch._inductor.config
 from torch.testing import assert_close
 
 import ozaki
@@ -190,12 +193,22 @@ def test_a_loop_that_gives_other_numbers_is_refused(monkeypatch):
         walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
 
 
-def test_without_a_compiler_it_says_so(monkeypatch):
-    monkeypatch.setattr(compiled, "_LOOPS", {})
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    with pytest.raises(ValueError, match=r"compile=True needs .* a C\+\+ compiler such as g\+\+"):
-        walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
+def test_without_a_compiler_it_says_so(tmp_path):
+    """In a process of its own: torch remembers what it found of a machine's compiler."""
+    program = (
+        "import torch, ozaki\n"
+        "from ozaki.scores import GaussianScore\n"
+        "score = GaussianScore(torch.zeros(1), torch.eye(1))\n"
+        "kernel = ozaki.ScoreLangevinKernel(score, step_size=0.1, compile=True)\n"
+        "ozaki.MCMC(kernel, num_samples=2, warmup_steps=0).run()\n"
+    )
+    without = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | without
+    )
+    assert found.returncode == 1
+    last = found.stderr.strip().splitlines()[-1]
+    assert re.match(r"ValueError: compile=True needs .* a C\+\+ compiler such as g\+\+", last), last
 
 
 def test_options_out_of_range_are_refused():
