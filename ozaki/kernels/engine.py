@@ -294,9 +294,10 @@ class Engine:
         # the second half of the transient gives the first, rough metric
         if self.count > self.plan.transient // 2:
             self._covariance.add(self.position)
-            if self.frozen and self._collecting < self.count < self._freezing:
-                if self.count % max(1, len(self.position) // COLLECTED) == 0:
-                    self._curvature.add(self._curvature_here())
+            every = max(1, len(self.position) // COLLECTED)
+            collecting = self._collecting < self.count < self._freezing
+            if self.frozen and collecting and self.count % every == 0:
+                self._curvature.add(self._curvature_here())
         if self.count == self.plan.transient or self.count in self.plan.windows:
             self._end_window()
 
