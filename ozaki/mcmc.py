@@ -20,7 +20,7 @@ from pyro.infer.mcmc import util
 from torch import Tensor
 from torch.distributions import Transform
 
-from ozaki import diagnostics, report, validation
+from ozaki import diagnostics, report, streaming, validation
 from ozaki.checks import plural
 from ozaki.draws import Draws
 from ozaki.kernels import prediction
@@ -64,9 +64,12 @@ class MCMC(PyroMCMC):
             it would have made; one with fewer samples is extended. Another model, data or settings
             are refused.
         checkpoint_every: steps from one block to the next.
+        store: a new folder to which draws go in blocks while they are made, as Zarr and in ArviZ's
+            groups, where memory would not hold them all; needs ``ozaki[zarr]``.
 
     Raises:
         ValueError: an argument that cannot be used, by name.
+        ImportError: `store` without Zarr.
 
     Example:
         >>> from ozaki import MCMC, ScoreOzakiKernel
@@ -96,6 +99,7 @@ class MCMC(PyroMCMC):
         thinning: int = 1,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 200,
+        store: str | os.PathLike[str] | None = None,
     ):
         if not isinstance(kernel, ScoreKernel):
             raise ValueError(
@@ -132,6 +136,7 @@ class MCMC(PyroMCMC):
         self._walked: Walk
         self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
+        self.store = streaming.checked(store)
 
     @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
@@ -185,7 +190,9 @@ class MCMC(PyroMCMC):
             )
         kernel.generator = torch.Generator(score.device)
         kernel.generator.manual_seed(seed_from(None) if self.seed is None else self.seed)
-        draws = Draws(self.num_chains, self.num_samples, score)
+        draws = streaming.draws_of(
+            self.store, self.num_chains, self.num_samples, score, target.sites, self._constrained
+        )
         walk = self._walk_of(kernel, draws, target)
         kept = walk.store is not None and walk.store.restore(walk)
         if not kept:
@@ -226,6 +233,7 @@ class MCMC(PyroMCMC):
             "thinning": self.thinning,
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
+            "store": self.store is not None,
             "sites": {name: list(shape) for name, shape in target.sites.shapes.items()},
             "law": seen(score),
             "guide": seen(kernel.guide),
@@ -318,29 +326,29 @@ class MCMC(PyroMCMC):
         return params
 
     def _collect(self, walk: Walk) -> None:
-        """Draws → constrained samples, deterministic sites among them."""
+        """Hold what the walk has made."""
         kernel, draws, target = walk.kernel, walk.draws, walk.kernel.target
         draws.cut()
         self._draws, self._target, self._walked = draws, target, walk
         walk.suspended = kernel.suspend()
         self._steps = kernel.engine.method
         self.transforms = self._given_transforms or target.transforms
-        samples = target.sites.unflatten(draws.position)
-        for name, transform in self.transforms.items():
+        self._samples = draws.samples(self._constrained)
+        self._diagnostics = draws.figures()
+
+    def _constrained(self, position: Tensor) -> dict[str, Tensor]:
+        """Draws → constrained samples, deterministic sites among them."""
+        target = self.kernel.target
+        samples = target.sites.unflatten(position)
+        for name, transform in (self._given_transforms or target.transforms).items():
             if name in samples:
                 value: Any = transform.inv(samples[name])
                 samples[name] = value
         if isinstance(target.score, PyroModelScore):
-            samples.update(target.score.deterministic(draws.position))
+            samples.update(target.score.deterministic(position))
         if self._save_params is not None:
             samples = {name: samples[name] for name in sorted(self._save_params)}
-        self._samples = samples
-        self._diagnostics = [
-            {"divergences": found, "acceptance rate": float(rate)}
-            for found, rate in zip(
-                draws.divergences(), draws.stats["acceptance_rate"].mean(1), strict=True
-            )
-        ]
+        return samples
 
     def get_samples(
         self, num_samples: int | None = None, group_by_chain: bool = False
@@ -400,6 +408,7 @@ class MCMC(PyroMCMC):
             validation.flag("log_likelihood", log_likelihood)
         validation.flag("posterior_predictive", posterior_predictive)
         validation.count("prior", prior, minimum=0)
+        posterior, stats = draws.labelled(self._samples or {})
         if not isinstance(score, PyroModelScore):
             if log_likelihood or posterior_predictive or prior:
                 raise ValueError(
@@ -407,13 +416,11 @@ class MCMC(PyroMCMC):
                     f"what data are likely, but this run walked on a {type(score).__name__}; leave "
                     "them out"
                 )
-            return diagnostics.inference_data(
-                self._samples or {}, draws.stats, attrs=self._run_info()
-            )
+            return diagnostics.inference_data(posterior, stats, attrs=self._run_info())
         groups: dict[str, Any] = {}
         if log_likelihood is None:
             points = sum(torch.as_tensor(v).numel() for v in score.observed.values())
-            fits = points * draws.position[..., 0].numel() <= LIKELIHOODS_MOST
+            fits = points * draws.count * self.num_chains <= LIKELIHOODS_MOST
             log_likelihood = fits and not score.enumerated
         if log_likelihood:
             groups["log_likelihood"] = prediction.log_likelihood(score, draws.position)
@@ -428,7 +435,7 @@ class MCMC(PyroMCMC):
                 {name: value.unsqueeze(0) for name, value in part.items()} for part in found
             )
         return diagnostics.inference_data(
-            self._samples or {}, draws.stats, score.observed, self._run_info(), **groups
+            posterior, stats, score.observed, self._run_info(), **groups
         )
 
     def summary(self, prob: float = 0.9) -> None:

@@ -20,7 +20,8 @@ class Store:
     """A folder in which a run is kept, block by block, so that it can be taken up again.
 
     `chains.safetensors` is the state after some step, and `draws-N.safetensors` the draws from the
-    N-th on that were made up to it. Each is written whole before the state that counts it.
+    N-th on that were made up to it. Each is written whole before the state that counts it. Draws
+    that are streamed elsewhere are not written here: the state says how many of them count.
 
     Args:
         folder: made if it is missing.
@@ -39,10 +40,16 @@ class Store:
         # from here on the run sees what a run taken up from here would see
         engine.refresh()
         first, blocks = self._written, self._blocks
-        if draws.count > first:
+        streamed = draws.sync()
+        if streamed is None and draws.count > first:
             checkpoint.write(self.folder, draws.tensors(first), {}, {}, _name(first))
             blocks = [*blocks, first]
-        numbers = {"step": walk.step, "blocks": blocks, "engine": engine.numbers()}
+        numbers = {
+            "step": walk.step,
+            "blocks": blocks,
+            "streamed": streamed,
+            "engine": engine.numbers(),
+        }
         tensors = {**engine.tensors(), **draws.pending()}
         checkpoint.write(self.folder, tensors, self.settings, numbers, FILE)
         self._blocks, self._written = blocks, draws.count
@@ -62,6 +69,8 @@ class Store:
         tensors, settings, numbers = found
         checkpoint.match(self.folder, settings, self.settings, FILE)
         draws = walk.draws
+        if numbers["streamed"] is not None:
+            draws.find(numbers["streamed"])
         for first in numbers["blocks"]:
             block = checkpoint.read(self.folder, _name(first))
             if block is None:
@@ -131,12 +140,16 @@ class Walk:
         try:
             with bar:
                 self.kernel.place(params)
+                if store is not None and self.step == 0:
+                    store.save(self)  # where draws are streamed to is named before it is made
+                draws.begin(self.kernel.engine)
                 while self.step < end:
                     self._advance(self._most(end), bar)
                     if store is not None and (self.step % store.every == 0 or self.step == end):
                         store.save(self)
-        except KeyboardInterrupt:
-            if draws.count == 0:
+        except BaseException as error:
+            if draws.count == 0 or not isinstance(error, KeyboardInterrupt):
+                draws.leave()
                 raise
             warnings.warn(
                 f"interrupted: {draws.count} of {draws.room} draws a chain were made and are kept",
@@ -147,7 +160,8 @@ class Walk:
         """How many steps may be walked before something else is due."""
         if self._hook is not None:
             return 1
-        stops = [end, self.warmup] if self.step < self.warmup else [end]
+        full = self.warmup + self.draws.until * self.thinning
+        stops = [end, self.warmup] if self.step < self.warmup else [end, full]
         if self.store is not None:
             stops.append((self.step // self.store.every + 1) * self.store.every)
         return min(stops) - self.step

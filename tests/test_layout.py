@@ -15,6 +15,7 @@ HOMES = {
     "arviz": {"diagnostics.py"},
     "typer": {"cli.py"},
     "jinja2": {"report.py"},
+    "zarr": {"streaming.py"},
 }
 # the ground: what every file may use
 GROUND = {"shapes.py", "validation.py", "lazy.py"}
@@ -38,6 +39,8 @@ def imports(path: Path):
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy":
+            yield ast.literal_eval(node.args[0])
 
 
 def module_file(module: str) -> Path | None:
