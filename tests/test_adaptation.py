@@ -2,20 +2,24 @@
 
 import math
 
+import pyro
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pyro.distributions import Normal
 from torch.testing import assert_close
 
 from ozaki.kernels import adaptation, proposals
 from ozaki.kernels.adaptation import JumpRecord, MeanCurvature, PooledCovariance, schedule
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.noise import Noise
+from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.transition import Method
 from ozaki.kernels.wrappers import Frozen, Guided, Whitened
 from ozaki.linalg import Dense, Diagonal
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
+from ozaki.scores.autodiff import LogDensityScore
 from tests.strategies import generator, mixtures, seeds, spd
 
 LANGEVIN = Method(proposals.langevin, None, "exact")
@@ -119,6 +123,15 @@ def test_frozen_and_guided_keep_what_they_say():
     at = Guided(score, guide).expand(x, "dense")
     assert_close(at.gradient, torch.zeros_like(x))
     assert_close(at.log_density, score.expand(x).log_density)
+    for vectorize in (True, False):  # of a density that is differentiated, the value alone is read
+        model = PyroModelScore(lambda: pyro.sample("a", Normal(0.0, 2.0)), vectorize=vectorize)
+        want = model.expand(x[:, :1].float())
+        model.expand = model._batching.expand = None  # pyright: ignore
+        at = Guided(model, GaussianScore(torch.ones(1), torch.eye(1))).expand(x[:, :1].float())
+        assert_close(at.log_density, want.log_density)
+        assert not at.log_density.requires_grad
+    formula = LogDensityScore(lambda x: -(x**4).sum(), (2,), dtype=torch.float64)
+    assert_close(formula.log_prob(x), formula.expand(x).log_density)
     with pytest.raises(ValueError, match="score must have the dimension of the model, 2"):
         Guided(score, GaussianScore(torch.zeros(1), torch.eye(1)))
 

@@ -17,6 +17,8 @@ from ozaki.scores.derivatives import (
     expand_vectorised,
     first_line,
     isolated_rng,
+    values_looped,
+    values_vectorised,
 )
 from ozaki.shapes import Float
 from ozaki.tracing import tracing
@@ -55,6 +57,14 @@ class Batching:
         if tracing():
             raise ValueError("it cannot be batched over chains")
         return expand_looped(self._f, x, curvature)
+
+    def values(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+        """Log p at `x`, (*batch, D), without its derivatives."""
+        if self.possible():
+            return values_vectorised(self._f, x)
+        if tracing():
+            raise ValueError("it cannot be batched over chains")
+        return values_looped(self._f, x)
 
     def possible(self, curvature: CurvatureKind | None = None) -> bool:
         """Whether the batched route is right for this kind; found out at the first call.

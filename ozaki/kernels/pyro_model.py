@@ -144,6 +144,11 @@ class PyroModelScore(Score):
         # outside: of that part no second derivative is read
         return found._replace(score_gradient=self.rough(x)) if self.learned else found
 
+    def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+        """The log density of its part that has one at `x`, (*batch, D)."""
+        with walking(False):
+            return self._batching.values(x)
+
     def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gradient of its learned priors alone at `x`, (*batch, D)."""
         return self._learned_part.expand(x).gradient if self.learned else super().rough(x)

@@ -145,7 +145,6 @@ class Guided(_Wrapper):
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
         """The guide's gradient and curvature with the target's log density."""
-        at = self.score.expand(x)
         step = self.guide.expand(x.to(self.guide.dtype), curvature)
         curvature_there = None if step.curvature is None else step.curvature.astype(x.dtype)
-        return Expansion(step.gradient.to(x.dtype), curvature_there, at.log_density, None)
+        return Expansion(step.gradient.to(x.dtype), curvature_there, self.score.log_prob(x), None)

@@ -22,6 +22,7 @@ from ozaki.scores.derivatives import (
     isolated_rng,
     like_start,
     seed_from,
+    values_vectorised,
 )
 from ozaki.shapes import Float
 
@@ -90,6 +91,10 @@ class LogDensityScore(Score):
         """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
         self.check(x, curvature)
         return expand_vectorised(self._flat, x, curvature)
+
+    def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+        """The log density at `x`, (*batch, D), without its derivatives."""
+        return values_vectorised(self._flat, x)
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points of finite density to begin chains from, (n, D)."""

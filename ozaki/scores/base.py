@@ -75,6 +75,16 @@ class Score(ABC):
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points to begin chains from, (n, D)."""
 
+    def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+        """The log density alone, up to a constant, of a score that has one.
+
+        Args:
+            x: points, (*batch, D).
+        """
+        found = self.expand(x).log_density
+        assert found is not None, f"{type(self).__name__} has no log density"
+        return found
+
     def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gradient of the part that has no density, which a line integral needs along the way.
 

@@ -73,6 +73,25 @@ def expand_vectorised(
     )
 
 
+def values_vectorised(f: Function, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    """The values of log p by torch.func, the batch at once."""
+
+    def value(point: Tensor) -> Tensor:
+        # nothing is pulled back, but Pyro's handlers read `.data`, which vmap alone forbids
+        return vjp(f, point)[0]  # pyright: ignore
+
+    with pyro.validation_enabled(False):
+        found = vmap(value)(x.detach().reshape(-1, x.shape[-1])).detach()
+    return found.reshape(x.shape[:-1]).to(x.dtype)
+
+
+def values_looped(f: Function, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    """The same as `values_vectorised`, one point at a time."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        found = torch.stack([f(point) for point in x.detach().reshape(-1, x.shape[-1])])
+    return found.reshape(x.shape[:-1]).to(x.dtype)
+
+
 def expand_looped(
     f: Function, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
 ) -> Expansion:
