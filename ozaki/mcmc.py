@@ -8,7 +8,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.distributions import Transform
 from ozaki import diagnostics, report, streaming, validation
 from ozaki.checks import plural
 from ozaki.draws import Draws
-from ozaki.kernels import prediction
+from ozaki.kernels import prediction, ranks
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
@@ -39,7 +39,10 @@ SUMMARY_LEAST = 4  # draws a chain: R-hat splits them in two
 
 
 class MCMC(PyroMCMC):
-    """Markov chain Monte Carlo with all chains vectorised in one process.
+    """Markov chain Monte Carlo with all chains vectorised.
+
+    Under ``torchrun --nproc-per-node N`` each of N processes walks its share of the chains, and all
+    have the draws of all, which are those of one process up to rounding. Give all the same.
 
     Args:
         kernel: a `ScoreOzakiKernel` or `ScoreLangevinKernel`.
@@ -155,17 +158,21 @@ class MCMC(PyroMCMC):
     @contextmanager
     def _at_work(self) -> Iterator[ScoreKernel]:
         """The kernel as it walks a batch, and afterwards as it was; the checkpoint's lock held."""
-        kernel = self.kernel
-        held = nullcontext() if self.checkpoint is None else lock(self.checkpoint)
-        with pyro.validation_enabled(self.disable_validation is False):
+        kernel, folder = self.kernel, self.checkpoint
+        with ExitStack() as held, pyro.validation_enabled(self.disable_validation is False):
             kernel.cleanup()
-            kernel.num_chains = self.num_chains
+            kernel.num_chains, kernel.team = self.num_chains, ranks.team(self.num_chains)
+            if not kernel.team.chief:
+                held.enter_context(warnings.catch_warnings(action="ignore"))
             try:
-                with held:
-                    yield kernel
+                shared = {"checkpoint": folder is not None, "hook_fn": self._hook is not None}
+                kernel.team.agree(shared, "give it to all or none")
+                if folder is not None:
+                    kernel.team.first(lambda: held.enter_context(lock(folder)))
+                yield kernel
             finally:
                 kernel.cleanup()
-                kernel.num_chains, kernel.generator = None, None
+                kernel.num_chains, kernel.generator, kernel.team = None, None, ranks.ALONE
 
     def _walk(self, kernel: ScoreKernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -188,17 +195,22 @@ class MCMC(PyroMCMC):
                 "more, or give the kernel a step_size",
                 stacklevel=4,
             )
-        kernel.generator = torch.Generator(score.device)
-        kernel.generator.manual_seed(seed_from(None) if self.seed is None else self.seed)
-        draws = streaming.draws_of(
-            self.store, self.num_chains, self.num_samples, score, target.sites, self._constrained
+        kernel.team.agree(
+            {**self._settings(target), "num_samples": self.num_samples},
+            "give all the same model, data and settings",
         )
+        self._seed = kernel.team.told(seed_from(None)) if self.seed is None else self.seed
+        kernel.generator = torch.Generator(score.device)
+        kernel.generator.manual_seed(self._seed)
+        draws = streaming.draws_of(self.store, self.num_samples, kernel, self._constrained)
         walk = self._walk_of(kernel, draws, target)
         kept = walk.store is not None and walk.store.restore(walk)
         if not kept:
             kernel.initial_params = self._batched_initial(target)
         params = kernel.initial_params
         self._try_transforms(params)
+        begin = {name: f"about {value.double().sum():.3g}" for name, value in params.items()}
+        kernel.team.agree(begin, "give all the same initial_params")
         walk.go(params)
         self._collect(walk)
 
@@ -255,7 +267,8 @@ class MCMC(PyroMCMC):
         validation.count("num_samples", num_samples)
         self._ran()
         walk = self._walked
-        with self._at_work():
+        with self._at_work() as kernel:
+            kernel.team.agree({"num_samples": num_samples}, "give all the same")
             params = walk.extend(num_samples)
             self.num_samples = walk.draws.room
             walk.go(params)
@@ -424,13 +437,12 @@ class MCMC(PyroMCMC):
             log_likelihood = fits and not score.enumerated
         if log_likelihood:
             groups["log_likelihood"] = prediction.log_likelihood(score, draws.position)
-        seed = seed_from(None) if self.seed is None else self.seed
         if posterior_predictive:
             groups["posterior_predictive"] = prediction.posterior_predictive(
-                score, draws.position, seed
+                score, draws.position, self._seed
             )
         if prior:
-            found = prediction.prior_predictive(score, prior, seed)
+            found = prediction.prior_predictive(score, prior, self._seed)
             groups["prior"], groups["prior_predictive"] = (
                 {name: value.unsqueeze(0) for name, value in part.items()} for part in found
             )

@@ -22,7 +22,7 @@ from torch import Tensor
 from ozaki import diagnostics, validation
 from ozaki.draws import Constrain, Draws
 from ozaki.kernels.engine import Engine
-from ozaki.kernels.sites import Sites
+from ozaki.kernels.score_kernel import ScoreKernel
 from ozaki.kernels.transition import Trail
 from ozaki.lazy import lazy
 from ozaki.scores.base import Score
@@ -41,11 +41,11 @@ class Archive:
 
     Args:
         path: the folder, which the first run makes.
-        run: its name in there, by which a later process knows it; None for a new one.
+        run: its name in there, by which a later process knows it.
     """
 
-    def __init__(self, path: Path, run: str | None = None):
-        self.path, self.run = path, uuid.uuid4().hex if run is None else run
+    def __init__(self, path: Path, run: str):
+        self.path, self.run = path, run
         self.chunk = 0  # draws in a block of the files
         self._root: Any = None
         self._drawn: list[tuple[Path, Any, int]] = []  # arrays along the draws, and which axis
@@ -85,7 +85,10 @@ class Archive:
             raise FileExistsError(
                 f"store must be a new path, but {self.path} {what}; choose another, or remove it"
             ) from error
-        self._open()
+
+    def seen(self) -> str | None:
+        """Which run of ozaki's is there; None for none."""
+        return _run(self.path)
 
     def find(self, count: int) -> None:
         """Open the folder, which is this run's and holds `count` draws or more.
@@ -99,8 +102,6 @@ class Archive:
                 f"store must hold the {count} draws a chain that the checkpoint counts, but "
                 f"{self.path} {what}; give the path where they are, or choose another checkpoint"
             )
-        for stale in self.path.rglob("*.partial"):  # of a process that was killed
-            stale.unlink(missing_ok=True)
         self._open()
         if self._root.attrs["draws"] < count:
             raise ValueError(
@@ -108,6 +109,11 @@ class Archive:
                 f"{self.path} holds {self._root.attrs['draws']}; restore it from a copy, or choose "
                 "another checkpoint"
             )
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed left unfinished."""
+        for stale in self.path.rglob("*.partial"):
+            stale.unlink(missing_ok=True)
 
     def _open(self) -> None:
         self._root = zarr.open_group(str(self.path), mode="r+")
@@ -196,21 +202,19 @@ class Streamed(Draws):
     """Draws of which memory holds one block, and a Zarr folder all.
 
     Args:
-        chains: C.
         draws: how many a chain.
-        score: the law.
+        kernel: set up for its chains; the first of its processes writes, and all may read.
         path: the folder.
-        sites: of a position.
         constrain: positions to what is kept in `posterior`.
     """
 
-    def __init__(
-        self, chains: int, draws: int, score: Score, path: Path, sites: Sites, constrain: Constrain
-    ):
-        super().__init__(chains, 0, score)
-        self.room, self._chains, self._score = draws, chains, score
-        self._sites, self._constrain = sites, constrain
-        self._archive = Archive(path)
+    def __init__(self, draws: int, kernel: ScoreKernel, path: Path, constrain: Constrain):
+        assert kernel.num_chains is not None, "a batch of chains"
+        self._chains, self._score = kernel.num_chains, kernel.target.score
+        super().__init__(self._chains, 0, self._score)
+        self.room, self._team = draws, kernel.team
+        self._sites, self._constrain = kernel.target.sites, constrain
+        self._archive = Archive(path, self._team.told(uuid.uuid4().hex))
         self._written, self._synced = 0, 0
 
     @property
@@ -231,14 +235,19 @@ class Streamed(Draws):
 
     def begin(self, engine: Engine) -> None:
         """Make the folder, or find it; and room in it for all draws to come."""
-        archive = self._archive
+        archive, team = self._archive, self._team
         if not archive.opened:
-            if self.count:
-                archive.find(self.count)
-            else:
-                self._create(engine)
+            if self.count == 0:
+                team.first(lambda: self._create(engine))
+            team.agree({"store": archive.seen()}, "keep it on a disk that all of them share")
+            archive.find(self.count)
+            team.first(archive.sweep)
             self._allocate(engine)
-        archive.resize(self.room)
+        self._resize()
+
+    def _resize(self) -> None:
+        self._team.first(lambda: self._archive.resize(self.room))
+        self._archive.find(self._written)  # as the first process left it
 
     def _create(self, engine: Engine) -> None:
         x = engine.position.unsqueeze(1)
@@ -268,20 +277,23 @@ class Streamed(Draws):
 
     def _write(self) -> None:
         if self.count > self._written:
-            tensors = self.tensors(self._written)
-            x = tensors.pop("position")
-            stats = {name.removeprefix("stats."): value for name, value in tensors.items()}
-            posterior = self._constrain(x)
-            groups = {POSTERIOR: posterior, UNCONSTRAINED: self._sites.unflatten(x), STATS: stats}
-            self._archive.write(self._written, groups)
+            self._team.first(self._put)
             self._written = self.count
         self._base = self.count - self.count % self._archive.chunk
+
+    def _put(self) -> None:
+        tensors = self.tensors(self._written)
+        x = tensors.pop("position")
+        stats = {name.removeprefix("stats."): value for name, value in tensors.items()}
+        posterior = self._constrain(x)
+        groups = {POSTERIOR: posterior, UNCONSTRAINED: self._sites.unflatten(x), STATS: stats}
+        self._archive.write(self._written, groups)
 
     def sync(self) -> dict[str, Any]:
         """Write what was drawn since, and say how a later process finds it."""
         if self.count > self._synced:
             self._write()
-            self._archive.sync(self._synced, self.count)
+            self._team.first(lambda: self._archive.sync(self._synced, self.count))
             self._synced = self.count
         return {"run": self._archive.run, "draws": self.count}
 
@@ -299,15 +311,18 @@ class Streamed(Draws):
     def cut(self) -> None:
         """Write the rest, and drop what an interrupted run did not fill."""
         self._write()
-        self._archive.resize(self.count)
+        self.room = self.count
+        self._resize()
 
     def leave(self) -> None:
         """Keep what can be kept of a run that failed; where that is nothing, leave nothing."""
-        if self._archive.opened and self.count == 0:
+        if not (self._archive.opened and self._team.chief):
+            return
+        if self.count == 0:
             self._archive.remove()
-        elif self._archive.opened:
+        elif self.count > self._written:
             with suppress(OSError):
-                self._write()
+                self._put()
 
     def samples(self, constrain: Constrain) -> Mapping[str, Tensor]:
         """Site → its draws, each read from disk when it is asked for."""
@@ -359,13 +374,12 @@ def checked(store: str | os.PathLike[str] | None) -> Path | None:
     return path
 
 
-def draws_of(
-    path: Path | None, chains: int, draws: int, score: Score, sites: Sites, constrain: Constrain
-) -> Draws:
+def draws_of(path: Path | None, draws: int, kernel: ScoreKernel, constrain: Constrain) -> Draws:
     """Where a run's draws go: to memory, or to the folder `path`."""
     if path is None:
-        return Draws(chains, draws, score)
-    return Streamed(chains, draws, score, path, sites, constrain)
+        assert kernel.num_chains is not None, "a batch of chains"
+        return Draws(kernel.num_chains, draws, kernel.target.score)
+    return Streamed(draws, kernel, path, constrain)
 
 
 def _array(group: Any, name: str, variable: Any, room: int, chunk: int) -> None:

@@ -39,8 +39,12 @@ class Store:
         engine, draws = walk.kernel.engine, walk.draws
         # from here on the run sees what a run taken up from here would see
         engine.refresh()
-        first, blocks = self._written, self._blocks
         streamed = draws.sync()
+        walk.kernel.team.first(lambda: self._write(walk, streamed))
+
+    def _write(self, walk: "Walk", streamed: dict[str, Any] | None) -> None:
+        engine, draws = walk.kernel.engine, walk.draws
+        first, blocks = self._written, self._blocks
         if streamed is None and draws.count > first:
             checkpoint.write(self.folder, draws.tensors(first), {}, {}, _name(first))
             blocks = [*blocks, first]
@@ -60,9 +64,21 @@ class Store:
         Raises:
             ValueError: a file that is corrupt, or a run with other settings.
         """
+        team = walk.kernel.team
+        team.first(self._clean)
+        kept = self._read(walk)
+        team.agree(
+            {"the checkpoint": walk.step if kept else "empty"},
+            "keep the checkpoint's folder on a disk that all of them share",
+        )
+        return kept
+
+    def _clean(self) -> None:
         checkpoint.clean(self.folder, FILE)
         for stale in self.folder.glob(".draws-*.safetensors.*"):
             checkpoint.clean(self.folder, stale.stem.removeprefix("."))
+
+    def _read(self, walk: "Walk") -> bool:
         found = checkpoint.read(self.folder, FILE)
         if found is None:
             return False
@@ -134,9 +150,9 @@ class Walk:
         """
         draws, store = self.draws, self.store
         end = self.warmup + draws.room * self.thinning
-        bar = tqdm(
-            total=end, initial=self.step, disable=True if self._quiet else None, mininterval=0.2
-        )
+        team = self.kernel.team
+        quiet = True if self._quiet or not team.chief else None
+        bar = tqdm(total=end, initial=self.step, disable=quiet, mininterval=0.2)
         try:
             with bar:
                 self.kernel.place(params)
@@ -148,7 +164,9 @@ class Walk:
                     if store is not None and (self.step % store.every == 0 or self.step == end):
                         store.save(self)
         except BaseException as error:
-            if draws.count == 0 or not isinstance(error, KeyboardInterrupt):
+            # processes are not interrupted at the same step: together they cannot go on
+            kept = isinstance(error, KeyboardInterrupt) and draws.count > 0 and team.size == 1
+            if not kept:
                 draws.leave()
                 raise
             warnings.warn(
