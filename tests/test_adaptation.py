@@ -11,7 +11,13 @@ from pyro.distributions import Normal
 from torch.testing import assert_close
 
 from ozaki.kernels import adaptation, proposals
-from ozaki.kernels.adaptation import JumpRecord, MeanCurvature, PooledCovariance, schedule
+from ozaki.kernels.adaptation import (
+    JumpRecord,
+    MeanCurvature,
+    PooledCovariance,
+    precision_factor,
+    schedule,
+)
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.noise import Noise
 from ozaki.kernels.pyro_model import PyroModelScore
@@ -94,21 +100,46 @@ def test_whitened_is_the_same_law_in_other_coordinates(score, seed, diagonal):
         assert_close(at.log_density, base.log_density)
 
 
-@pytest.mark.parametrize(
-    "factor", [None, torch.tensor([2.0, 0.5]), torch.tensor([[2.0, 0], [1, 0.5]])]
-)
-def test_mean_curvature_comes_back_to_x(factor):
-    factor = None if factor is None else factor.double()
-    score = GaussianScore(torch.zeros(2).double(), spd(generator(5), 2))
-    walked, seen = Whitened(score, factor), MeanCurvature()
+def test_mean_curvature_leaves_out_what_is_not_finite():
+    score, seen = GaussianScore(torch.zeros(2).double(), spd(generator(5), 2)), MeanCurvature()
+    with pytest.raises(ValueError, match="frozen must be False here, but was True: the curvature"):
+        seen.average()
+    broken = torch.full((1, 2, 2), torch.nan).double()
     for _ in range(3):
-        seen.add(walked.expand(torch.zeros(4, 2).double(), "dense").curvature)
-    assert_close(seen.average(walked).dense(), -torch.linalg.inv(score.covariance))
-    if factor is None or factor.ndim == 1:
-        seen = MeanCurvature()
-        seen.add(walked.expand(torch.zeros(4, 2).double(), "diagonal").curvature)
-        want = -torch.linalg.inv(score.covariance).diagonal()
-        assert_close(seen.average(walked).diagonal(), want)
+        hessian = score.expand(torch.zeros(4, 2).double(), "dense").curvature.dense()
+        seen.add(Dense(torch.cat([hessian, broken])))
+    assert_close(seen.average().dense(), -torch.linalg.inv(score.covariance))
+    seen = MeanCurvature()
+    seen.add(score.expand(torch.zeros(4, 2).double(), "diagonal").curvature)
+    want = -torch.linalg.inv(score.covariance).diagonal()
+    assert_close(seen.average().diagonal(), want)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_metric_of_the_curvature(dense):
+    hessian = -torch.diag(torch.tensor([4.0, 1e-9, -3.0])).double()
+    nan = torch.full((1, 3, 3), torch.nan).double()
+    factor = precision_factor(Dense(torch.cat([hessian.expand(2, 3, 3), nan])), dense)
+    variance = (factor @ factor.mT).diagonal() if dense else factor.square()
+    # a flat direction and one that curves upwards are as wide as FLAT says
+    assert_close(variance, torch.tensor([0.25, 2500.0, 2500.0]).double())
+    for useless in (nan, -hessian[None] * torch.tensor([1.0, 0, 0]).double()):
+        assert precision_factor(Dense(useless), dense) is None
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_kernel_that_may_leave_its_curvature_seldom_reads_it(frozen):
+    score, read = GaussianScore(torch.zeros(3).double(), spd(generator(2), 3)), []
+
+    class Counted(GaussianScore):
+        def expand(self, x, curvature=None):
+            read.append(curvature)
+            return super().expand(x, curvature)
+
+    counted = Counted(score.mean, score.covariance)
+    warmed(counted, DENSE, target=0.8, frozen=frozen, choose=True, dense_metric=True, chains=100)
+    assert 0 < sum(kind is not None for kind in read) < 60
 
 
 def test_frozen_and_guided_keep_what_they_say():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ozaki import MCMC, ScoreOzakiKernel, diagnostics, validation
+from ozaki.linalg import Dense
 from ozaki.scores import GaussianScore, archive
 from ozaki.scores.standardisation import collect, standardisation
 
@@ -447,3 +448,44 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path, unchecked):
 def test_a_path_of_draws_must_be_one(unchecked):
     with pytest.raises(ValueError, match="path must name a file, but was 3"):
         diagnostics.existing_folder(3)  # pyright: ignore
+
+
+def test_a_model_whose_sites_change_between_calls_is_named():
+    calls = []
+
+    def shifting(extra):
+        calls.append(None)
+        grown = len(calls) > 12
+        pyro.sample("z", dist.Normal(torch.zeros(3 if grown and not extra else 2), 1.0).to_event(1))
+        if grown and extra:
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    for extra, message in (
+        (False, r"\['z'\] had \[\(2,\)\] and now have \[\(3,\)\]"),
+        (True, r"\['w'\] had \[None\] and now have \[\(\)\]"),
+    ):
+        calls.clear()
+        with pytest.raises(ValueError, match=message):
+            walk(ScoreOzakiKernel(shifting), extra)
+
+
+class HalfBroken(GaussianScore):
+    """Without a curvature where x1 > 0."""
+
+    def expand(self, x, curvature=None):
+        at = super().expand(x, curvature)
+        if curvature is None:
+            return at
+        found = torch.where(x[..., :1, None] > 0, torch.nan, at.curvature.dense())
+        return at._replace(curvature=Dense(found))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_curvature_that_is_not_finite_is_named_and_can_be_frozen():
+    broken = HalfBroken([0.0, 0.0], [[1.0, 0.3], [0.3, 2.0]])
+    start = {"x": torch.tensor([[-1.0, 0.0], [1.0, 0.0]])}
+    options = {"num_chains": 2, "initial_params": start, "warmup_steps": 500}
+    with pytest.raises(ValueError, match=r"the curvature must be finite .* chains \[1\]"):
+        walk(ScoreOzakiKernel(broken, curvature="dense"), **options)
+    mcmc = walk(ScoreOzakiKernel(broken, frozen=True), num_samples=500, seed=0, **options)
+    assert abs(float((mcmc.get_samples()["x"][:, 0] > 0).float().mean()) - 0.5) < 0.1

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from ozaki.kernels.proposals import concave
-from ozaki.kernels.wrappers import Whitened
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
 from ozaki.shapes import Float
 
 MAX_STEP_SIZE = 10.0
 """In the metric h = 10 forgets all but exp(−5) of where it was; on a Gaussian every h is accepted,
 so without a cap dual averaging runs away."""
+
+
+FLAT = 1e-4
+"""The least curvature that counts, of the largest, where a metric is made of it."""
 
 
 class Schedule(NamedTuple):
@@ -50,7 +53,7 @@ def schedule(warmup_steps: int) -> Schedule:
     """
     transient = min(200, math.ceil(0.15 * warmup_steps))
     last = warmup_steps - min(max(warmup_steps // 10, 50), warmup_steps // 4)
-    size = max(20, (last - transient) // 15)
+    size = max(20, (last - transient) // 12)
     ends: list[int] = []
     end = transient
     while end + 3 * size <= last:
@@ -118,7 +121,7 @@ class JumpRecord:
 
     HALVINGS = 4
     SHORTER = 1.1  # a shorter step must move clearly further: near the best the jump is flat
-    ENOUGH = 200  # jumps of every choice, over the chains, to settle on one before the last window
+    ENOUGH = 100  # jumps of every choice, over the chains, to settle on one before the last window
 
     def __init__(self, rivals: int = 1, handicap: float = 0.9) -> None:
         self._handicap = handicap
@@ -248,20 +251,59 @@ class MeanCurvature:
 
     def add(self, curvature: SymmetricOperator) -> None:
         """Fold in one curvature a chain."""
-        safe = concave(curvature)
+        fine, safe = _finite_concave(curvature)
         each = safe.diagonal() if isinstance(safe, Diagonal) else safe.dense()
-        total = each.sum(0)
+        total = each[fine].sum(0)
         self._sum = total if self._sum is None else self._sum + total
-        self.count += len(each)
+        self.count += int(fine.sum())
 
-    def average(self, metric: Whitened) -> Dense | Diagonal:
-        """The mean, taken from the metric it was collected in back to x: L⁻ᵀ S L⁻¹."""
-        assert self._sum is not None, "add() comes first"
-        mean, factor = self._sum / self.count, metric.factor
-        if mean.ndim == 1:
-            return Diagonal(mean if factor is None else mean / factor.square())
-        if factor is not None:
-            root = torch.diag(factor) if factor.ndim == 1 else factor
-            half = torch.linalg.solve_triangular(root.mT, mean, upper=True)
-            mean = torch.linalg.solve_triangular(root.mT, half.mT, upper=True)
-        return Dense((mean + mean.mT) / 2)
+    def average(self) -> Dense | Diagonal:
+        """The mean.
+
+        Raises:
+            ValueError: no curvature was finite.
+        """
+        if self._sum is None or self.count == 0:
+            raise ValueError(
+                "frozen must be False here, but was True: the curvature was not finite at any "
+                "point of warm-up, so that there is nothing to average"
+            )
+        mean = self._sum / self.count
+        return Diagonal(mean) if mean.ndim == 1 else Dense((mean + mean.mT) / 2)
+
+
+def precision_factor(curvature: SymmetricOperator, dense: bool) -> Float[Tensor, "..."] | None:
+    """L with L Lᵀ = (−mean of min(s2, 0))⁻¹, a metric before there are draws to make one of.
+
+    Directions of less than `FLAT` of the largest curvature count as having that much.
+
+    Args:
+        curvature: one a chain.
+        dense: whether L is lower triangular, (D, D), or a diagonal, (D,).
+
+    Returns:
+        L, or None where no chain has a finite curvature, or one below 0.
+    """
+    fine, safe = _finite_concave(curvature)
+    if not bool(fine.any()):
+        return None
+    mean = -(safe.dense() if dense else safe.diagonal())[fine].mean(0)
+    values, vectors = torch.linalg.eigh(mean) if dense else (mean, None)
+    largest = float(values.max())
+    if not 0 < largest < math.inf:
+        return None
+    variance = 1 / values.clamp(min=FLAT * largest)
+    if vectors is None:
+        return variance.sqrt()
+    root, failed = torch.linalg.cholesky_ex(vectors * variance @ vectors.mT)
+    return None if bool(failed) else root
+
+
+def _finite_concave(curvature: SymmetricOperator) -> tuple[Tensor, SymmetricOperator]:
+    """Which chains have a finite curvature, and min(s2, 0), 0 for the others."""
+    fine = torch.isfinite(curvature.frobenius_squared())
+
+    def blank(t: Tensor) -> Tensor:
+        return torch.where(fine.reshape(fine.shape + (1,) * (t.ndim - 1)), t, 0)
+
+    return fine, concave(curvature.rebuild(tuple(blank(t) for t in curvature.tensors)))

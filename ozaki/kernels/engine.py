@@ -30,8 +30,14 @@ GROW, SHRINK = 1.5, 1 / 3
 """Transient step sizes, per chain: in balance at an acceptance of 0.73."""
 
 
-CHEAPER: dict[str | None, float] = {None: 1.0, "diagonal": 0.9, "low_rank": 0.6, "dense": 0.6}
+CHEAPER: dict[str | None, float] = {None: 1.0, "diagonal": 0.9, "low_rank": 0.4, "dense": 0.4}
 """What share of the jump of a step with curvature one without must make: it costs less."""
+
+LOOKS = (0, 4, 12, 28)
+"""Transient steps before which the metric is made of the curvature where the chains are, by kernels
+that need not walk with it: a Hessian costs as much as ten steps and more."""
+
+COLLECTED = 4  # curvatures a step, on average over the steps, of those that are frozen as a mean
 
 
 class Rival(NamedTuple):
@@ -112,9 +118,12 @@ class Engine:
         others = (LANGEVIN, ORNSTEIN_UHLENBECK) if choose else (ORNSTEIN_UHLENBECK,)
         competes = method.proposal is ozaki and (choose or frozen)
         self._rivals = (own, *others) if competes else (own,)
+        self._sparing = competes and self.adapting  # walks with a curvature only to judge it
         self.count, self._halvings, self._rival = 0, 0, 0
         ends = self.plan.windows or (self.plan.transient,)
         self._last_window, self._freezing = ends[-1], ends[-2:][0]
+        before = [end for end in (self.plan.transient, *ends) if end < self._freezing]
+        self._collecting = max(before, default=self.plan.transient // 2)
         self._metric = Whitened(score)
         self._fixed: SymmetricOperator | None = None  # the curvature that is frozen, in x
         self._law: Score = self._metric
@@ -159,14 +168,13 @@ class Engine:
         fresh = self._state is None
         if fresh:
             self._begin(position)
+            self._open_window(position)
         self._stand(self._metric.to_u(position))
-        if fresh:
-            self._open_window()
 
     def _stand(self, u: Tensor) -> None:
         """All chains at `u`, in the metric, and this process's share of them."""
         self._everyone = u
-        self._state = self._team.share(transition.init(self._law, u, self.method))
+        self._state = self._team.share(transition.init(self._law, u, self._method))
 
     def _begin(self, position: Tensor) -> None:
         self._step_size = position.new_full((len(position), 1), self._given)
@@ -232,8 +240,8 @@ class Engine:
             self._settle(numbers["rival"])
         self._averaging = DualAveraging(*numbers["averaging"])
         self._step_size = tensors["walk.step_size"].to(device)
+        self._open_window(position)
         self._stand(position)
-        self._open_window()
         kept = {
             "jumps": self._jumps,
             "covariance": self._covariance,
@@ -248,6 +256,8 @@ class Engine:
     def walk(self, most: int = 1) -> Trail:
         """Walk every chain at most `most` steps and at least one, adapting if still in warm-up."""
         transient = self.count < self.plan.transient
+        if transient and self._sparing and self.count in LOOKS:
+            self._look()
         seeking = self.adapting and not transient and self.count < self._last_window
         trial = self._jumps.trial(self.count) if seeking else (0, 0)
         # an unadjusted draw only reports the ratio, and the trapezoid is free
@@ -262,10 +272,10 @@ class Engine:
         one = self.warming_up or (self._compiled is None and self._team.size == 1)
         share = self._noise.take(1 if one else most)
         step_size = self._step_size * 0.5 ** trial[1]
-        rival = self._rivals[trial[0]]
+        rival = self._running[trial[0]]
         # every rival sees the same curvature, so that the next step can be the kernel's own
-        method = self.method._replace(proposal=rival.proposal)
-        weights = (rival.weight, rival.shift) if len(self._rivals) > 1 else None
+        method = self._method._replace(proposal=rival.proposal)
+        weights = (rival.weight, rival.shift) if len(self._running) > 1 else None
 
         def own(place: slice) -> tuple[State, Trail]:
             part = Share(share.normal[:, place], share.uniform[:, place], share.scale)
@@ -298,8 +308,10 @@ class Engine:
         # the second half of the transient gives the first, rough metric
         if self.count > self.plan.transient // 2:
             self._covariance.add(self.position)
-            if self.frozen and self._fixed is None and self.state.expansion.curvature is not None:
-                self._curvature.add(self._team.gather(self.state.expansion.curvature))
+            every = max(1, len(self.position) // COLLECTED)
+            collecting = self._collecting < self.count < self._freezing
+            if self.frozen and collecting and self.count % every == 0:
+                self._curvature.add(self._curvature_here())
         if self.count == self.plan.transient or self.count in self.plan.windows:
             self._end_window()
 
@@ -317,7 +329,8 @@ class Engine:
         position, last = self.position, self.count == self._last_window
         if self.frozen and self.count == self._freezing:
             # the last window walks with it, and compares it with the pooled covariance
-            self._fixed = self._curvature.average(self._metric)
+            self._curvature.add(self._curvature_here())
+            self._fixed = self._curvature.average()
         factor = self._covariance.factor(position.dtype) if self.adapting else None
         self._set_metric(self.metric if factor is None else factor)
         if self.adapting:
@@ -327,17 +340,17 @@ class Engine:
             self._step_size = torch.full_like(self._step_size, begin)
         if self.adapting and self.plan.windows and (last or self._decided(len(position))):
             self._choose()
-        self._open_window()
+        self._open_window(position)
         self.start(position)
 
     def _decided(self, chains: int) -> bool:
         """Whether a rival can be told to be the better one already."""
-        early = len(self._rivals) > 1 and not self.frozen and self._jumps.enough(chains)
+        early = len(self._running) > 1 and not self.frozen and self._jumps.enough(chains)
         return early and self._jumps.best()[0] > 0
 
     def _choose(self) -> None:
         """Settle on the proposal and the fraction of its step that moved furthest."""
-        rival, halvings = self._jumps.best()
+        rival, halvings = self._jumps.best() if self._running == self._rivals else (0, 0)
         self._halvings = 0 if rival else halvings
         self._settle(rival)
 
@@ -352,9 +365,34 @@ class Engine:
         if self.method.correction != "none" and chosen.target is not None:
             self.target = chosen.target
 
-    def _open_window(self) -> None:
+    def _curvature_here(self) -> SymmetricOperator:
+        position = self.position
+
+        def own(place: slice) -> SymmetricOperator:
+            found = self.score.expand(position[place], self.method.curvature).curvature
+            assert found is not None, "a kernel that reads curvature asks for one"
+            return found
+
+        return self._team.gather(own)
+
+    def _look(self) -> None:
+        """Make the metric of the mean curvature where the chains are."""
+        factor = adaptation.precision_factor(self._curvature_here(), self.dense_metric)
+        if factor is not None:
+            position = self.position
+            self._set_metric(factor)
+            self._step_size = torch.ones_like(self._step_size)
+            self.start(position)
+
+    def _open_window(self, like: Tensor) -> None:
+        self._running, self._method = self._rivals, self.method
+        if self._sparing and self.count < self.plan.transient:
+            self._running = (LANGEVIN,)
+        elif self._sparing and self.frozen and self._fixed is None:
+            self._running = (ORNSTEIN_UHLENBECK,)
+        if self._running != self._rivals:
+            self._method = self.method._replace(curvature=None)
         handicap = 1.0 if self.frozen else CHEAPER[self.method.curvature]
-        self._jumps = JumpRecord(len(self._rivals), handicap)
-        like = self.state.position
+        self._jumps = JumpRecord(len(self._running), handicap)
         self._covariance = PooledCovariance(self.score.dim, self.dense_metric, like)
         self._curvature = MeanCurvature()

@@ -6,7 +6,8 @@ tried against one looped evaluation, never assumed.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -123,6 +124,7 @@ class PyroModelScore(Score):
         unconstrained: dict[str, Any] = {
             name: found.transforms[name](value) for name, value in found.values.items()
         }
+        self._latent_shapes = {name: tuple(value.shape) for name, value in found.values.items()}
         self.sites = Sites({name: u.shape for name, u in unconstrained.items()})
         self.names, self.shapes, self.dim = self.sites.names, self.sites.shapes, self.sites.dim
         self.event_shape = torch.Size([self.dim])
@@ -139,14 +141,14 @@ class PyroModelScore(Score):
     ) -> Expansion:
         """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
         self.check(x, curvature)
-        with walking(curvature is not None):
+        with walking(curvature is not None), self._same_sites():
             found = self._batching.expand(x, curvature)
         # outside: of that part no second derivative is read
         return found._replace(score_gradient=self.rough(x)) if self.learned else found
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """The log density of its part that has one at `x`, (*batch, D)."""
-        with walking(False):
+        with walking(False), self._same_sites():
             return self._batching.values(x)
 
     def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -242,6 +244,25 @@ class PyroModelScore(Score):
     def trace_at(self, point: Float[Tensor, "dim"]) -> Any:
         """Pyro's trace of the model with its latent sites at `point`."""
         return poutine.trace(poutine.condition(self.model, self.constrain(point))).get_trace()
+
+    @contextmanager
+    def _same_sites(self) -> Iterator[None]:
+        """Tell of a model that has changed, where it fails."""
+        try:
+            yield
+        except Exception as error:  # whatever a model raises
+            then = self._latent_shapes
+            with isolated_rng(0):
+                found = inspect(self.model, self._made_of[3] or {})
+            now = {name: tuple(value.shape) for name, value in found.values.items()}
+            if now == then:
+                raise
+            changed = sorted(n for n in {*now, *then} if now.get(n) != then.get(n))
+            raise ValueError(
+                "model must have the same latent sites, of the same shapes, at every call, but "
+                f"{changed} had {[then.get(n) for n in changed]} and now have "
+                f"{[now.get(n) for n in changed]}; let them depend on the data alone"
+            ) from error
 
     def _deterministic_at(self, point: Tensor) -> dict[str, Tensor]:
         trace = self.trace_at(point)

@@ -56,9 +56,13 @@ class Team:
         """This process's chains of all."""
         return state
 
-    def gather(self, curvature: SymmetricOperator) -> SymmetricOperator:
-        """The curvatures of all chains, from those of this process's."""
-        return curvature
+    def gather(self, own: Callable[[slice], SymmetricOperator]) -> SymmetricOperator:
+        """The curvatures of all chains, those of this process's by `own`.
+
+        Raises:
+            RuntimeError: another process could not.
+        """
+        return own(slice(None))
 
     def agree(self, what: Mapping[str, Any], remedy: str) -> None:
         """Wait for all, and see that they mean the same.
@@ -108,30 +112,35 @@ class _Several(Team):
         """As of `Team`; a process that fails tells the others before it raises."""
         steps, _, dim = shape
         sizes = [1 + steps * (count * (dim + FIGURES) + dim) for count in self._counts]
-        message, failure, walked = torch.zeros(max(sizes), dtype=torch.float64), None, None
+        message = torch.zeros(max(sizes), dtype=torch.float64)
         try:
-            walked = own(self._rows)
-            packed = _pack(walked[1])
+            state, trail = own(self._rows)
+            packed = _pack(trail)
             message[: len(packed)] = packed
-        except Exception as error:  # told to the others, and raised below
-            failure = error
+        except Exception:
+            self._all(message)  # which begins with a zero
+            raise
         heard = self._all(message)
-        if failure is not None or walked is None:
-            assert failure is not None
-            raise failure
         self._check(heard)
         parts = [
             _unpack(m[:size], steps, count, dim)
             for m, size, count in zip(heard, sizes, self._counts, strict=True)
         ]
-        return walked[0], _join(parts, self._counts, walked[1])
+        return state, _join(parts, self._counts, trail)
 
     def share(self, state: State) -> State:
         """As of `Team`."""
         return transition.rows(state, self._rows)
 
-    def gather(self, curvature: SymmetricOperator) -> SymmetricOperator:
-        """As of `Team`."""
+    def gather(self, own: Callable[[slice], SymmetricOperator]) -> SymmetricOperator:
+        """As of `Team`; a process that fails tells the others before it raises."""
+        went_well = torch.ones(1)
+        try:
+            curvature = own(self._rows)
+        except Exception:
+            self._all(0 * went_well)
+            raise
+        self._check(self._all(went_well))
         found = []
         for t in curvature.tensors:
             padded = torch.zeros(max(self._counts), *t.shape[1:], dtype=torch.float64)

@@ -93,12 +93,17 @@ def init(score: Score, position: Float[Tensor, "chains dim"], method: Method) ->
     """The state at `position`.
 
     Raises:
-        ValueError: a position, density or gradient there that is not finite.
+        ValueError: a position, density, gradient or curvature there that is not finite.
     """
     expansion = score.expand(position, method.curvature)
     fine = _finite(position, expansion)
     if not bool(fine.all()):
         bad = (~fine).nonzero().flatten().tolist()
+        if bool(_finite(position, expansion._replace(curvature=None)).all()):
+            raise ValueError(
+                f"the curvature must be finite where chains are, but where chains {bad} are it is "
+                "not; use ScoreLangevinKernel, which reads none, or another curvature="
+            )
         raise ValueError(
             f"the starting points of chains {bad} must have a finite density and gradient, but do "
             "not; pass other initial_params"
