@@ -42,6 +42,7 @@ __all__ = [
     "SteinTest",
     "Verdict",
     "components",
+    "dataset",
     "effective_sample_size",
     "inference_data",
     "kernel_stein_discrepancy",
@@ -65,10 +66,11 @@ def inference_data(
     """Draws as ArviZ keeps them: one labelled data set a group.
 
     Args:
-        posterior: draws by site, each a tensor or array (chains, draws, *shape).
-        sample_stats: per-step figures by name, each (chains, draws): ``diverging`` (bool),
-            ``acceptance_rate``, ``step_size`` (diffusion time), ``lp`` (log density),
-            ``modified_curvature`` (directions flattened at that step).
+        posterior: draws by site, each a tensor or array (chains, draws, *shape); or an
+            `xarray.Dataset` of them, which is not read.
+        sample_stats: of the same kind, per-step figures by name, each (chains, draws):
+            ``diverging`` (bool), ``acceptance_rate``, ``step_size`` (diffusion time), ``lp`` (log
+            density), ``modified_curvature`` (directions flattened at that step).
         observed_data: data by site, of any shape.
         attrs: what else to keep; what NetCDF cannot hold is written as JSON.
         others: further groups by ArviZ's name, each (chains, draws, *shape) by site:
@@ -85,26 +87,38 @@ def inference_data(
     """
     if not posterior:
         raise ValueError("posterior must hold the draws of at least one site, but was empty")
-    arrays = {name: _array(name, value) for name, value in posterior.items()}
-    lead = _lead(arrays, None)
-    groups = {"posterior": _dataset(arrays, ("chain", "draw"))}
+    groups = {"posterior": dataset(posterior)}
+    lead = groups["posterior"].sizes["chain"], groups["posterior"].sizes["draw"]
     if sample_stats:
-        stats = {name: _array(name, value) for name, value in sample_stats.items()}
-        _lead(stats, lead)
-        groups["sample_stats"] = _dataset(stats, ("chain", "draw"))
+        groups["sample_stats"] = dataset(sample_stats, lead)
     if observed_data:
         observed = {name: _array(name, value) for name, value in observed_data.items()}
         groups["observed_data"] = _dataset(observed, ())
     for group, contents in others.items():
         validation.choice("groups", group, GROUPS)
         if contents:
-            found = {name: _array(name, value) for name, value in contents.items()}
-            _lead(found, None if group.startswith("prior") else lead)
-            groups[group] = _dataset(found, ("chain", "draw"))
+            groups[group] = dataset(contents, None if group.startswith("prior") else lead)
     groups["posterior"].attrs = {name: _attribute(v) for name, v in (attrs or {}).items()}
     if hasattr(az, "InferenceData"):
         return az.InferenceData(**groups)
     return xr.DataTree.from_dict(groups)
+
+
+def dataset(draws: Any, lead: tuple[int, ...] | None = None) -> Any:
+    """Draws by site, each (chains, draws, *shape), as an `xarray.Dataset`; one of those as it is.
+
+    Args:
+        draws: tensors or arrays by name.
+        lead: what (chains, draws) must be; None for whatever all have.
+
+    Raises:
+        ValueError: arrays that disagree in chains and draws, or a name that is a dimension's.
+    """
+    if isinstance(draws, xr.Dataset):
+        return draws
+    arrays = {name: _array(name, value) for name, value in draws.items()}
+    _lead(arrays, lead)
+    return _dataset(arrays, ("chain", "draw"))
 
 
 def save(idata: Any, path: str | os.PathLike[str]) -> Path:
@@ -306,8 +320,8 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _lead(arrays: Mapping[str, np.ndarray], expected: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The (chains, draws) that all arrays share."""
+def _lead(arrays: Mapping[str, np.ndarray], expected: tuple[int, ...] | None) -> None:
+    """All arrays share their (chains, draws)."""
     for name, array in arrays.items():
         if array.ndim < 2 or 0 in array.shape[:2]:
             raise ValueError(
@@ -320,8 +334,6 @@ def _lead(arrays: Mapping[str, np.ndarray], expected: tuple[int, ...] | None) ->
                 f"{name} must have {expected[0]} chains of {expected[1]} draws like the rest, but "
                 f"had shape {array.shape}"
             )
-    assert expected is not None
-    return expected
 
 
 def _dataset(arrays: Mapping[str, np.ndarray], lead: tuple[str, ...]) -> Any:

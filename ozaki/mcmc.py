@@ -8,7 +8,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from pyro.infer.mcmc import util
 from torch import Tensor
 from torch.distributions import Transform
 
-from ozaki import diagnostics, report, validation
+from ozaki import diagnostics, report, streaming, validation
 from ozaki.checks import plural
 from ozaki.draws import Draws
-from ozaki.kernels import prediction
+from ozaki.kernels import prediction, ranks
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
@@ -39,7 +39,10 @@ SUMMARY_LEAST = 4  # draws a chain: R-hat splits them in two
 
 
 class MCMC(PyroMCMC):
-    """Markov chain Monte Carlo with all chains vectorised in one process.
+    """Markov chain Monte Carlo with all chains vectorised.
+
+    Under ``torchrun --nproc-per-node N`` each of N processes walks its share of the chains, and all
+    have the draws of all, which are those of one process up to rounding. Give all the same.
 
     Args:
         kernel: a `ScoreOzakiKernel` or `ScoreLangevinKernel`.
@@ -64,9 +67,12 @@ class MCMC(PyroMCMC):
             it would have made; one with fewer samples is extended. Another model, data or settings
             are refused.
         checkpoint_every: steps from one block to the next.
+        store: a new folder to which draws go in blocks while they are made, as Zarr and in ArviZ's
+            groups, where memory would not hold them all; needs ``ozaki[zarr]``.
 
     Raises:
         ValueError: an argument that cannot be used, by name.
+        ImportError: `store` without Zarr.
 
     Example:
         >>> from ozaki import MCMC, ScoreOzakiKernel
@@ -96,6 +102,7 @@ class MCMC(PyroMCMC):
         thinning: int = 1,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 200,
+        store: str | os.PathLike[str] | None = None,
     ):
         if not isinstance(kernel, ScoreKernel):
             raise ValueError(
@@ -133,6 +140,7 @@ class MCMC(PyroMCMC):
         self._bias: Any = None
         self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
+        self.store = streaming.checked(store)
 
     @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
@@ -151,17 +159,21 @@ class MCMC(PyroMCMC):
     @contextmanager
     def _at_work(self) -> Iterator[ScoreKernel]:
         """The kernel as it walks a batch, and afterwards as it was; the checkpoint's lock held."""
-        kernel = self.kernel
-        held = nullcontext() if self.checkpoint is None else lock(self.checkpoint)
-        with pyro.validation_enabled(self.disable_validation is False):
+        kernel, folder = self.kernel, self.checkpoint
+        with ExitStack() as held, pyro.validation_enabled(self.disable_validation is False):
             kernel.cleanup()
-            kernel.num_chains = self.num_chains
+            kernel.num_chains, kernel.team = self.num_chains, ranks.team(self.num_chains)
+            if not kernel.team.chief:
+                held.enter_context(warnings.catch_warnings(action="ignore"))
             try:
-                with held:
-                    yield kernel
+                shared = {"checkpoint": folder is not None, "hook_fn": self._hook is not None}
+                kernel.team.agree(shared, "give it to all or none")
+                if folder is not None:
+                    kernel.team.first(lambda: held.enter_context(lock(folder)))
+                yield kernel
             finally:
                 kernel.cleanup()
-                kernel.num_chains, kernel.generator = None, None
+                kernel.num_chains, kernel.generator, kernel.team = None, None, ranks.ALONE
 
     def _walk(self, kernel: ScoreKernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -184,15 +196,22 @@ class MCMC(PyroMCMC):
                 "more, or give the kernel a step_size",
                 stacklevel=4,
             )
+        kernel.team.agree(
+            {**self._settings(target), "num_samples": self.num_samples},
+            "give all the same model, data and settings",
+        )
+        self._seed = kernel.team.told(seed_from(None)) if self.seed is None else self.seed
         kernel.generator = torch.Generator(score.device)
-        kernel.generator.manual_seed(seed_from(None) if self.seed is None else self.seed)
-        draws = Draws(self.num_chains, self.num_samples, score)
+        kernel.generator.manual_seed(self._seed)
+        draws = streaming.draws_of(self.store, self.num_samples, kernel, self._constrained)
         walk = self._walk_of(kernel, draws, target)
         kept = walk.store is not None and walk.store.restore(walk)
         if not kept:
             kernel.initial_params = self._batched_initial(target)
         params = kernel.initial_params
         self._try_transforms(params)
+        begin = {name: f"about {value.double().sum():.3g}" for name, value in params.items()}
+        kernel.team.agree(begin, "give all the same initial_params")
         walk.go(params)
         self._collect(walk)
 
@@ -227,6 +246,7 @@ class MCMC(PyroMCMC):
             "thinning": self.thinning,
             "seed": self.seed,
             "checkpoint_every": self.checkpoint_every,
+            "store": self.store is not None,
             "sites": {name: list(shape) for name, shape in target.sites.shapes.items()},
             "law": seen(score),
             "guide": seen(kernel.guide),
@@ -248,7 +268,8 @@ class MCMC(PyroMCMC):
         validation.count("num_samples", num_samples)
         self._ran()
         walk = self._walked
-        with self._at_work():
+        with self._at_work() as kernel:
+            kernel.team.agree({"num_samples": num_samples}, "give all the same")
             params = walk.extend(num_samples)
             self.num_samples = walk.draws.room
             walk.go(params)
@@ -319,29 +340,29 @@ class MCMC(PyroMCMC):
         return params
 
     def _collect(self, walk: Walk) -> None:
-        """Draws → constrained samples, deterministic sites among them."""
+        """Hold what the walk has made."""
         kernel, draws, target = walk.kernel, walk.draws, walk.kernel.target
         draws.cut()
         self._draws, self._target, self._walked, self._bias = draws, target, walk, None
         walk.suspended = kernel.suspend()
         self._steps = kernel.engine.method
         self.transforms = self._given_transforms or target.transforms
-        samples = target.sites.unflatten(draws.position)
-        for name, transform in self.transforms.items():
+        self._samples = draws.samples(self._constrained)
+        self._diagnostics = draws.figures()
+
+    def _constrained(self, position: Tensor) -> dict[str, Tensor]:
+        """Draws → constrained samples, deterministic sites among them."""
+        target = self.kernel.target
+        samples = target.sites.unflatten(position)
+        for name, transform in (self._given_transforms or target.transforms).items():
             if name in samples:
                 value: Any = transform.inv(samples[name])
                 samples[name] = value
         if isinstance(target.score, PyroModelScore):
-            samples.update(target.score.deterministic(draws.position))
+            samples.update(target.score.deterministic(position))
         if self._save_params is not None:
             samples = {name: samples[name] for name in sorted(self._save_params)}
-        self._samples = samples
-        self._diagnostics = [
-            {"divergences": found, "acceptance rate": float(rate)}
-            for found, rate in zip(
-                draws.divergences(), draws.stats["acceptance_rate"].mean(1), strict=True
-            )
-        ]
+        return samples
 
     def get_samples(
         self, num_samples: int | None = None, group_by_chain: bool = False
@@ -401,6 +422,7 @@ class MCMC(PyroMCMC):
             validation.flag("log_likelihood", log_likelihood)
         validation.flag("posterior_predictive", posterior_predictive)
         validation.count("prior", prior, minimum=0)
+        posterior, stats = draws.labelled(self._samples or {})
         if not isinstance(score, PyroModelScore):
             if log_likelihood or posterior_predictive or prior:
                 raise ValueError(
@@ -408,28 +430,25 @@ class MCMC(PyroMCMC):
                     f"what data are likely, but this run walked on a {type(score).__name__}; leave "
                     "them out"
                 )
-            return diagnostics.inference_data(
-                self._samples or {}, draws.stats, attrs=self._run_info()
-            )
+            return diagnostics.inference_data(posterior, stats, attrs=self._run_info())
         groups: dict[str, Any] = {}
         if log_likelihood is None:
             points = sum(torch.as_tensor(v).numel() for v in score.observed.values())
-            fits = points * draws.position[..., 0].numel() <= LIKELIHOODS_MOST
+            fits = points * draws.count * self.num_chains <= LIKELIHOODS_MOST
             log_likelihood = fits and not score.enumerated
         if log_likelihood:
             groups["log_likelihood"] = prediction.log_likelihood(score, draws.position)
-        seed = seed_from(None) if self.seed is None else self.seed
         if posterior_predictive:
             groups["posterior_predictive"] = prediction.posterior_predictive(
-                score, draws.position, seed
+                score, draws.position, self._seed
             )
         if prior:
-            found = prediction.prior_predictive(score, prior, seed)
+            found = prediction.prior_predictive(score, prior, self._seed)
             groups["prior"], groups["prior_predictive"] = (
                 {name: value.unsqueeze(0) for name, value in part.items()} for part in found
             )
         return diagnostics.inference_data(
-            self._samples or {}, draws.stats, score.observed, self._run_info(), **groups
+            posterior, stats, score.observed, self._run_info(), **groups
         )
 
     def step_bias(self) -> Any:

@@ -43,11 +43,11 @@ def write_atomically(
     temporary = _sibling(target)
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(target.parent)
+    sync(target.parent)
     return target
 
 
@@ -181,7 +181,7 @@ def write_folder_atomically(
     try:
         write(temporary)
         for file in [*temporary.rglob("*"), temporary]:
-            _sync(file)
+            sync(file)
         if taken:
             os.replace(target, old)
         try:
@@ -193,7 +193,7 @@ def write_folder_atomically(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    _sync(target.parent)
+    sync(target.parent)
     return Path(path)
 
 
@@ -207,8 +207,8 @@ def _sibling(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
 
 
-def _sync(path: Path) -> None:
-    """Ask the disk to hold what was written, so that the rename cannot overtake it."""
+def sync(path: Path) -> None:
+    """Ask the disk to hold a file or a folder as it is, so that no rename can overtake it."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folders; the rename is atomic there all the same
     descriptor = os.open(path, os.O_RDONLY)

@@ -22,7 +22,8 @@ class Store:
     """A folder in which a run is kept, block by block, so that it can be taken up again.
 
     `chains.safetensors` is the state after some step, and `draws-N.safetensors` the draws from the
-    N-th on that were made up to it. Each is written whole before the state that counts it.
+    N-th on that were made up to it. Each is written whole before the state that counts it. Draws
+    that are streamed elsewhere are not written here: the state says how many of them count.
 
     Args:
         folder: made if it is missing.
@@ -40,11 +41,21 @@ class Store:
         engine, draws = walk.kernel.engine, walk.draws
         # from here on the run sees what a run taken up from here would see
         engine.refresh()
+        streamed = draws.sync()
+        walk.kernel.team.first(lambda: self._write(walk, streamed))
+
+    def _write(self, walk: "Walk", streamed: dict[str, Any] | None) -> None:
+        engine, draws = walk.kernel.engine, walk.draws
         first, blocks = self._written, self._blocks
-        if draws.count > first:
+        if streamed is None and draws.count > first:
             checkpoint.write(self.folder, draws.tensors(first), {}, {}, _name(first))
             blocks = [*blocks, first]
-        numbers = {"step": walk.step, "blocks": blocks, "engine": engine.numbers()}
+        numbers = {
+            "step": walk.step,
+            "blocks": blocks,
+            "streamed": streamed,
+            "engine": engine.numbers(),
+        }
         tensors = {**engine.tensors(), **draws.pending()}
         checkpoint.write(self.folder, tensors, self.settings, numbers, FILE)
         self._blocks, self._written = blocks, draws.count
@@ -55,15 +66,29 @@ class Store:
         Raises:
             ValueError: a file that is corrupt, or a run with other settings.
         """
+        team = walk.kernel.team
+        team.first(self._clean)
+        kept = self._read(walk)
+        team.agree(
+            {"the checkpoint": walk.step if kept else "empty"},
+            "keep the checkpoint's folder on a disk that all of them share",
+        )
+        return kept
+
+    def _clean(self) -> None:
         checkpoint.clean(self.folder, FILE)
         for stale in self.folder.glob(".draws-*.safetensors.*"):
             checkpoint.clean(self.folder, stale.stem.removeprefix("."))
+
+    def _read(self, walk: "Walk") -> bool:
         found = checkpoint.read(self.folder, FILE)
         if found is None:
             return False
         tensors, settings, numbers = found
         checkpoint.match(self.folder, settings, self.settings, FILE)
         draws = walk.draws
+        if numbers["streamed"] is not None:
+            draws.find(numbers["streamed"])
         for first in numbers["blocks"]:
             block = checkpoint.read(self.folder, _name(first))
             if block is None:
@@ -146,18 +171,24 @@ class Walk:
         """
         draws, store = self.draws, self.store
         end = self.warmup + draws.room * self.thinning
-        bar = tqdm(
-            total=end, initial=self.step, disable=True if self._quiet else None, mininterval=0.2
-        )
+        team = self.kernel.team
+        quiet = True if self._quiet or not team.chief else None
+        bar = tqdm(total=end, initial=self.step, disable=quiet, mininterval=0.2)
         try:
             with bar:
                 self.kernel.place(params)
+                if store is not None and self.step == 0:
+                    store.save(self)  # where draws are streamed to is named before it is made
+                draws.begin(self.kernel.engine)
                 while self.step < end:
                     self._advance(self._most(end), bar)
                     if store is not None and (self.step % store.every == 0 or self.step == end):
                         store.save(self)
-        except KeyboardInterrupt:
-            if draws.count == 0:
+        except BaseException as error:
+            # processes are not interrupted at the same step: together they cannot go on
+            kept = isinstance(error, KeyboardInterrupt) and draws.count > 0 and team.size == 1
+            if not kept:
+                draws.leave()
                 raise
             warnings.warn(
                 f"interrupted: {draws.count} of {draws.room} draws a chain were made and are kept",
@@ -168,7 +199,8 @@ class Walk:
         """How many steps may be walked before something else is due."""
         if self._hook is not None:
             return 1
-        stops = [end, self.warmup] if self.step < self.warmup else [end]
+        full = self.warmup + self.draws.until * self.thinning
+        stops = [end, self.warmup] if self.step < self.warmup else [end, full]
         if self.store is not None:
             stops.append((self.step // self.store.every + 1) * self.store.every)
         return min(stops) - self.step

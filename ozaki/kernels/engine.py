@@ -15,8 +15,9 @@ from torch import Tensor
 from ozaki.kernels import adaptation, transition
 from ozaki.kernels.adaptation import DualAveraging, JumpRecord, MeanCurvature, PooledCovariance
 from ozaki.kernels.compiled import Compiled
-from ozaki.kernels.noise import Noise
+from ozaki.kernels.noise import Noise, Share
 from ozaki.kernels.proposals import Proposal, langevin, ornstein_uhlenbeck, ozaki
+from ozaki.kernels.ranks import ALONE, Team
 from ozaki.kernels.transition import Method, Options, State, Trail
 from ozaki.kernels.wrappers import Frozen, Whitened
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
@@ -76,6 +77,7 @@ class Engine:
         generator: the source of noise; None for torch's global one.
         jitter: j in [0, 1): every step's h is scaled by 1 + j u, u uniform on (−1, 1).
         compiled: what compiles the steps; None to run them as they stand.
+        team: the processes that walk the chains; positions are of all of them.
 
     Raises:
         ValueError: no step size, and no warm-up to find one in.
@@ -95,6 +97,7 @@ class Engine:
         generator: torch.Generator | None = None,
         jitter: float = 0.0,
         compiled: Compiled | None = None,
+        team: Team = ALONE,
     ):
         if warmup_steps == 0 and step_size is None:
             raise ValueError(
@@ -127,7 +130,9 @@ class Engine:
         self._law: Score = self._metric
         self._given = 1.0 if step_size is None else step_size
         self._averaging = adaptation.dual_averaging(self._given)
-        self._state: State | None = None
+        self._team = team
+        self._state: State | None = None  # of this process's chains
+        self._everyone: Tensor  # where all chains are, in the metric
 
     @property
     def warming_up(self) -> bool:
@@ -142,7 +147,7 @@ class Engine:
     @property
     def position(self) -> Float[Tensor, "chains dim"]:
         """Where the chains are, (chains, D)."""
-        return self.to_x(self.state.position)
+        return self.to_x(self._everyone)
 
     def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Points in the metric, as of a trail, in the coordinates of the score."""
@@ -150,7 +155,7 @@ class Engine:
 
     @property
     def state(self) -> State:
-        """The chains in the metric they walk in."""
+        """This process's chains in the metric they walk in."""
         assert self._state is not None, "start() comes first"
         return self._state
 
@@ -165,7 +170,12 @@ class Engine:
         if fresh:
             self._begin(position)
             self._open_window(position)
-        self._state = transition.init(self._law, self._metric.to_u(position), self._method)
+        self._stand(self._metric.to_u(position))
+
+    def _stand(self, u: Tensor) -> None:
+        """All chains at `u`, in the metric, and this process's share of them."""
+        self._everyone = u
+        self._state = self._team.share(transition.init(self._law, u, self._method))
 
     def _begin(self, position: Tensor) -> None:
         self._step_size = position.new_full((len(position), 1), self._given)
@@ -188,12 +198,12 @@ class Engine:
 
         A run that is taken up from `tensors` and `numbers` sees the very same.
         """
-        self._state = transition.init(self._law, self.state.position, self._method)
+        self._stand(self._everyone)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the next step depends on, by name; `refresh` comes first."""
         parts: dict[str, Mapping[str, Tensor]] = {
-            "walk": {"position": self.state.position, "step_size": self._step_size},
+            "walk": {"position": self._everyone, "step_size": self._step_size},
             "jumps": self._jumps.tensors,
             "covariance": self._covariance.tensors,
             "curvature": self._curvature.tensors,
@@ -232,7 +242,7 @@ class Engine:
         self._averaging = DualAveraging(*numbers["averaging"])
         self._step_size = tensors["walk.step_size"].to(device)
         self._open_window(position)
-        self._state = transition.init(self._law, position, self._method)
+        self._stand(position)
         kept = {
             "jumps": self._jumps,
             "covariance": self._covariance,
@@ -259,20 +269,24 @@ class Engine:
             uphill=transient,
             rule="trapezoid" if free else "lobatto",
         )
-        share = self._noise.take(1 if self.warming_up or self._compiled is None else most)
+        # what several processes walk is passed on as seldom as may be
+        one = self.warming_up or (self._compiled is None and self._team.size == 1)
+        share = self._noise.take(1 if one else most)
         step_size = self._step_size * 0.5 ** trial[1]
         rival = self._running[trial[0]]
         # every rival sees the same curvature, so that the next step can be the kernel's own
         method = self._method._replace(proposal=rival.proposal)
-        if self._compiled is not None:
-            weights = (rival.weight, rival.shift) if len(self._running) > 1 else None
-            self._state, trail = self._compiled.walk(
-                self.state, self._law, method, step_size, share, options, weights
-            )
-        else:
-            self._state, trail = transition.walk(
-                self.state, self._law, method, step_size, share, options
-            )
+        weights = (rival.weight, rival.shift) if len(self._running) > 1 else None
+
+        def own(place: slice) -> tuple[State, Trail]:
+            part = Share(share.normal[:, place], share.uniform[:, place], share.scale)
+            given = self.state, self._law, method, step_size[place], part, options
+            if self._compiled is not None:
+                return self._compiled.walk(*given, weights)
+            return transition.walk(*given)
+
+        self._state, trail = self._team.walk(share.normal.shape, own)
+        self._everyone = trail.position[-1]
         self.count += len(trail.position)
         if self.count <= self.plan.total:
             self._adapt(trail, transient, trial)
@@ -366,9 +380,14 @@ class Engine:
             self.target = chosen.target
 
     def _curvature_here(self) -> SymmetricOperator:
-        found = self.score.expand(self.position, self.method.curvature).curvature
-        assert found is not None, "a kernel that reads curvature asks for one"
-        return found
+        position = self.position
+
+        def own(place: slice) -> SymmetricOperator:
+            found = self.score.expand(position[place], self.method.curvature).curvature
+            assert found is not None, "a kernel that reads curvature asks for one"
+            return found
+
+        return self._team.gather(own)
 
     def _look(self) -> None:
         """Make the metric of the mean curvature where the chains are."""

@@ -19,6 +19,7 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.proposals import Proposal
 from ozaki.kernels.pyro_model import PyroModelScore
+from ozaki.kernels.ranks import ALONE, Team
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.kernels.transition import Info, Method, Trail
 from ozaki.kernels.wrappers import Guided
@@ -95,6 +96,7 @@ class ScoreKernel(MCMCKernel):
         self.transforms: dict[str, Transform] | None = None
         self.generator: torch.Generator | None = None
         self.num_chains: int | None = None
+        self.team: Team = ALONE
         self._warmup_steps = 0
         self._clear()
 
@@ -308,6 +310,7 @@ class ScoreKernel(MCMCKernel):
             generator=self.generator,
             jitter=self._jitter,
             compiled=self._compiled if self._compile else None,
+            team=self.team,
         )
 
     def _count(self, info: Info) -> None:
@@ -319,5 +322,5 @@ class ScoreKernel(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs: the model and the settings, not the chain."""
         state = self.__dict__.copy()
-        state.update(_target=None, _engine=None, _returned=None, generator=None)
+        state.update(_target=None, _engine=None, _returned=None, generator=None, team=ALONE)
         return state

@@ -216,6 +216,16 @@ def select(mask: Bool[Tensor, "chains"], a: Expansion, b: Expansion) -> Expansio
     )
 
 
+def rows(state: State, place: slice) -> State:
+    """The chains at `place` of a state."""
+    position, expansion = state
+    curvature = expansion.curvature
+    if curvature is not None and curvature.batch:
+        curvature = curvature.rebuild(tuple(t[place] for t in curvature.tensors))
+    rest = (t if t is None else t[place] for t in expansion[2:])
+    return State(position[place], Expansion(expansion.gradient[place], curvature, *rest))
+
+
 def _blank(mask: Tensor, at: Expansion) -> Expansion:
     """Zeros in place of what was found, where `mask` is True."""
 

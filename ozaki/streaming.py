@@ -1,0 +1,409 @@
+"""Draws that go to disk block by block, where memory would not hold them (floor 7.2).
+
+The store is a Zarr folder of the groups that ArviZ knows: `posterior` and `sample_stats`, and
+`unconstrained_posterior`, where the chains were. Its arrays are as long as the run is to be; what
+is not drawn yet is NaN, and -1 in the coordinate `draw`. The attribute `draws` counts the others.
+The only file that imports Zarr.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ozaki import diagnostics, validation
+from ozaki.draws import Constrain, Draws
+from ozaki.kernels.engine import Engine
+from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.transition import Trail
+from ozaki.lazy import lazy
+from ozaki.scores.base import Score
+from ozaki.storage import sync, write_folder_atomically
+
+xr = lazy("xarray")
+zarr = lazy("zarr")
+
+NUMBERS, DRAWS = 2**20, 1000  # in a block of the largest array, at most
+POSTERIOR, UNCONSTRAINED, STATS = "posterior", "unconstrained_posterior", "sample_stats"
+MARK = "ozaki_run"
+
+
+class Archive:
+    """A Zarr folder that draws are written to.
+
+    Args:
+        path: the folder, which the first run makes.
+        run: its name in there, by which a later process knows it.
+    """
+
+    def __init__(self, path: Path, run: str):
+        self.path, self.run = path, run
+        self.chunk = 0  # draws in a block of the files
+        self._root: Any = None
+        self._drawn: list[tuple[Path, Any, int]] = []  # arrays along the draws, and which axis
+
+    @property
+    def opened(self) -> bool:
+        """Whether this is the run's own folder, made or found."""
+        return self._root is not None
+
+    def create(self, groups: Mapping[str, Any], room: int, chunk: int) -> None:
+        """Make the folder, all or nothing.
+
+        Args:
+            groups: by name, a data set of one draw.
+            room: draws a chain to come.
+            chunk: draws a chain in one file of an array.
+
+        Raises:
+            FileExistsError: something is there that this run did not make.
+            OSError: it could not be made.
+        """
+
+        def fill(folder: Path) -> None:
+            root = zarr.create_group(str(folder), attributes={MARK: self.run, "draws": 0})
+            for name, found in groups.items():
+                group = root.create_group(name, attributes={"names": list(found.data_vars)})
+                for label, variable in found.variables.items():
+                    _array(group, str(label), variable, room, chunk)
+
+        try:
+            with self._writing(0):
+                write_folder_atomically(
+                    self.path, fill, ours=lambda p: _run(p) == self.run, overwrite=True
+                )
+        except FileExistsError as error:
+            what = "exists and is not of this run" if self.path.exists() else "lies in a file"
+            raise FileExistsError(
+                f"store must be a new path, but {self.path} {what}; choose another, or remove it"
+            ) from error
+
+    def seen(self) -> str | None:
+        """Which run of ozaki's is there; None for none."""
+        return _run(self.path)
+
+    def find(self, count: int) -> None:
+        """Open the folder, which is this run's and holds `count` draws or more.
+
+        Raises:
+            ValueError: it is missing, of another run, or holds fewer draws.
+        """
+        if not self.path.exists() or _run(self.path) != self.run:
+            what = "holds other draws" if self.path.exists() else "is missing"
+            raise ValueError(
+                f"store must hold the {count} draws a chain that the checkpoint counts, but "
+                f"{self.path} {what}; give the path where they are, or choose another checkpoint"
+            )
+        self._open()
+        if self._root.attrs["draws"] < count:
+            raise ValueError(
+                f"store must hold the {count} draws a chain that the checkpoint counts, but "
+                f"{self.path} holds {self._root.attrs['draws']}; restore it from a copy, or choose "
+                "another checkpoint"
+            )
+
+    def sweep(self) -> None:
+        """Remove what a process that was killed left unfinished."""
+        for stale in self.path.rglob("*.partial"):
+            stale.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        self._root = zarr.open_group(str(self.path), mode="r+")
+        self._drawn = [
+            (self.path / name / label, array, array.metadata.dimension_names.index("draw"))
+            for name, group in self._root.groups()
+            for label, array in group.arrays()
+            if "draw" in array.metadata.dimension_names
+        ]
+        self.chunk = self._root[f"{POSTERIOR}/draw"].chunks[0]
+
+    def resize(self, room: int) -> None:
+        """Make all arrays `room` draws long."""
+        with self._writing(min(room, self._root.attrs["draws"])):
+            for _, array, axis in self._drawn:
+                if array.shape[axis] != room:
+                    array.resize((*array.shape[:axis], room, *array.shape[axis + 1 :]))
+
+    def write(self, first: int, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put draws from the `first` on in their place, and count them when all are there.
+
+        Raises:
+            OSError: they could not be written. Those before them are as they were.
+        """
+        lead = next(iter(groups[STATS].values()))
+        place = slice(first, first + lead.shape[1])
+        with self._writing(first):
+            for name, group in groups.items():
+                for label, value in group.items():
+                    self._root[name][label][:, place] = value.detach().cpu().numpy()
+                self._root[name]["draw"][place] = np.arange(place.start, place.stop)
+            self._root.attrs["draws"] = place.stop
+
+    def sync(self, first: int, stop: int) -> None:
+        """Ask the disk to hold what was written of the draws from `first` to `stop`."""
+        with self._writing(first):
+            for path, _, axis in self._drawn:
+                folder = path.joinpath("c", *["0"] * axis)
+                for k in range(first // self.chunk, -(-stop // self.chunk)):
+                    chunk = folder / str(k)
+                    for file in chunk.rglob("*") if chunk.is_dir() else [chunk]:
+                        if file.is_file():  # what is zero throughout has no file
+                            sync(file)
+                    if chunk.is_dir():
+                        sync(chunk)
+                if folder.is_dir():
+                    sync(folder)
+            sync(self.path)
+
+    def read(self, group: str, name: str, first: int = 0, stop: int | None = None) -> Tensor:
+        """The draws from `first` to `stop` of one array."""
+        return torch.from_numpy(np.asarray(self._root[group][name][:, first:stop]))
+
+    def names(self, group: str) -> list[str]:
+        """What is drawn, in its order."""
+        return list(self._root[group].attrs["names"])
+
+    def dataset(self, group: str) -> Any:
+        """A group as an `xarray.Dataset`, of which nothing is read but the coordinates."""
+        found = xr.open_zarr(
+            str(self.path), group=group, chunks=None, consolidated=False, mask_and_scale=False
+        )[self.names(group)]
+        found.attrs = {}
+        return found
+
+    def remove(self) -> None:
+        """Away with a folder that holds no draws."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._root = None
+
+    @contextmanager
+    def _writing(self, safe: int) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError:
+            raise
+        except OSError as error:
+            message = (
+                f"store={str(self.path)!r} could not be written ({error}); make room on the disk "
+                f"or choose another path: the {safe} draws a chain before are there as they were"
+            )
+            raise OSError(error.errno, message) from error
+
+
+class Streamed(Draws):
+    """Draws of which memory holds one block, and a Zarr folder all.
+
+    Args:
+        draws: how many a chain.
+        kernel: set up for its chains; the first of its processes writes, and all may read.
+        path: the folder.
+        constrain: positions to what is kept in `posterior`.
+    """
+
+    def __init__(self, draws: int, kernel: ScoreKernel, path: Path, constrain: Constrain):
+        assert kernel.num_chains is not None, "a batch of chains"
+        self._chains, self._score = kernel.num_chains, kernel.target.score
+        super().__init__(self._chains, 0, self._score)
+        self.room, self._team = draws, kernel.team
+        self._sites, self._constrain = kernel.target.sites, constrain
+        self._archive = Archive(path, self._team.told(uuid.uuid4().hex))
+        self._written, self._synced = 0, 0
+
+    @property
+    def position(self) -> Tensor:
+        """All of them, read from disk."""
+        read = {name: self._read(UNCONSTRAINED, name) for name in self._sites.names}
+        return self._sites.flatten(read)
+
+    @property
+    def stats(self) -> Mapping[str, Tensor]:
+        """All of them, each read from disk when it is asked for."""
+        return _Lazy(self._archive, STATS, torch.device("cpu"))
+
+    @property
+    def until(self) -> int:
+        """How many draws there are when the block is full."""
+        return min(self.room, self._base + self._archive.chunk)
+
+    def begin(self, engine: Engine) -> None:
+        """Make the folder, or find it; and room in it for all draws to come."""
+        archive, team = self._archive, self._team
+        if not archive.opened:
+            if self.count == 0:
+                team.first(lambda: self._create(engine))
+            team.agree({"store": archive.seen()}, "keep it on a disk that all of them share")
+            archive.find(self.count)
+            team.first(archive.sweep)
+            self._allocate(engine)
+        self._resize()
+
+    def _resize(self) -> None:
+        self._team.first(lambda: self._archive.resize(self.room))
+        self._archive.find(self._written)  # as the first process left it
+
+    def _create(self, engine: Engine) -> None:
+        x = engine.position.unsqueeze(1)
+        one = {
+            POSTERIOR: diagnostics.dataset(self._constrain(x)),
+            UNCONSTRAINED: diagnostics.dataset(self._sites.unflatten(x)),
+        }
+        stats = Draws(self._chains, 1, self._score)._stats
+        if not engine.state.expansion.has_density:
+            del stats["lp"]
+        one[STATS] = diagnostics.dataset(stats)
+        largest = max(v.size for group in one.values() for v in group.data_vars.values())
+        self._archive.create(one, self.room, max(1, min(DRAWS, NUMBERS // largest)))
+
+    def _allocate(self, engine: Engine) -> None:
+        block = Draws(self._chains, self._archive.chunk, self._score)
+        self._position, self._stats = block._position, block._stats
+        if not engine.state.expansion.has_density:
+            del self._stats["lp"]
+        self._base = self.count - self.count % self._archive.chunk
+
+    def take(self, trail: Trail, engine: Engine, thinning: int) -> None:
+        """Keep what `Draws` keeps, and write a block that is full."""
+        super().take(trail, engine, thinning)
+        if self.count == self.until:
+            self._write()
+
+    def _write(self) -> None:
+        if self.count > self._written:
+            self._team.first(self._put)
+            self._written = self.count
+        self._base = self.count - self.count % self._archive.chunk
+
+    def _put(self) -> None:
+        tensors = self.tensors(self._written)
+        x = tensors.pop("position")
+        stats = {name.removeprefix("stats."): value for name, value in tensors.items()}
+        posterior = self._constrain(x)
+        groups = {POSTERIOR: posterior, UNCONSTRAINED: self._sites.unflatten(x), STATS: stats}
+        self._archive.write(self._written, groups)
+
+    def sync(self) -> dict[str, Any]:
+        """Write what was drawn since, and say how a later process finds it."""
+        if self.count > self._synced:
+            self._write()
+            self._team.first(lambda: self._archive.sync(self._synced, self.count))
+            self._synced = self.count
+        return {"run": self._archive.run, "draws": self.count}
+
+    def find(self, where: Mapping[str, Any]) -> None:
+        """Go on with what `sync` told of; what lies beyond it is written anew."""
+        self._archive = Archive(self._archive.path, where["run"])
+        self.count = self._written = self._synced = where["draws"]
+        self._fits(self.count)
+
+    def extended(self, more: int, score: Score) -> "Streamed":
+        """These draws, with room for `more`."""
+        self.room = self.count + more
+        return self
+
+    def cut(self) -> None:
+        """Write the rest, and drop what an interrupted run did not fill."""
+        self._write()
+        self.room = self.count
+        self._resize()
+
+    def leave(self) -> None:
+        """Keep what can be kept of a run that failed; where that is nothing, leave nothing."""
+        if not (self._archive.opened and self._team.chief):
+            return
+        if self.count == 0:
+            self._archive.remove()
+        elif self.count > self._written:
+            with suppress(OSError):
+                self._put()
+
+    def samples(self, constrain: Constrain) -> Mapping[str, Tensor]:
+        """Site → its draws, each read from disk when it is asked for."""
+        return _Lazy(self._archive, POSTERIOR, self._score.device)
+
+    def labelled(self, samples: Mapping[str, Tensor]) -> tuple[Any, Any]:
+        """The posterior and its statistics, opened and not read."""
+        return self._archive.dataset(POSTERIOR), self._archive.dataset(STATS)
+
+    def _read(self, group: str, name: str) -> Tensor:
+        return self._archive.read(group, name).to(self._score.device)
+
+    def _parts(self) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+        archive = self._archive
+        for first in range(0, self.count, archive.chunk):
+            stop = min(first + archive.chunk, self.count)
+            names = ("diverging", "acceptance_rate")
+            yield first, {name: archive.read(STATS, name, first, stop) for name in names}
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """A group's arrays, each read when it is asked for and not kept."""
+
+    def __init__(self, archive: Archive, group: str, device: torch.device):
+        self._archive, self._group, self._device = archive, group, device
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in tuple(self):
+            raise KeyError(name)
+        return self._archive.read(self._group, name).to(self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive.names(self._group))
+
+    def __len__(self) -> int:
+        return len(self._archive.names(self._group))
+
+
+def checked(store: str | os.PathLike[str] | None) -> Path | None:
+    """`store` as a path.
+
+    Raises:
+        ValueError: it is no path.
+        ImportError: Zarr is not installed.
+    """
+    path = validation.folder("store", store)
+    if path is not None and find_spec("zarr") is None:
+        raise ImportError("store= needs Zarr, which is not installed: pip install 'ozaki[zarr]'")
+    return path
+
+
+def draws_of(path: Path | None, draws: int, kernel: ScoreKernel, constrain: Constrain) -> Draws:
+    """Where a run's draws go: to memory, or to the folder `path`."""
+    if path is None:
+        assert kernel.num_chains is not None, "a batch of chains"
+        return Draws(kernel.num_chains, draws, kernel.target.score)
+    return Streamed(draws, kernel, path, constrain)
+
+
+def _array(group: Any, name: str, variable: Any, room: int, chunk: int) -> None:
+    """One variable of one draw → an array of `room`, or a coordinate as it is."""
+    drawn, value = "draw" in variable.dims, variable.values
+    longer = {"draw": room} if drawn else {}
+    shape = [longer.get(dim, size) for dim, size in variable.sizes.items()]
+    chunks = [chunk if dim == "draw" else max(1, size) for dim, size in variable.sizes.items()]
+    empty = np.nan if value.dtype.kind == "f" else -1 if name == "draw" else 0
+    array = group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=value.dtype,
+        fill_value=empty,
+        dimension_names=variable.dims,
+    )
+    if not drawn:
+        array[...] = value
+
+
+def _run(path: Path) -> str | None:
+    """Which run of ozaki's a folder holds; None where it holds none."""
+    try:
+        return zarr.open_group(str(path), mode="r").attrs.get(MARK)
+    except (OSError, ValueError):  # no folder of Zarr's, or a spoiled one
+        return None
