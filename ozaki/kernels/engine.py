@@ -295,15 +295,15 @@ class Engine:
     @contextmanager
     def aside(self, factor: float) -> Iterator[None]:
         """Steps of `factor` × h and of other noise, after which all is as it was before."""
-        kept = self._state, self._step_size, self._noise, self.count
+        kept = self._state, self._everyone, self._step_size, self._noise, self.count
         source = torch.Generator(self.score.device)
         source.manual_seed(0 if self.generator is None else self.generator.initial_seed() ^ 1)
         self._step_size = self._step_size * factor
-        self._noise = Noise(self.state.position, source, self.jitter)
+        self._noise = Noise(self._everyone, source, self.jitter)
         try:
             yield
         finally:
-            self._state, self._step_size, self._noise, self.count = kept
+            self._state, self._everyone, self._step_size, self._noise, self.count = kept
 
     def _adapt(self, trail: Trail, transient: bool, trial: tuple[int, int]) -> None:
         """Learn from the one step of a trail."""
