@@ -196,10 +196,9 @@ class MCMC(PyroMCMC):
                 "more, or give the kernel a step_size",
                 stacklevel=4,
             )
-        kernel.team.agree(
-            {**self._settings(target), "num_samples": self.num_samples},
-            "give all the same model, data and settings",
-        )
+        if kernel.team.size > 1:
+            settings = {**self._settings(target), "num_samples": self.num_samples}
+            kernel.team.agree(settings, "give all the same model, data and settings")
         self._seed = kernel.team.told(seed_from(None)) if self.seed is None else self.seed
         kernel.generator = torch.Generator(score.device)
         kernel.generator.manual_seed(self._seed)

@@ -45,7 +45,7 @@ def _process(rank, size, folder, act, args, port):
         os.environ.update({name: str(value) for name, value in where.items()})
     try:
         found = act(*args)
-    except Exception as error:
+    except BaseException as error:
         found = error, traceback.format_exc()
     torch.save(found, folder / f"{rank}.pt")
     os._exit(0)
@@ -178,11 +178,11 @@ class Killed(Exception):
     pass
 
 
-def _stopped(stop, folder, store, only=None):
+def _stopped(stop, folder, store, only=None, error=Killed):
     def hook(kernel, params, stage, i):
         hook.steps += 1
         if hook.steps == stop and only in (None, dist.get_rank()):
-            raise Killed
+            raise error
 
     hook.steps = 0
     streaming.DRAWS = 5
@@ -274,30 +274,33 @@ def test_processes_that_differ_are_told_by_all(tmp_path):
     assert_same([after for _, after in both], chains())
 
 
-def _failing():
+def _failing(kind):
     real = type(MIXTURE).expand
 
-    def expand(self, *args):
-        expand.calls += 1
-        if expand.calls > 40 and dist.get_rank() == 1:
+    def expand(self, x, curvature=None):
+        expand.calls += len(x) == 2 and curvature == kind  # chains that this process has
+        if expand.calls > (0 if kind else 10) and dist.get_rank() == 1:
             raise ArithmeticError("of this process alone")
-        return real(self, *args)
+        return real(self, x, curvature)
 
     expand.calls = 0
     type(MIXTURE).expand = expand
     return chains()
 
 
-def test_a_process_that_cannot_walk_tells_the_others(tmp_path):
-    first, second = together(2, tmp_path / "a", _failing)
+@pytest.mark.parametrize("kind", ["dense", None])  # where warm-up looks at it; in a step
+def test_a_process_that_cannot_walk_tells_the_others(kind, tmp_path):
+    first, second = together(2, tmp_path / "a", _failing, kind)
     raised([first], RuntimeError, "process 1 could not walk its chains")
     raised([second], ArithmeticError, "of this process alone")
 
 
-def test_a_process_that_ends_leaves_none_waiting(tmp_path):
-    first, second = together(2, tmp_path / "a", _stopped, 70, None, None, 1)
-    raised([first], RuntimeError, "")
-    raised([second], Killed, "")
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+def test_a_process_that_ends_leaves_none_waiting(error, tmp_path):
+    """Nor does it go on with draws that the others lack."""
+    first, second = together(2, tmp_path / "a", _stopped, 70, None, None, 1, error)
+    raised([first], RuntimeError, "another process has ended")
+    raised([second], error, "")
 
 
 def _first_cannot_write(folder):

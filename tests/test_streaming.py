@@ -322,6 +322,13 @@ def test_what_the_state_counts_is_on_the_disk(tmp_path, monkeypatch):
             assert {files, files / str(k), files / str(k) / "0"} <= synced
         return found
 
+    def write(self, first, groups):
+        put(self, first, groups)
+        last = first + groups["sample_stats"]["diverging"].shape[1] - 1
+        assert first // BLOCK == last // BLOCK  # each block of the files is written by itself
+
+    put = Archive.write
+    monkeypatch.setattr(Archive, "write", write)
     monkeypatch.setattr(streaming, "sync", synced.add)
     monkeypatch.setattr(Streamed, "sync", sync)
     chains(tmp_path / "d", checkpoint=tmp_path / "c")

@@ -6,7 +6,8 @@ that imports torch.distributed; what is passed on is small, and goes by way of t
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -152,7 +153,8 @@ class _Several(Team):
     def agree(self, what: Mapping[str, Any], remedy: str) -> None:
         """As of `Team`."""
         heard: list[Any] = [None] * self.size
-        dist.all_gather_object(heard, dict(what), group=self._group)
+        with _heard():
+            dist.all_gather_object(heard, dict(what), group=self._group)
         for rank, other in enumerate(heard):
             different = [
                 f"{name} was {heard[0].get(name)!r} in process 0 and {other.get(name)!r} in "
@@ -175,7 +177,8 @@ class _Several(Team):
                 act()
             except Exception as error:
                 failure, told = error, [f"{type(error).__name__}: {error}"]
-        dist.broadcast_object_list(told, src=0, group=self._group)
+        with _heard():
+            dist.broadcast_object_list(told, src=0, group=self._group)
         if failure is not None:
             raise failure
         if told[0] is not None:
@@ -184,12 +187,14 @@ class _Several(Team):
     def told(self, value: Any) -> Any:
         """As of `Team`."""
         found = [value]
-        dist.broadcast_object_list(found, src=0, group=self._group)
+        with _heard():
+            dist.broadcast_object_list(found, src=0, group=self._group)
         return found[0]
 
     def _all(self, message: Tensor) -> list[Tensor]:
         heard = [torch.empty_like(message) for _ in range(self.size)]
-        dist.all_gather(heard, message, group=self._group)
+        with _heard():
+            dist.all_gather(heard, message, group=self._group)
         return heard
 
     def _check(self, heard: list[Tensor]) -> None:
@@ -229,6 +234,17 @@ def _host_group() -> Any:
     group = dist.new_group(backend="gloo")
     _groups.append((world, group))
     return group
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of torch: a connection that was closed, or too long a silence
+        raise RuntimeError(
+            "another process has ended or does not answer, which ended the run; its own error says "
+            f"why ({error})"
+        ) from error
 
 
 def _pack(trail: Trail) -> Tensor:
