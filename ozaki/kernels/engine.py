@@ -38,6 +38,8 @@ LOOKS = (0, 4, 12, 28)
 """Transient steps before which the metric is made of the curvature where the chains are, by kernels
 that need not walk with it: a Hessian costs as much as ten steps and more."""
 
+AT_ONCE = 8  # steps between two changes of the step size, once a window has seen some
+
 COLLECTED = 4  # curvatures a step, on average over the steps, of those that are frozen as a mean
 
 
@@ -260,7 +262,11 @@ class Engine:
         if transient and self._sparing and self.count in LOOKS:
             self._look()
         seeking = self.adapting and not transient and self.count < self._last_window
-        trial = self._jumps.trial(self.count) if seeking else (0, 0)
+        length = min(most, self._block())
+        trials = [
+            self._jumps.trial(step) if seeking else (0, 0)
+            for step in range(self.count, self.count + length)
+        ]
         # an unadjusted draw only reports the ratio, and the trapezoid is free
         free = self.method.correction == "none" and not self.warming_up
         options = Options(
@@ -269,18 +275,19 @@ class Engine:
             uphill=transient,
             rule="trapezoid" if free else "lobatto",
         )
-        # what several processes walk is passed on as seldom as may be
-        one = self.warming_up or (self._compiled is None and self._team.size == 1)
-        share = self._noise.take(1 if one else most)
-        step_size = self._step_size * 0.5 ** trial[1]
-        rival = self._running[trial[0]]
+        share = self._noise.take(length)
+        trials = trials[: len(share.scale)]
+        if seeking:
+            shorter = share.scale.new_tensor([0.5**halvings for _, halvings in trials])
+            share = share._replace(scale=share.scale * shorter)
+        rival = self._running[trials[0][0]]
         # every rival sees the same curvature, so that the next step can be the kernel's own
         method = self._method._replace(proposal=rival.proposal)
         weights = (rival.weight, rival.shift) if len(self._running) > 1 else None
 
         def own(place: slice) -> tuple[State, Trail]:
             part = Share(share.normal[:, place], share.uniform[:, place], share.scale)
-            given = self.state, self._law, method, step_size[place], part, options
+            given = self.state, self._law, method, self._step_size[place], part, options
             if self._compiled is not None:
                 return self._compiled.walk(*given, weights)
             return transition.walk(*given)
@@ -289,8 +296,21 @@ class Engine:
         self._everyone = trail.position[-1]
         self.count += len(trail.position)
         if self.count <= self.plan.total:
-            self._adapt(trail, transient, trial)
+            self._adapt(trail, transient, trials)
         return trail
+
+    def _block(self) -> int:
+        """How many steps may be walked before something is learned of them."""
+        plan, count = self.plan, self.count
+        if not self.warming_up:
+            # what several processes walk is passed on as seldom as may be
+            return 1 if self._compiled is None and self._team.size == 1 else self._noise.steps
+        if count < plan.transient or len(self._running) > 1:
+            return 1
+        began = max(end for end in (plan.transient, *plan.windows) if end <= count)
+        until = min(end for end in (*plan.windows, plan.settled, plan.total) if end > count)
+        # dual averaging is bold at first, and later each step says little
+        return max(1, min((count - began) // 4, AT_ONCE, until - count))
 
     @contextmanager
     def aside(self, factor: float) -> Iterator[None]:
@@ -305,15 +325,19 @@ class Engine:
         finally:
             self._state, self._everyone, self._step_size, self._noise, self.count = kept
 
-    def _adapt(self, trail: Trail, transient: bool, trial: tuple[int, int]) -> None:
-        """Learn from the one step of a trail."""
-        info = trail.info
+    def _adapt(self, trail: Trail, transient: bool, trials: list[tuple[int, int]]) -> None:
+        """Learn from the steps of a trail."""
+        info, steps = trail.info, len(trail.position)
         if transient:
             self._adapt_transient(info.accepted[0])
         elif self.adapting and self.count <= self.plan.settled:
-            self._jumps.add(trial, info.jump[0])
-            if trial == (0, 0):
-                seen = float(info.acceptance.nan_to_num(0.0).mean())
+            rates = info.acceptance.nan_to_num(0.0).mean(1).tolist()
+            for trial, jump in zip(trials, info.jump, strict=True):
+                self._jumps.add(trial, jump)
+            own = [rate for rate, trial in zip(rates, trials, strict=True) if trial == (0, 0)]
+            if own:
+                # once for all of them: several changes on what one step size did would swing
+                seen = sum(own) / len(own)
                 self._averaging = adaptation.update(self._averaging, seen, self.target)
             settled = self.count == self.plan.settled
             shorter = self._halvings * math.log(2) if settled else 0.0
@@ -321,10 +345,10 @@ class Engine:
             self._set_step(average - shorter)
         # the second half of the transient gives the first, rough metric
         if self.count > self.plan.transient // 2:
-            self._covariance.add(self.position)
+            self._covariance.add(self.to_x(trail.position.flatten(0, 1)))
             every = max(1, len(self.position) // COLLECTED)
-            collecting = self._collecting < self.count < self._freezing
-            if self.frozen and collecting and self.count % every == 0:
+            due = self.count // every > (self.count - steps) // every
+            if self.frozen and due and self._collecting < self.count < self._freezing:
                 self._curvature.add(self._curvature_here())
         if self.count == self.plan.transient or self.count in self.plan.windows:
             self._end_window()
