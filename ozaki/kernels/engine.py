@@ -278,7 +278,9 @@ class Engine:
         weights = (rival.weight, rival.shift) if len(self._running) > 1 else None
 
         def own(place: slice) -> tuple[State, Trail]:
-            part = Share(share.normal[:, place], share.uniform[:, place], share.scale)
+            # contiguous, as a compiled loop was told
+            normal, uniform = (t[:, place].contiguous() for t in share[:2])
+            part = Share(normal, uniform, share.scale)
             given = self.state, self._law, method, step_size[place], part, options
             if self._compiled is not None:
                 return self._compiled.walk(*given, weights)
