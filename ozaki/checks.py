@@ -18,6 +18,7 @@ ESS_PER_CHAIN, ESS_TOTAL = 100, 100
 ACCEPTANCE_LOW = 0.2
 CALIBRATION = (0.8, 1.25)
 STEIN_P = 0.01
+BIAS_LEAST, BIAS_ERRORS = 0.1, 3.0  # in standard deviations, and in standard errors
 
 STUCK_REMEDY = "Use a smaller step_size or a longer warm-up, or start that chain elsewhere."
 
@@ -46,6 +47,8 @@ class Evidence(NamedTuple):
         law: the law drawn from, in words.
         estimator_metrics: held-out figures of a learned score.
         stein: a test of the draws against their score.
+        bias: by component, the bias of the mean and of the standard deviation that step halving
+            found, and their errors, in standard deviations; empty where it was not looked for.
         worst_mcse: the largest standard error of a mean, in standard deviations.
     """
 
@@ -57,6 +60,7 @@ class Evidence(NamedTuple):
     law: str | None
     estimator_metrics: Mapping[str, Any] | None
     stein: SteinTest | None
+    bias: Mapping[str, Mapping[str, float]]
     worst_mcse: float
 
 
@@ -219,6 +223,25 @@ def _stein(e: Evidence) -> Iterator[Problem]:
         )
 
 
+def _step_bias(e: Evidence) -> Iterator[Problem]:
+    found = [
+        (abs(figures[of]), name, of)
+        for name, figures in e.bias.items()
+        for of in ("mean", "sd")
+        if abs(figures[of]) > max(BIAS_LEAST, BIAS_ERRORS * figures[f"{of}_error"])
+    ]
+    if found:
+        size, name, of = max(found)
+        what = "mean" if of == "mean" else "standard deviation"
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        yield Problem(
+            f"the step size biases the {what} of {name} by {size:.0%} of a standard deviation "
+            f"(step halving{more})",
+            "Use a smaller step_size, or Metropolis correction.",
+            False,
+        )
+
+
 def floats(e: Evidence) -> dict[str, np.ndarray]:
     """The components that are measurements and finite, else what there is."""
     finite = {name: d for name, d in e.draws.items() if np.isfinite(d).all()}
@@ -257,4 +280,5 @@ CHECKS: tuple[Callable[[Evidence], Iterator[Problem]], ...] = (
     _acceptance,
     _calibration,
     _stein,
+    _step_bias,
 )

@@ -49,6 +49,7 @@ __all__ = [
     "sampler_test",
     "save",
     "stein_test",
+    "step_bias",
     "summary",
     "thinning",
     "verdict",
@@ -226,6 +227,7 @@ def verdict(
     law: str | None = None,
     estimator_metrics: Mapping[str, Any] | None = None,
     stein: SteinTest | None = None,
+    bias: DataFrame | None = None,
 ) -> Verdict:
     """Whether to trust the draws, in plain words, with a remedy for each problem.
 
@@ -234,6 +236,7 @@ def verdict(
         law: what the chains draw from, in words that follow "The chains draw from".
         estimator_metrics: held-out figures of a learned score; ``calibration`` is judged.
         stein: a test of the draws against their score.
+        bias: what `step_bias` found of an unadjusted chain.
     """
     draws = components(idata)
     table = summary(idata)
@@ -249,9 +252,43 @@ def verdict(
             law=law,
             estimator_metrics=estimator_metrics,
             stein=stein,
+            bias={} if bias is None else bias.to_dict("index"),
             worst_mcse=float(known.max()) if len(known) else math.nan,
         )
     )
+
+
+def step_bias(whole: Mapping[str, Any], half: Mapping[str, Any]) -> DataFrame:
+    """What the step size does to the means and spreads of an unadjusted chain, by step halving.
+
+    The bias of a step of weak order one is proportional to h: twice the change from h to h/2.
+
+    Args:
+        whole: draws at step size h by name, (chains, draws, ...).
+        half: draws at h/2.
+
+    Returns:
+        A row for each component: `mean`, its bias in standard deviations, and `sd`, that of the
+        standard deviation as a share of it, with their Monte Carlo standard errors.
+
+    Source: Talay and Tubaro (1990), Expansion of the global error for numerical schemes.
+    """
+    rows = {}
+    one, other = (components(inference_data(draws)) for draws in (whole, half))
+    for name, x in one.items():
+        y = other[name]
+        spread = y.std()
+        errors = [
+            [float(az.mcse(d.astype(float), method=m)) / spread for d in (x, y)]
+            for m in ("mean", "sd")
+        ]
+        rows[name] = {
+            "mean": 2 * (x.mean() - y.mean()) / spread,
+            "mean_error": 2 * math.hypot(*errors[0]),
+            "sd": 2 * (x.std() / spread - 1),
+            "sd_error": 2 * math.hypot(*errors[1]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _figures(draws: np.ndarray) -> dict[str, float]:

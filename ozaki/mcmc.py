@@ -137,6 +137,7 @@ class MCMC(PyroMCMC):
         self._initial = initial_params
         self._draws: Draws | None = None
         self._walked: Walk
+        self._bias: Any = None
         self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
         self.store = streaming.checked(store)
@@ -341,7 +342,7 @@ class MCMC(PyroMCMC):
         """Hold what the walk has made."""
         kernel, draws, target = walk.kernel, walk.draws, walk.kernel.target
         draws.cut()
-        self._draws, self._target, self._walked = draws, target, walk
+        self._draws, self._target, self._walked, self._bias = draws, target, walk, None
         walk.suspended = kernel.suspend()
         self._steps = kernel.engine.method
         self.transforms = self._given_transforms or target.transforms
@@ -449,6 +450,34 @@ class MCMC(PyroMCMC):
             posterior, stats, score.observed, self._run_info(), **groups
         )
 
+    def step_bias(self) -> Any:
+        """How far the step size of an unadjusted run biases it, measured by step halving.
+
+        The chains walk on from where they are with half the step, a quarter longer than the run,
+        and come back. `report` tells what was found.
+
+        Returns:
+            A pandas frame as of `ozaki.diagnostics.step_bias`, a row for each component of the
+            unconstrained coordinates.
+
+        Raises:
+            RuntimeError: `run` has not been called.
+            ValueError: a run with Metropolis correction, whose law does not depend on the step
+                size; fewer than 4 draws a chain.
+        """
+        self._enough("step_bias")
+        if self._steps.correction != "none":
+            raise ValueError(
+                "metropolis must be 'none' for step_bias(), but was "
+                f"{self._steps.correction!r}: with it the step size leaves no bias"
+            )
+        with self._at_work():
+            half = self._walked.halved()
+        unflatten = self._target.sites.unflatten
+        position = self._ran().position
+        self._bias = diagnostics.step_bias(unflatten(position), unflatten(half))
+        return self._bias
+
     def summary(self, prob: float = 0.9) -> None:
         """Print Pyro's table, and for each chain that diverged where it began.
 
@@ -496,6 +525,7 @@ class MCMC(PyroMCMC):
             data=getattr(source, "points", None),
             estimator_metrics=getattr(source, "metrics", None),
             stein=diagnostics.sampler_test(source, draws.position),
+            bias=self._bias,
             run_info=self._run_info(),
         )
 

@@ -60,6 +60,7 @@ def write_report(
     data_columns: Sequence[str] | None = None,
     estimator_metrics: Mapping[str, Any] | None = None,
     stein: SteinTest | None = None,
+    bias: Any = None,
     run_info: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Write the page, whole or not at all; a file that is there is replaced.
@@ -74,6 +75,7 @@ def write_report(
         data_columns: the D columns' names.
         estimator_metrics: held-out figures of a learned score, by name.
         stein: a test of the draws against their score.
+        bias: what `ozaki.diagnostics.step_bias` found of an unadjusted chain.
         run_info: the run's settings, by name; those kept with the draws when None.
 
     Returns:
@@ -84,7 +86,7 @@ def write_report(
         FileNotFoundError: the folder of `path` does not exist.
     """
     path = existing_folder(path)
-    judged = verdict(idata, law=law, estimator_metrics=estimator_metrics, stein=stein)
+    judged = verdict(idata, law=law, estimator_metrics=estimator_metrics, stein=stein, bias=bias)
     draws = components(idata)
     rows = _rows(summary(idata))
     settings = idata["posterior"].attrs if run_info is None else run_info

@@ -84,6 +84,13 @@ def _notes(e: Evidence) -> Iterator[str]:
     fixed = [name for name, d in floats(e).items() if is_constant(d)]
     if fixed and len(fixed) < len(e.draws):
         yield f"Constant by construction, so without R-hat or ESS: {some(fixed)}."
+    if e.bias:
+        worst = max(abs(f[of]) for f in e.bias.values() for of in ("mean", "sd"))
+        error = max(f[of] for f in e.bias.values() for of in ("mean_error", "sd_error"))
+        yield (
+            "Step halving: the step size biases means and standard deviations by at most "
+            f"{worst:.1%} of a standard deviation, with standard errors up to {error:.1%}."
+        )
     if e.stein is not None:
         yield (
             f"Kernel Stein discrepancy {e.stein.discrepancy:.2g}, p = {e.stein.p_value:.2f} on "

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ozaki import checkpoint
 from ozaki.draws import Draws
 from ozaki.kernels.score_kernel import ScoreKernel, Suspended
+from ozaki.shapes import Float
 
 FILE = "chains.safetensors"
 
@@ -139,6 +141,25 @@ class Walk:
         # an interrupted run may have stopped between two draws
         self.step = self.warmup + self.draws.count * self.thinning
         return params
+
+    def halved(self) -> Float[Tensor, "chains draws dim"]:
+        """As many draws again at half the step size; the chains themselves stay where they are.
+
+        A quarter as many steps come first, in which they forget the longer step.
+        """
+        assert self.suspended is not None, "a run comes first"
+        self.kernel.take_up(self.suspended)
+        engine, kept = self.kernel.engine, []
+        first = self.draws.count * self.thinning // 4
+        end, step = first + self.draws.count * self.thinning, 0
+        with engine.aside(0.5):
+            while step < end:
+                trail = engine.walk(end - step)
+                step += len(trail.position)
+                due = torch.arange(step - len(trail.position), step) - first
+                due = (due >= 0) & ((due + 1) % self.thinning == 0)
+                kept.append(engine.to_x(trail.position[due]))
+        return torch.cat(kept).transpose(0, 1)
 
     def go(self, params: dict[str, Tensor]) -> None:
         """Walk until there are as many draws as there is room for.

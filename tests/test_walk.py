@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
+from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel, diagnostics, report
 from ozaki.scores import GaussianMixtureScore, GaussianScore
 from ozaki.walk import FILE
 from tests.test_distribution import Bare
@@ -248,3 +248,51 @@ def test_a_damaged_block_is_told(fault, tmp_path):
 def test_nothing_to_extend():
     with pytest.raises(RuntimeError, match="call run"):
         MCMC(ScoreOzakiKernel(MIXTURE)).extend(10)
+
+
+def unadjusted(step_size, **options):
+    score = GaussianScore(torch.zeros(1).double(), torch.eye(1).double())
+    kernel = ScoreLangevinKernel(score, step_size=step_size, metropolis="none")
+    mcmc = MCMC(kernel, 100, 60, num_chains=500, seed=1, disable_progbar=True, **options)
+    mcmc.run()
+    return mcmc
+
+
+@pytest.mark.parametrize("thinning", [1, 2])
+def test_step_halving_finds_the_bias_of_the_step_size(thinning, monkeypatch):
+    h = 1.2
+    mcmc = unadjusted(h, thinning=thinning)
+    # the chain's own law has variance 1/(1 − h/4), by the Lyapunov equation
+    one, half = ((1 - s / 4) ** -0.5 for s in (h, h / 2))
+    bias = mcmc.step_bias()
+    found = bias.loc["x[0]"]
+    assert found["sd"] == pytest.approx(2 * (one / half - 1), abs=4 * found["sd_error"])
+    assert found["sd"] > 10 * found["sd_error"]
+    assert abs(found["mean"]) < 4 * found["mean_error"]
+    written = {}
+    monkeypatch.setattr(report, "write_report", lambda *args, **kwargs: written.update(kwargs))
+    mcmc.report("report.html")
+    assert written["bias"] is bias
+    for frame, told in ((bias, True), (bias / 5, False)):
+        judged = diagnostics.verdict(mcmc.to_inference_data(), bias=frame)
+        what = "the step size biases the standard deviation of x[0] by"
+        assert any(p.what.startswith(what) for p in judged.problems) == told
+        assert any(note.startswith("Step halving: ") for note in judged.notes)
+
+
+def test_chains_come_back_from_step_halving():
+    one, other = unadjusted(0.5), unadjusted(0.5)
+    one.step_bias()
+    for mcmc in (one, other):
+        mcmc.extend(50)
+    assert torch.equal(one.get_samples()["x"], other.get_samples()["x"])
+
+
+def test_exact_chains_have_no_bias_to_measure():
+    score = GaussianScore(torch.zeros(1), torch.eye(1))
+    mcmc = MCMC(ScoreLangevinKernel(score), 8, 8, disable_progbar=True)
+    with pytest.raises(RuntimeError, match="call run"):
+        mcmc.step_bias()
+    mcmc.run()
+    with pytest.raises(ValueError, match=r"metropolis must be 'none' for step_bias\(\)"):
+        mcmc.step_bias()

@@ -5,7 +5,8 @@ It holds the only mutable state of a run; everything it calls is pure.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -292,6 +293,19 @@ class Engine:
         if self.count <= self.plan.total:
             self._adapt(trail, transient, trial)
         return trail
+
+    @contextmanager
+    def aside(self, factor: float) -> Iterator[None]:
+        """Steps of `factor` × h and of other noise, after which all is as it was before."""
+        kept = self._state, self._everyone, self._step_size, self._noise, self.count
+        source = torch.Generator(self.score.device)
+        source.manual_seed(0 if self.generator is None else self.generator.initial_seed() ^ 1)
+        self._step_size = self._step_size * factor
+        self._noise = Noise(self._everyone, source, self.jitter)
+        try:
+            yield
+        finally:
+            self._state, self._everyone, self._step_size, self._noise, self.count = kept
 
     def _adapt(self, trail: Trail, transient: bool, trial: tuple[int, int]) -> None:
         """Learn from the one step of a trail."""
