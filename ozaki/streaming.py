@@ -247,7 +247,6 @@ class Streamed(Draws):
 
     def _resize(self) -> None:
         self._team.first(lambda: self._archive.resize(self.room))
-        self._archive.find(self._written)  # as the first process left it
 
     def _create(self, engine: Engine) -> None:
         x = engine.position.unsqueeze(1)

@@ -62,7 +62,7 @@ def together(size, folder, act, *args, port=None):
         process.start()
     try:
         for process in processes:
-            process.join(60)
+            process.join(120)
             assert process.exitcode == 0, "a process waits for another"
     finally:
         for process in processes:
@@ -178,16 +178,22 @@ class Killed(Exception):
     pass
 
 
-def _stopped(stop, folder, store, only=None, error=Killed):
+def _stopped(stop, folder, store, only=None, error=Killed, extend=0):
     def hook(kernel, params, stage, i):
         hook.steps += 1
         if hook.steps == stop and only in (None, dist.get_rank()):
             raise error
 
+    def write(*_):
+        raise AssertionError("only the first process writes")
+
     hook.steps = 0
     streaming.DRAWS = 5
+    if dist.get_rank() > 0:
+        for name in ("create", "resize", "write", "sync", "remove"):
+            setattr(streaming.Archive, name, write)
     options = {"checkpoint": folder, "checkpoint_every": 9, "store": store, "hook_fn": hook}
-    return chains(**options)
+    return chains(**options, extend=extend)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -195,13 +201,13 @@ def test_a_run_on_disk_is_taken_up_by_any_number(streamed, tmp_path):
     c, d = tmp_path / "c", tmp_path / "d" if streamed else None
     raised(together(2, tmp_path / "a", _stopped, 70, c, d), Killed, "")
     raised(together(3, tmp_path / "b", _stopped, 15, c, d), Killed, "")
-    want = chains(checkpoint=tmp_path / "whole", checkpoint_every=9)
-    assert_same(together(2, tmp_path / "e", _stopped, None, c, d), want)
+    want = chains(checkpoint=tmp_path / "whole", checkpoint_every=9, extend=4)
+    assert_same(together(2, tmp_path / "e", _stopped, None, c, d, None, Killed, 4), want)
     if d is not None:
         tree = xr.open_datatree(d, engine="zarr", consolidated=False)
-        assert tree.attrs["draws"] == 17 and tree.posterior["draw"].values.tolist() == [*range(17)]
+        assert tree.attrs["draws"] == 21 and tree.posterior["draw"].values.tolist() == [*range(21)]
     # and by one
-    options = {"checkpoint": c, "checkpoint_every": 9, "store": d}
+    options = {"checkpoint": c, "checkpoint_every": 9, "store": d, "num_samples": 21}
     assert_same([chains(**options)], want)
 
 
@@ -314,6 +320,17 @@ def test_what_the_first_process_cannot_do_all_are_told(tmp_path):
     first, second = together(2, tmp_path / "a", _first_cannot_write, tmp_path / "c")
     raised([first], BlockingIOError, "is in use")
     raised([second], RuntimeError, "process 0 stopped the run: BlockingIOError")
+
+
+def _compiled():
+    mcmc = MCMC(ScoreOzakiKernel(MIXTURE, compile=True), **SMALL)
+    mcmc.run()
+    return drawn(mcmc)
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_shared_out(tmp_path):
+    assert_same(together(2, tmp_path / "a", _compiled), chains())
 
 
 SCRIPT = """

@@ -123,6 +123,8 @@ class Engine:
         self._rivals = (own, *others) if competes else (own,)
         self._sparing = competes and self.adapting  # walks with a curvature only to judge it
         self.count, self._halvings, self._rival = 0, 0, 0
+        self._until = 0  # where the block of steps ends, of which something is learned
+        self._rates: list[float] = []  # of acceptance, in the block
         ends = self.plan.windows or (self.plan.transient,)
         self._last_window, self._freezing = ends[-1], ends[-2:][0]
         before = [end for end in (self.plan.transient, *ends) if end < self._freezing]
@@ -180,6 +182,7 @@ class Engine:
         self._state = self._team.share(transition.init(self._law, u, self._method))
 
     def _begin(self, position: Tensor) -> None:
+        self._every = max(1, len(position) // COLLECTED)
         self._step_size = position.new_full((len(position), 1), self._given)
         self._noise = Noise(position, self.generator, self.jitter)
         if self._compiled is not None and self.adapting:
@@ -226,6 +229,8 @@ class Engine:
             "rival": self._rival,
             "halvings": self._halvings,
             "averaging": list(self._averaging),
+            "until": self._until,
+            "rates": list(self._rates),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
@@ -242,6 +247,7 @@ class Engine:
         if numbers["rival"] or self.count >= self._last_window:
             self._settle(numbers["rival"])
         self._averaging = DualAveraging(*numbers["averaging"])
+        self._until, self._rates = numbers["until"], list(numbers["rates"])
         self._step_size = tensors["walk.step_size"].to(device)
         self._open_window(position)
         self._stand(position)
@@ -262,7 +268,9 @@ class Engine:
         if transient and self._sparing and self.count in LOOKS:
             self._look()
         seeking = self.adapting and not transient and self.count < self._last_window
-        length = min(most, self._block())
+        if self.count >= self._until:
+            self._until = self.count + self._block()
+        length = min(most, self._until - self.count)
         trials = [
             self._jumps.trial(step) if seeking else (0, 0)
             for step in range(self.count, self.count + length)
@@ -286,7 +294,9 @@ class Engine:
         weights = (rival.weight, rival.shift) if len(self._running) > 1 else None
 
         def own(place: slice) -> tuple[State, Trail]:
-            part = Share(share.normal[:, place], share.uniform[:, place], share.scale)
+            # contiguous, as a compiled loop was told
+            normal, uniform = (t[:, place].contiguous() for t in share[:2])
+            part = Share(normal, uniform, share.scale)
             given = self.state, self._law, method, self._step_size[place], part, options
             if self._compiled is not None:
                 return self._compiled.walk(*given, weights)
@@ -308,14 +318,16 @@ class Engine:
         if count < plan.transient or len(self._running) > 1:
             return 1
         began = max(end for end in (plan.transient, *plan.windows) if end <= count)
-        until = min(end for end in (*plan.windows, plan.settled, plan.total) if end > count)
+        ends = [*plan.windows, plan.settled, plan.total]
+        if self._collecting <= count < self._freezing and self.frozen:
+            ends.append((count // self._every + 1) * self._every)
         # dual averaging is bold at first, and later each step says little
-        return max(1, min((count - began) // 4, AT_ONCE, until - count))
+        return max(1, min((count - began) // 4, AT_ONCE, min(e for e in ends if e > count) - count))
 
     @contextmanager
     def aside(self, factor: float) -> Iterator[None]:
         """Steps of `factor` × h and of other noise, after which all is as it was before."""
-        kept = self._state, self._everyone, self._step_size, self._noise, self.count
+        kept = self._state, self._everyone, self._step_size, self._noise, self.count, self._until
         source = torch.Generator(self.score.device)
         source.manual_seed(0 if self.generator is None else self.generator.initial_seed() ^ 1)
         self._step_size = self._step_size * factor
@@ -323,7 +335,9 @@ class Engine:
         try:
             yield
         finally:
-            self._state, self._everyone, self._step_size, self._noise, self.count = kept
+            self._state, self._everyone, self._step_size, self._noise, self.count, self._until = (
+                kept
+            )
 
     def _adapt(self, trail: Trail, transient: bool, trials: list[tuple[int, int]]) -> None:
         """Learn from the steps of a trail."""
@@ -334,24 +348,29 @@ class Engine:
             rates = info.acceptance.nan_to_num(0.0).mean(1).tolist()
             for trial, jump in zip(trials, info.jump, strict=True):
                 self._jumps.add(trial, jump)
-            own = [rate for rate, trial in zip(rates, trials, strict=True) if trial == (0, 0)]
-            if own:
-                # once for all of them: several changes on what one step size did would swing
-                seen = sum(own) / len(own)
-                self._averaging = adaptation.update(self._averaging, seen, self.target)
-            settled = self.count == self.plan.settled
-            shorter = self._halvings * math.log(2) if settled else 0.0
-            average = self._averaging.log_average if settled else self._averaging.log_step
-            self._set_step(average - shorter)
-        # the second half of the transient gives the first, rough metric
-        if self.count > self.plan.transient // 2:
-            self._covariance.add(self.to_x(trail.position.flatten(0, 1)))
-            every = max(1, len(self.position) // COLLECTED)
-            due = self.count // every > (self.count - steps) // every
-            if self.frozen and due and self._collecting < self.count < self._freezing:
-                self._curvature.add(self._curvature_here())
+            self._rates += [r for r, trial in zip(rates, trials, strict=True) if trial == (0, 0)]
+            if self.count == self._until:
+                self._adapt_step()
+        for i in range(steps):
+            # the second half of the transient gives the first, rough metric
+            if self.count - steps + i + 1 > self.plan.transient // 2:
+                self._covariance.add(self.to_x(trail.position[i]))
+        collecting = self._collecting < self.count < self._freezing
+        if self.frozen and collecting and self.count % self._every == 0:
+            self._curvature.add(self._curvature_here())
         if self.count == self.plan.transient or self.count in self.plan.windows:
             self._end_window()
+
+    def _adapt_step(self) -> None:
+        """Once for a block: several changes on what one step size did would swing."""
+        if self._rates:
+            seen = sum(self._rates) / len(self._rates)
+            self._averaging = adaptation.update(self._averaging, seen, self.target)
+            self._rates = []
+        settled = self.count == self.plan.settled
+        shorter = self._halvings * math.log(2) if settled else 0.0
+        average = self._averaging.log_average if settled else self._averaging.log_step
+        self._set_step(average - shorter)
 
     def _set_step(self, log_step: float) -> None:
         self._step_size = torch.full_like(self._step_size, log_step).exp()
