@@ -327,7 +327,8 @@ class Engine:
     @contextmanager
     def aside(self, factor: float) -> Iterator[None]:
         """Steps of `factor` × h and of other noise, after which all is as it was before."""
-        kept = self._state, self._everyone, self._step_size, self._noise, self.count, self._until
+        kept = self._state, self._everyone, self._step_size, self._noise
+        counts = self.count, self._until
         source = torch.Generator(self.score.device)
         source.manual_seed(0 if self.generator is None else self.generator.initial_seed() ^ 1)
         self._step_size = self._step_size * factor
@@ -335,9 +336,8 @@ class Engine:
         try:
             yield
         finally:
-            self._state, self._everyone, self._step_size, self._noise, self.count, self._until = (
-                kept
-            )
+            self._state, self._everyone, self._step_size, self._noise = kept
+            self.count, self._until = counts
 
     def _adapt(self, trail: Trail, transient: bool, trials: list[tuple[int, int]]) -> None:
         """Learn from the steps of a trail."""
@@ -395,7 +395,7 @@ class Engine:
             begin = self.step_size if factor is None else 1.0
             self._averaging = adaptation.dual_averaging(begin)
             self._step_size = torch.full_like(self._step_size, begin)
-        if self.adapting and self.plan.windows and (last or self._decided(len(position))):
+        if last or self._decided(len(position)):
             self._choose()
         self._open_window(position)
         self.start(position)
@@ -407,7 +407,8 @@ class Engine:
 
     def _choose(self) -> None:
         """Settle on the proposal and the fraction of its step that moved furthest."""
-        rival, halvings = self._jumps.best() if self._running == self._rivals else (0, 0)
+        judged = self.adapting and self._running == self._rivals
+        rival, halvings = self._jumps.best() if judged else (0, 0)
         self._halvings = 0 if rival else halvings
         self._settle(rival)
 
