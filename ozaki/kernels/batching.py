@@ -144,13 +144,13 @@ class Batching:
         self._warned = True
 
 
-def agree(a: Tensor, b: Tensor) -> bool:
-    """Whether two routes gave the same numbers, up to what rounding may do."""
+def agree(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:
+    """Whether two routes gave the same numbers, up to what rounding, here the least, may do."""
     if a.shape != b.shape:
         return False
     if not b.is_floating_point():
         return torch.equal(a, b)
-    tolerance = torch.finfo(b.dtype).eps ** 0.4
+    tolerance = max(torch.finfo(b.dtype).eps ** 0.4, rounding)
     finite = b.abs()[b.isfinite()]
     scale = 1 + (float(finite.max()) if finite.numel() else 0.0)
     return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)
