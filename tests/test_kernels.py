@@ -1,7 +1,6 @@
 """The Pyro face: what stock MCMC, StreamingMCMC and ozaki.MCMC ask of a kernel."""
 
 import json
-import os
 import pickle
 import signal
 import threading
@@ -209,7 +208,7 @@ def test_thinning_keeps_every_kth_draw():
 def test_ctrl_c_keeps_the_draws_made_so_far():
     def interrupt(kernel, params, stage, i):
         if stage == "Sample" and i == 7:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread, at once
 
     assert threading.current_thread() is threading.main_thread()
     mcmc = MCMC(ScoreOzakiKernel(GAUSS), hook_fn=interrupt, **FEW)
@@ -219,7 +218,7 @@ def test_ctrl_c_keeps_the_draws_made_so_far():
     assert mcmc.to_inference_data().posterior.sizes["draw"] == 7
 
     def early(kernel, params, stage, i):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread, at once
 
     with pytest.raises(KeyboardInterrupt):
         MCMC(ScoreOzakiKernel(GAUSS), hook_fn=early, **FEW).run()

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 KERNELS = [ScoreOzakiKernel, ScoreLangevinKernel]
 
 
-def run(kernel, model, *args, chains=64, draws=150, warm=400, seed=1):
+def run(kernel, model, *args, chains=256, draws=60, warm=200, seed=1):
+    # a step costs much the same for any number of chains
     mcmc = MCMC(kernel(model), num_samples=draws, warmup_steps=warm, num_chains=chains, seed=seed)
     mcmc.run(*args)
     return mcmc.get_samples(group_by_chain=True)
@@ -83,7 +84,7 @@ def test_lkj_correlation(kernel):
     def model():
         pyro.sample("L", dist.LKJCholesky(3, 2.0))
 
-    factor = run(kernel, model, draws=200)["L"]
+    factor = run(kernel, model, draws=100)["L"]
     correlation = (factor @ factor.mT)[..., [1, 2, 2], [0, 0, 1]]
     # each margin of LKJ(η) in dimension d: (r + 1)/2 ~ Beta(a, a), a = η + (d − 2)/2
     a = 2.0 + 0.5
@@ -105,9 +106,9 @@ def check_schools(draws, kernel, reference):
         kernel,
         schools,
         torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
-        chains=128,
+        chains=256,
         draws=draws,
-        warm=600,
+        warm=300,
     )
     for name, index in (("mu", ...), ("eta", (..., 0)), ("theta", (..., 0))):
         same_law(found[name][index], reference[name][index])
@@ -139,7 +140,7 @@ def by_quadrature():
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_eight_schools_non_centred(kernel):
-    check_schools(150, kernel, by_quadrature())
+    check_schools(120, kernel, by_quadrature())
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def schedule(warmup_steps: int) -> Schedule:
 
     Example:
         >>> schedule(1000)
-        Schedule(transient=150, windows=(200, 300, 500, 900), settled=970, total=1000)
+        Schedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
     """
     transient = min(200, math.ceil(0.15 * warmup_steps))
     last = warmup_steps - min(max(warmup_steps // 10, 50), warmup_steps // 4)
