@@ -2,17 +2,19 @@
 
     python -m benchmarks.score_accuracy [--quick] [--seed N] [--only FAMILY ...] [--seeds N]
 
-For each law, σ and seed one first-order network is trained by DSM, one by antithetic DSM, and then,
-on the latter, heads for s2, every one a network of its own of the same kind (`Trunks`, gated
-residual blocks: width and depth stand in the JSON), which begins with the features of s1 where it
-is a diagonal, as `DSMTrainer` has it: the same fresh draws for all heads, as many steps as s1,
-Adam with the trainer's schedule and averaging. Errors are E‖s2 − truth‖² at noisy points x̃ ~ p_σ,
-of all entries for the normals, which have low-rank heads, and of the diagonal for the rest; the
-truth is the smoothed law's, and beside it the clean law's, as in the paper. "constant" is the mean
-of the true s2: what a network that has learned nothing could give at best.
+For each law, σ and seed one first-order network is trained by DSM, one by antithetic DSM, one by
+antithetic DSM as what is left of a normal's score (`Baseline`, of up to 100,000 of the draws), as
+`DSMTrainer` has it, and then, on the last and with the same baseline, heads for s2, every one a
+network of its own of the same kind (`Trunks`, gated residual blocks: width and depth stand in the
+JSON), which begins with the features of s1 where it is a diagonal: the same fresh draws for all
+heads, as many steps as s1, Adam with the trainer's schedule and averaging. Errors are
+E‖s2 − truth‖² at noisy points x̃ ~ p_σ, of all entries for the normals, which have low-rank heads,
+and of the diagonal for the rest; the truth is the smoothed law's, and beside it the clean law's, as
+in the paper. "constant" is the mean of the true s2: what a network that has learned nothing could
+give at best.
 
 The paper's own networks stand beside them on the 50-d logistic mixture: tanh, three layers, 128
-units for s1 and 32 for s2, in the same preconditioning.
+units for s1 and 32 for s2, in the same preconditioning, without a baseline.
 
 Results are merged into the JSON by law, σ and seed, so that long families can run one by one.
 """
@@ -34,7 +36,8 @@ from benchmarks import common, laws
 from benchmarks.score_speed import FIGURES
 from ozaki.linalg import SymmetricOperator
 from ozaki.scores import objectives
-from ozaki.scores.networks import Heads, ScoreNetwork, Trunks, starting_signs
+from ozaki.scores.baseline import fitted
+from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
 from ozaki.scores.options import OBJECTIVES, REDUCE_BELOW
 from ozaki.scores.training import WARM_RATE
 
@@ -55,7 +58,8 @@ MARKS = {
     DEFAULT: ("o", "tab:blue"),
     "constant": ("|", "tab:grey"),
 }
-ROWS = ["autodiff (dsm)", "autodiff (dsm-vr)", *HEADS, "constant"]
+FIRST = ("dsm", "dsm-vr", "dsm-vr, baseline")
+ROWS = [*(f"autodiff ({name})" for name in FIRST), *HEADS, "constant"]
 
 
 class Family(NamedTuple):
@@ -90,7 +94,7 @@ FAMILIES = {
 }
 PAPERS = "paper's networks, 50-d logistic"
 FAMILIES[PAPERS] = FAMILIES["logistic mixture, 50-d"]._replace(published=True)
-DEPTH, EMA, CLIP, POINTS = 2, 0.998, 5.0, 1000
+DEPTH, EMA, CLIP, POINTS, MOST_ROWS = 2, 0.998, 5.0, 1000, 100_000
 
 
 class Published(nn.Module):
@@ -143,9 +147,10 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
     dim, scale = law.dim, laws.spread(law)
-    seen = law.sample(2048, torch.Generator().manual_seed(seed))
+    count = min(family.steps * family.batch, MOST_ROWS)
+    seen, held = law.sample(count, torch.Generator().manual_seed(seed)).split(count * 9 // 10)[:2]
 
-    def network(order: int) -> ScoreNetwork:
+    def network(order: int, baseline: bool = True) -> ScoreNetwork:
         rank = family.rank if order == 2 else 0
         if family.published:
             trunk: nn.Module = Published(dim, order)
@@ -154,16 +159,18 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
             if order == 2:
                 trunk.first.requires_grad_(False)  # s1 is another network's
         net = ScoreNetwork(trunk, torch.Size([dim]), sigma, Heads(order, rank), 0.0, scale)
-        if net.weights is not None:  # as `DSMTrainer` does
-            net.weights.data.copy_(starting_signs(seen, sigma, rank))
+        if baseline and not family.published:
+            net.depart_from(fitted(seen, held, sigma, rank).to(seen.dtype))
         return net
 
-    plain, paired = (Learner(network(1), family) for _ in range(2))
+    first_order = [Learner(network(1, name == FIRST[-1]), family) for name in FIRST]
+    plain, _, paired = first_order
     first_size = (sigma**2 + scale**2) / dim
     for number in range(1, family.steps + 1):
         x, z = law.sample(family.batch, g), torch.randn(family.batch, dim, generator=g)
         points, noise = objectives.pair(x, z, sigma)
-        for learner, at, drawn in ((plain, points[0], z), (paired, points, noise)):
+        for learner in first_order:
+            at, drawn = (points[0], z) if learner is plain else (points, noise)
             began = time.perf_counter()
             loss = objectives.first_order(learner.net.first(at), drawn, sigma).mean()
             learner.step(first_size * loss, number)
@@ -193,7 +200,7 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
             )
             learner.step(loss, number)
             learner.seconds += time.perf_counter() - began
-    return {"dsm": plain, "dsm-vr": paired, **heads}
+    return {**dict(zip(FIRST, first_order, strict=True)), **heads}
 
 
 def _loss(net, terms, x, z, points, noise, sigma, scale, s1, clean, product, v) -> Tensor:
@@ -225,7 +232,7 @@ def errors(learners: dict[str, Learner], law: Any, sigma: float, full: bool) -> 
         return s2.dense() if full else s2.diagonal()
 
     found: dict[str, Tensor] = {}
-    for name in ("dsm", "dsm-vr"):
+    for name in FIRST:
         first = learners[name].average.first
         jacobian = torch.cat(
             [torch.func.vmap(torch.func.jacrev(first))(block) for block in points.split(100)]
@@ -240,7 +247,7 @@ def errors(learners: dict[str, Learner], law: Any, sigma: float, full: bool) -> 
     def error(a: Tensor, b: Tensor) -> float:
         return float((a - b).square().flatten(1).sum(-1).mean())
 
-    s1 = learners["dsm-vr"].average.first(points)
+    s1 = learners[FIRST[-1]].average.first(points)
     return {
         "error": {name: error(s2, truth) for name, s2 in found.items()},
         "error_clean": {name: error(s2, other) for name, s2 in found.items()},
@@ -307,6 +314,7 @@ def bars(rows: list[dict]) -> list[dict]:
     auto, mix = "autodiff (dsm-vr)", "Gaussian mixture, "
     asked = [
         ("normals: default / autodiff", "<= 0.2", (DEFAULT, auto, "normal")),
+        ("normals: default / size", "-", (DEFAULT, "size", "normal")),
         ("logistic: default / autodiff", "<= 1", (DEFAULT, auto, "logistic")),
         ("logistic 50-d: default / constant", "<= 0.5", (DEFAULT, "constant", "tic mixture, 50")),
         ("mixture 10-d: default / autodiff", "<= 0.7", (DEFAULT, auto, mix + "10")),

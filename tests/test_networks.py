@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ozaki.linalg import Diagonal, LowRank
-from ozaki.scores.networks import Heads, ResidualMLP, ScoreNetwork, Trunks, starting_signs
+from ozaki.scores.networks import Heads, ResidualMLP, ScoreNetwork, Trunks
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -180,33 +180,6 @@ def test_noise_level_reaches_a_trunk_of_many(conditional: bool):
     u = torch.randn(3, 2)
     low, high = mlp(u, torch.full((3,), -1.0)), mlp(u, torch.full((3,), 1.0))
     assert torch.equal(low, high) != conditional
-
-
-@pytest.mark.parametrize(
-    ("stiff", "others", "sigma", "rank", "positive"),
-    [
-        # 12 narrow directions among wide ones, and 12 wide ones among narrow
-        (0.1, 1.0, 0.2, 16, range(2, 5)),
-        (3.0, 0.2, 0.1, 16, range(11, 15)),
-        # a normal alike in all directions leaves the choice to the draws, but none without a sign
-        (1.0, 1.0, 0.2, 16, range(2, 15)),
-    ],
-)
-def test_low_rank_signs_begin_as_those_of_the_normal(stiff, others, sigma, rank, positive):
-    g = torch.Generator().manual_seed(0)
-    turn, _ = torch.linalg.qr(torch.randn(40, 40, generator=g))
-    scale = torch.full((40,), others)
-    scale[:12] = stiff
-    rows = (scale * torch.randn(2000, 40, generator=g)) @ turn + 7
-    signs = starting_signs(rows, sigma, rank)
-    assert signs.shape == (rank,) and set(signs.tolist()) <= {-1.0, 1.0}
-    assert int((signs > 0).sum()) in positive
-
-
-@pytest.mark.parametrize(("n", "dim", "rank"), [(3, 50, 10), (2, 5, 5), (1, 4, 1), (20, 6, 6)])
-def test_low_rank_signs_of_few_rows(n: int, dim: int, rank: int):
-    signs = starting_signs(torch.randn(n, dim), 0.5, rank)
-    assert signs.shape == (rank,) and bool((signs.abs() == 1).all())
 
 
 @pytest.mark.parametrize("shared", [False, True])

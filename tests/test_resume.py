@@ -236,7 +236,7 @@ def run(arguments: list[str], folder: Path, processes: int = 1) -> subprocess.Co
 
 def test_two_processes_reach_the_result_of_one(tmp_path: Path):
     np.save(tmp_path / "data.npy", DATA.numpy())
-    options = ["data.npy", "--sigma", "0.5", "--max-steps", "150", "--batch-size", "32"]
+    options = ["data.npy", "--sigma", "0.5", "--max-steps", "60", "--batch-size", "32"]
     one = run([*options, "--out", "one"], tmp_path)
     assert one.returncode == 0, one.stderr
     two = run([*options, "--out", "two", "--checkpoint", "state"], tmp_path, processes=2)

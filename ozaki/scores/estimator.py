@@ -1,5 +1,6 @@
 """A score learned from data: trained networks, the noise level, and the data's units (floor 2)."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from ozaki import validation
 from ozaki.linalg import Diagonal, SymmetricOperator
 from ozaki.scores import archive, moments, objectives
 from ozaki.scores.base import CurvatureKind, Expansion, Score
+from ozaki.scores.baseline import Baseline
 from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.networks import Heads, Outputs, ScoreNetwork, Trunks
 from ozaki.scores.standardisation import Standardisation, rows_of
@@ -264,6 +266,7 @@ class ScoreEstimator(Score):
             FileExistsError: `folder` holds an estimator and `overwrite` is False, or something
                 else.
         """
+        base = self.network.baseline
         settings = {
             "dtype": str(self.dtype).removeprefix("torch."),
             "event_shape": list(self.event_shape),
@@ -271,6 +274,7 @@ class ScoreEstimator(Score):
             "heads": self.network.heads._asdict(),
             "centre": self.network.centre,
             "spread": self.network.spread,
+            "baseline": None if base is None else {"rank": base.rank, "below": base.below},
             "standardize": self.standardisation.kind,
             "architecture": self.architecture,
             "network": type(self.network.network).__qualname__,
@@ -389,7 +393,20 @@ def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> Scor
         heads,
         float(settings["centre"]),
         validation.positive("spread", settings["spread"]),
+        _baseline(settings),
     ).to({"float32": torch.float32, "float64": torch.float64}[settings["dtype"]])
+
+
+def _baseline(settings: Mapping[str, Any]) -> Baseline | None:
+    """An empty one where there was one; the first archives do not say."""
+    found = settings.get("baseline")
+    if found is None:
+        return None
+    rank = validation.count("baseline rank", found["rank"], minimum=0)
+    below = validation.count("baseline below", found["below"], minimum=0)
+    if rank != settings["heads"]["rank"] or below > rank:
+        raise ValueError(f"baseline must fit the heads, but was {found}")
+    return Baseline(math.prod(settings["event_shape"]), rank, below)
 
 
 def _text(sigma: float | tuple[float, float]) -> str:

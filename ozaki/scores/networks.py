@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from ozaki.linalg import Diagonal, LowRank, SymmetricOperator
+from ozaki.scores.baseline import Baseline
 from ozaki.shapes import Float
 
 # measured: 3 was a quarter worse on 2-d mixtures, 0.5 the same on logistic mixtures in 50-d
@@ -235,40 +236,6 @@ class Trunks(nn.Module):
         return tuple(outputs)
 
 
-@torch.no_grad()
-def starting_signs(rows: Float[Tensor, "n dim"], sigma: float, rank: int) -> Float[Tensor, " rank"]:
-    """The signs with which low-rank weights begin: those of the normal with the rows' covariance.
-
-    Its s2 has the eigenvalues −1/(μ + σ²). A constant diagonal and r columns hold D − r
-    neighbouring ones of them by their mean, and the rest exactly, those above by positive columns,
-    those below by negative ones: the D − r that vary least are left to the diagonal. A weight
-    crosses zero only slowly, for its column vanishes with it: 1,000 steps of OCM on a 100-d normal
-    that needs 30 negative columns of 40 left an error of 4.9 from half of either sign, and of 0.001
-    from all negative ones. An eighth is of either sign always, for the data that are no normal.
-
-    Args:
-        rows: points in the network's units, (n, D).
-        sigma: σ.
-        rank: r ≤ D.
-
-    Returns:
-        ±1, (r,), the positive ones first.
-    """
-    n, dim = rows.shape
-    centred = (rows.double() - rows.double().mean(0)) / max(n - 1, 1) ** 0.5
-    # the smaller of the two Gram matrices: the other's further eigenvalues are zero
-    variances = torch.zeros(dim, dtype=torch.float64)
-    found = torch.linalg.eigvalsh(centred.mT @ centred if dim <= n else centred @ centred.mT)
-    variances[dim - len(found) :] = found.clamp_min(0).cpu()
-    values = -1 / (variances + sigma**2)  # ascending
-    windows = values.unfold(0, max(dim - rank, 1), 1)[: rank + 1].var(-1, correction=0)
-    # the first of the window's start is the number of columns below; halves where all do as well
-    starts = torch.nonzero(windows <= windows.min() * (1 + 1e-6)).flatten()
-    negative = int(starts[(starts - rank / 2).abs().argmin()])
-    negative = min(max(negative, rank // 8), rank - rank // 8)
-    return torch.cat((torch.ones(rank - negative), -torch.ones(negative)))
-
-
 class ScoreNetwork(nn.Module):
     """s1, s2 and higher diagonals of p_σ from a trunk F, G, B, H, with c² = 1/(σ² + σ_d²).
 
@@ -284,6 +251,11 @@ class ScoreNetwork(nn.Module):
     the heads are not signed they are 1, and C, the posterior covariance over σ², is positive
     definite by construction. s3 and s4 are c³ H and c⁴ H.
 
+    With a baseline, a normal of another covariance S takes the place of the isotropic one: with
+    P = (S + σ² I)⁻¹, s1 = −P (x − mean) + c² σ_d F(c v), t₀ is that of diag(−P), and the columns of
+    `Baseline.factor` are added to B. The trunk's points are not whitened: so they made s1 and s2 a
+    quarter worse on a 10-d mixture.
+
     Args:
         network: the trunk; the module's docstring says how it is called.
         event_shape: the shape in which the trunk sees a point.
@@ -291,6 +263,7 @@ class ScoreNetwork(nn.Module):
         heads: what is estimated.
         centre: subtracted from the points.
         spread: σ_d, the standard deviation of the data; 1 where they are standardised.
+        baseline: the normal at which F, G, B = 0, where it is not the isotropic one.
     """
 
     mixed: torch.dtype | None = None  # the dtype of the trunk's products, while training so
@@ -303,9 +276,11 @@ class ScoreNetwork(nn.Module):
         heads: Heads,
         centre: float = 0.0,
         spread: float = 1.0,
+        baseline: Baseline | None = None,
     ):
         super().__init__()
         self.network = network
+        self.baseline = baseline
         self.event_shape = torch.Size(event_shape)
         self.sigma = sigma
         self.heads = heads
@@ -323,10 +298,29 @@ class ScoreNetwork(nn.Module):
     def at(self, sigma: float) -> "ScoreNetwork":
         """The same weights at one σ."""
         view = ScoreNetwork(
-            self.network, self.event_shape, sigma, self.heads, self.centre, self.spread
+            self.network,
+            self.event_shape,
+            sigma,
+            self.heads,
+            self.centre,
+            self.spread,
+            self.baseline,
         )
         view.weights = self.weights
         return view.train(self.training)
+
+    @torch.no_grad()
+    def depart_from(self, baseline: Baseline) -> None:
+        """Begin at another normal: low-rank columns that it has need no noise to grow from."""
+        self.baseline = baseline
+        if self.weights is not None:
+            self.weights.copy_(baseline.signs)
+        level = math.prod(self.sigma) ** 0.5 if isinstance(self.sigma, tuple) else self.sigma
+        for head in self.network.modules() if isinstance(self.network, Trunks) else ():
+            if isinstance(head, Head) and head.rank:
+                start = baseline.factor(level, (level**2 + self.spread**2) ** -0.5)
+                noise = head.factor.bias.view(-1, head.rank)
+                noise *= (start.square().sum(0) < noise.square().sum(0)).to(noise)
 
     def forward(
         self,
@@ -346,9 +340,15 @@ class ScoreNetwork(nn.Module):
             sigma = self.sigma
         c2 = 1 / (sigma**2 + self.spread**2)
         c = c2**0.5
+        base = self.baseline
         v = x - self.centre if self.centre else x
         first, *rest = self.trunk(c * v, sigma, orders)
-        s1 = v if first is None else c2 * (self.spread * first - v)
+        if first is None:
+            s1 = v
+        elif base is None:
+            s1 = c2 * (self.spread * first - v)
+        else:
+            s1 = c2 * self.spread * first + base.score(x, sigma)
         if not rest:
             return Outputs(s1, None)
         a = self._diagonal(rest.pop(0), sigma, c2)
@@ -356,7 +356,10 @@ class ScoreNetwork(nn.Module):
         if self.heads.rank:
             # c² in the r weights, not in the D × r entries of the factor
             weights = a.new_ones(self.heads.rank) if self.weights is None else self.weights
-            s2 = LowRank(a, rest.pop(0), c2 * weights)
+            factor = rest.pop(0)
+            if base is not None:
+                factor = factor + base.factor(sigma, c)
+            s2 = LowRank(a, factor, c2 * weights)
         higher = tuple(c ** (n + 3) * h for n, h in enumerate(rest))
         return Outputs(s1, s2, higher)
 
@@ -439,6 +442,9 @@ class ScoreNetwork(nn.Module):
 
     def _start(self, sigma: float | Tensor, c2: float | Tensor) -> float | Tensor:
         """t₀/σ²: where G = 0 gives the C of the normal."""
+        if self.baseline is not None:
+            a, variance = self.baseline.diagonal(sigma)
+            return torch.where(variance >= 0.5, a, 0.5 * ((2 * variance).log() - 1) / sigma**2)
         variance = self.spread**2 * c2
         if isinstance(variance, float) and not isinstance(sigma, Tensor):
             return -c2 if variance >= 0.5 else 0.5 * (math.log(2 * variance) - 1) / sigma**2

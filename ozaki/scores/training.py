@@ -19,9 +19,10 @@ from tqdm import tqdm
 from ozaki import checkpoint as checkpoints
 from ozaki import validation
 from ozaki.scores import options
+from ozaki.scores.baseline import fitted, starting_signs, variances
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.losses import LossPlan
-from ozaki.scores.networks import Heads, ScoreNetwork, Trunks, starting_signs
+from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
 from ozaki.scores.optimisation import HELD_OUT_PAIRS, Phase, Schedule
 from ozaki.scores.sources import Source, open_source
 from ozaki.scores.standardisation import Standardisation, standardisation
@@ -70,6 +71,9 @@ class DSMTrainer:
             the plain losses at one noise draw.
         joint: True trains s1 and s2 together, False s1 first and then s2 on it, in as many steps
             again. None is False for ozaki's own networks, and True for another.
+        baseline: whether the network learns what is left of the score of the normal with the data's
+            covariance, which is what makes correlated data quick to learn. None is True for ozaki's
+            own network and (N, D) data up to 1024-d.
         standardize: "columns", "scalar" (one mean and scale for all), or None; "auto" is
             "columns" for (N, D) data and None for images.
         network: any module called as ``network(u, noise)``, see ozaki.scores.networks; it is
@@ -120,6 +124,7 @@ class DSMTrainer:
         order: int = 2,
         variance_reduction: bool | str = "auto",
         joint: bool | None = None,
+        baseline: bool | None = None,
         standardize: str | None = "auto",
         network: nn.Module | None = None,
         width: int | None = None,
@@ -157,6 +162,7 @@ class DSMTrainer:
             "variance_reduction", variance_reduction, ("auto", True, False)
         )
         self.joint = network is not None if joint is None else validation.flag("joint", joint)
+        self.baseline = None if baseline is None else validation.flag("baseline", baseline)
         self.standardize = validation.choice(
             "standardize", standardize, ("auto", "columns", "scalar", None)
         )
@@ -285,14 +291,24 @@ class DSMTrainer:
             spread,
         )
         dtype = options.dtype(self.precision)
-        if net.weights is not None:
+        level = math.sqrt(sigma[0] * sigma[1]) if isinstance(sigma, tuple) else sigma
+        if self._departs(source.event_shape):
+            seen, held = (units.forward(part, torch.float64) for part in (rows, source.held))
+            net.depart_from(fitted(seen, held, level, rank, self.signed))
+        elif net.weights is not None:
             some = rows[:: max(1, len(rows) // SIGN_ROWS)][:SIGN_ROWS]
-            level = math.sqrt(sigma[0] * sigma[1]) if isinstance(sigma, tuple) else sigma
-            signs = starting_signs(units.forward(some, torch.float64), level, rank)
-            net.weights.data.copy_(signs)
+            spectrum = variances(units.forward(some, torch.float64))
+            net.weights.data.copy_(starting_signs(spectrum, level, rank))
         net = net.requires_grad_().to(fabric.device, dtype)
         net.check(torch.empty(0, dtype=dtype, device=fabric.device))
         return units.to(fabric.device), net
+
+    def _departs(self, event_shape: torch.Size) -> bool:
+        """Whether s1 and s2 are learned as what they are beyond a normal's."""
+        if self.baseline is not None:
+            return self.baseline
+        plain = len(event_shape) == 1 and event_shape.numel() <= options.MOST_BASELINE
+        return self.network is None and plain
 
     def _architecture(self, dim: int) -> dict[str, Any]:
         """The arguments of `Trunks`."""
@@ -416,6 +432,7 @@ class DSMTrainer:
             "order": self.order,
             "variance_reduction": self.variance_reduction,
             "joint": self.joint,
+            "baseline": self.baseline,
             "standardize": self.standardize,
             "network": None if self.network is None else type(self.network).__qualname__,
             "width": self.width,
