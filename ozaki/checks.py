@@ -20,6 +20,8 @@ CALIBRATION = (0.8, 1.25)
 STEIN_P = 0.01
 BIAS_LEAST, BIAS_ERRORS = 0.1, 3.0  # in standard deviations, and in standard errors
 
+MOST_NAMED = 4  # chains that one thing is wrong with
+
 STUCK_REMEDY = "Use a smaller step_size or a longer warm-up, or start that chain elsewhere."
 
 
@@ -64,12 +66,28 @@ class Evidence(NamedTuple):
     worst_mcse: float
 
 
+Check = Callable[[Evidence], Iterator[Problem]]
+
+
 def is_constant(draws: np.ndarray) -> bool:
     """Whether draws differ by rounding alone."""
     if draws.dtype.kind != "f":
         return bool(np.all(draws == draws.flat[0]))
     size = np.abs(draws).max()
     return bool(np.ptp(draws) <= 4 * np.finfo(draws.dtype).eps * size)
+
+
+def _first_few(check: Check, more: str) -> Check:
+    """A check that names the first chains it finds, and counts the rest."""
+
+    def few(e: Evidence) -> Iterator[Problem]:
+        problems = list(check(e))
+        yield from problems[:MOST_NAMED]
+        if len(problems) > MOST_NAMED:
+            rest = plural(len(problems) - MOST_NAMED, "more chain")
+            yield problems[0]._replace(what=f"{rest} {more}")
+
+    return few
 
 
 def _not_finite(e: Evidence) -> Iterator[Problem]:
@@ -270,11 +288,11 @@ def some(names: list[str], limit: int = 5) -> str:
 
 
 # in the order in which they are told; a new check is a function and a row here
-CHECKS: tuple[Callable[[Evidence], Iterator[Problem]], ...] = (
-    _not_finite,
-    _divergences,
+CHECKS: tuple[Check, ...] = (
+    _first_few(_not_finite, "left the finite numbers"),
+    _first_few(_divergences, "diverged"),
     _few,
-    _stuck,
+    _first_few(_stuck, "stood still"),
     _rhat,
     _ess,
     _acceptance,

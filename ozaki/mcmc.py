@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ozaki import diagnostics, report, streaming, validation
-from ozaki.checks import plural
+from ozaki.checks import MOST_NAMED, plural
 from ozaki.draws import Draws
 from ozaki.kernels import prediction, ranks
 from ozaki.kernels.pyro_model import PyroModelScore
@@ -495,13 +495,12 @@ class MCMC(PyroMCMC):
         util.print_summary(self._numbers(), prob=prob)
         total = sum(len(found["divergences"]) for found in self._diagnostics)
         print(f"Number of divergences: {total}")  # noqa: T201
-        for chain, found in enumerate(self._diagnostics):
-            if found["divergences"]:
-                first = found["divergences"][0]
-                print(  # noqa: T201
-                    f"Chain {chain}: {len(found['divergences'])} divergences, the first at draw "
-                    f"{first}"
-                )
+        found = [(i, found["divergences"]) for i, found in enumerate(self._diagnostics)]
+        diverged = [(chain, at) for chain, at in found if at]
+        for chain, at in diverged[:MOST_NAMED]:
+            print(f"Chain {chain}: {plural(len(at), 'divergence')}, the first at draw {at[0]}")  # noqa: T201
+        if len(diverged) > MOST_NAMED:
+            print(f"and {plural(len(diverged) - MOST_NAMED, 'more chain')}")  # noqa: T201
 
     def report(self, path: str | Path, *, title: str = "Markov chain report") -> Verdict:
         """Write one self-contained HTML page that says whether to trust the draws.

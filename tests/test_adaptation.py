@@ -348,3 +348,35 @@ def test_jitter_scales_each_step_about_the_one_that_was_found():
     engine.walk()
     moved = engine.position.square().sum(-1) / found.normal[0].square().sum(-1)
     assert float(moved.median()) == pytest.approx(0.01 * float(found.scale), rel=0.01)
+
+
+def steep_tail(monkeypatch, short: float, step_size: float | None = None):
+    """Chains on exp(−x⁴) that begin at 2.6 after warm-up: whether they moved, and divergences."""
+    monkeypatch.setattr("ozaki.kernels.engine.SHORT", short)
+    score = LogDensityScore(lambda x: -(x**4).sum(), (1,), dtype=torch.float64)
+    g = torch.Generator().manual_seed(0)
+    engine = Engine(
+        score, LANGEVIN, warmup_steps=300, target=0.574, step_size=step_size, generator=g
+    )
+    engine.start(0.5 * torch.randn(50, 1, generator=g, dtype=torch.float64))
+    while engine.warming_up:
+        engine.walk(8)
+    far = torch.full((50, 1), 2.6, dtype=torch.float64)
+    engine.start(far)
+    moved, diverging = torch.zeros(50, dtype=torch.bool), 0
+    for _ in range(160):
+        info = engine.walk().info
+        moved |= info.accepted[0]
+        diverging += int(info.diverging.sum())
+    return float(moved.double().mean()), diverging
+
+
+def test_a_short_step_now_and_then_brings_chains_home_from_a_steep_tail(monkeypatch):
+    assert steep_tail(monkeypatch, 1.0)[0] < 0.1
+    moved, diverging = steep_tail(monkeypatch, 1 / 8)
+    assert moved > 0.95
+    # that the long steps end far below is a step refused, and no divergence
+    assert diverging == 0
+    # a step size that is given is walked as it is, and says what it meets
+    stuck, diverging = steep_tail(monkeypatch, 1 / 8, step_size=0.4)
+    assert stuck < 0.1 and diverging > 1000

@@ -321,3 +321,15 @@ def test_bad_arguments_of_the_discrepancy_are_named(generator):
         kernel_stein_discrepancy(x, x, statistic="W")
     with pytest.raises(ValueError, match="scale must have shape"):
         kernel_stein_discrepancy(x, x, scale=torch.ones(3))
+
+
+def test_what_many_chains_have_in_common_is_told_once():
+    diverging = np.zeros((40, 1000), bool)
+    diverging[:30, 143] = True
+    x = np.random.default_rng(0).normal(size=(40, 1000))
+    x[12:, 200:500] = x[12:, 200:201]
+    told = [problem.what for problem in judge(x, diverging=diverging).problems]
+    assert sum("diverged" in what for what in told) == 5
+    assert "26 more chains diverged" in told
+    assert sum("stood still" in what for what in told) == 5
+    assert "24 more chains stood still" in told

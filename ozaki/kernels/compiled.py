@@ -200,11 +200,11 @@ class _Loop:
     def _unpack(self, kept: Tensor) -> Trail:
         """Rows of `_pack`, (steps, …), back as a trail."""
         chains, dim = self._like.position.shape
-        sizes = [chains * dim, chains, chains, chains, dim, chains]
-        flat, acceptance, accepted, diverging, jump, modified, density = kept.split(
+        sizes = [chains * dim, chains, chains, chains, chains, dim, chains]
+        flat, acceptance, accepted, diverging, broken, jump, modified, density = kept.split(
             [*sizes, chains if self._has_density else 0], 1
         )
-        info = Info(acceptance, accepted.bool(), diverging.bool(), jump, modified)
+        info = Info(acceptance, accepted.bool(), diverging.bool(), broken.bool(), jump, modified)
         position = flat.unflatten(1, (chains, dim))
         return Trail(position, density if self._has_density else None, info)
 

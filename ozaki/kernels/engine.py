@@ -311,6 +311,7 @@ class Engine:
             return transition.walk(*given)
 
         self._state, trail = self._team.walk(share.normal.shape, own)
+        trail = self._judged(trail)
         self._everyone = trail.position[-1]
         self.count += len(trail.position)
         if self.count <= self.plan.total:
@@ -319,10 +320,30 @@ class Engine:
 
     def _short(self, step: int) -> bool:
         """Whether a step is a short one, from which nothing is learned of the others."""
-        corrected = self.method.correction != "none" or step < self.plan.settled
         # an even one: odd ones are the trials of warm-up
-        turn = step % SHORT_EVERY == SHORT_EVERY - 2
-        return turn and corrected and self.adapting and step >= self.plan.transient
+        return step % SHORT_EVERY == SHORT_EVERY - 2 and self._shortens(step)
+
+    def _shortens(self, step: int) -> bool:
+        """Whether a step is of a stretch in which some are short."""
+        corrected = self.method.correction != "none" or step < self.plan.settled
+        return corrected and self.adapting and step >= self.plan.transient
+
+    def _judged(self, trail: Trail) -> Trail:
+        """Where some steps are short, it is a divergence if the short ones cannot be taken.
+
+        That an ordinary step would end far below is then no more than a step refused.
+        """
+        info, count = trail.info, self.count
+        mended = [
+            self._shortens(step) and not self._short(step)
+            for step in range(count, count + len(trail.position))
+        ]
+        if not any(mended):
+            return trail
+        rough = info.diverging.new_tensor(mended).unsqueeze(-1)
+        return trail._replace(
+            info=info._replace(diverging=torch.where(rough, info.broken, info.diverging))
+        )
 
     def _block(self) -> int:
         """How many steps may be walked before something is learned of them."""

@@ -18,7 +18,7 @@ from ozaki.kernels import transition
 from ozaki.kernels.transition import Info, State, Trail
 from ozaki.linalg import SymmetricOperator
 
-FIGURES = 5  # of a chain's step beside its position
+FIGURES = 6  # of a chain's step beside its position
 
 
 class Team:
@@ -248,11 +248,12 @@ def _heard() -> Iterator[None]:
 
 
 def _pack(trail: Trail) -> Tensor:
-    """(1 + steps × (chains × (D + 5) + D)): that it went well, and all of the steps."""
+    """(1 + steps × (chains × (D + 6) + D)): that it went well, and all of the steps."""
     info = trail.info
     zero = torch.zeros_like(info.acceptance)
     density = zero if trail.log_density is None else trail.log_density
-    figures = (density, info.acceptance, info.accepted, info.diverging, info.modified)
+    flags = (info.accepted, info.diverging, info.broken)
+    figures = (density, info.acceptance, *flags, info.modified)
     wide = [trail.position, *(f.unsqueeze(-1) for f in figures)]
     each = torch.cat([part.double().cpu() for part in wide], -1)
     went_well = torch.ones(1, dtype=torch.float64)
@@ -260,7 +261,7 @@ def _pack(trail: Trail) -> Tensor:
 
 
 def _unpack(message: Tensor, steps: int, chains: int, dim: int) -> tuple[Tensor, Tensor]:
-    """What was packed, (steps, chains, D + 5), and the jumps, (steps, D)."""
+    """What was packed, (steps, chains, D + 6), and the jumps, (steps, D)."""
     each, jump = message[1:].split([steps * chains * (dim + FIGURES), steps * dim])
     return each.reshape(steps, chains, dim + FIGURES), jump.reshape(steps, dim)
 
@@ -269,7 +270,7 @@ def _join(parts: list[tuple[Tensor, Tensor]], counts: list[int], like: Trail) ->
     """The steps of all chains, in the dtypes of `like`."""
     each = torch.cat([part for part, _ in parts], 1)
     position, figures = each[..., :-FIGURES], each[..., -FIGURES:].unbind(-1)
-    density, acceptance, accepted, diverging, modified = figures
+    density, acceptance, accepted, diverging, broken, modified = figures
     share = torch.tensor(counts, dtype=torch.float64) / sum(counts)
     jump = torch.stack([jump for _, jump in parts], -1) @ share
     info = like.info
@@ -280,6 +281,7 @@ def _join(parts: list[tuple[Tensor, Tensor]], counts: list[int], like: Trail) ->
             acceptance=acceptance.to(info.acceptance),
             accepted=accepted.to(info.accepted),
             diverging=diverging.to(info.diverging),
+            broken=broken.to(info.broken),
             jump=jump.to(info.jump),
             modified=modified.to(info.modified),
         ),

@@ -48,6 +48,7 @@ class Info(NamedTuple):
             would have accepted.
         accepted: whether the chain moved.
         diverging: the proposal was not finite, or its log ratio fell below `DIVERGENCE`.
+        broken: the proposal was not finite, or the law there was not.
         jump: the mean over chains of acceptance × (y − x)², the squared jump to expect of such a
             step, (D,).
         modified: directions of positive curvature that were flattened where the step began.
@@ -56,6 +57,7 @@ class Info(NamedTuple):
     acceptance: Tensor
     accepted: Tensor
     diverging: Tensor
+    broken: Tensor
     jump: Tensor
     modified: Tensor
 
@@ -189,6 +191,7 @@ def step(
         acceptance=acceptance,
         accepted=accepted,
         diverging=log_ratio < DIVERGENCE,
+        broken=log_ratio.isneginf(),
         jump=jump.nan_to_num(0.0, 0.0).mean(0),
         modified=flattened if curvature is None else flattened + modified(curvature),
     )

@@ -135,7 +135,7 @@ class DSMTrainer:
         learning_rate: float = 6e-3,
         ema: float = 0.998,
         held_out: float = 0.1,
-        patience: int = 8,
+        patience: int = 6,
         curvature_weight: float = 1.0,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 500,
