@@ -342,3 +342,34 @@ def test_isolated_rng_restores_after_an_error():
         torch.rand(3)
         raise KeyError
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("factorise", ["cholesky", "inv", "solve"])
+def test_a_matrix_without_a_factor_spoils_its_own_point_alone(factorise):
+    def f(x):  # [[1, r], [r, 1]] is positive definite for |r| < 1, and singular at 1
+        one = torch.ones_like(x[0])
+        matrix = torch.stack([one, x[0], x[0], one]).reshape(2, 2)
+        if factorise == "cholesky":
+            return -torch.linalg.cholesky(matrix).diagonal().log().sum()
+        if factorise == "inv":
+            return torch.linalg.inv(matrix).trace()
+        return torch.linalg.solve(matrix, torch.ones(2, 1).to(x)).sum()
+
+    def hand(r):  # the values and their first two derivatives
+        if factorise == "cholesky":
+            return -(1 - r**2).log() / 2, r / (1 - r**2), (1 + r**2) / (1 - r**2) ** 2
+        if factorise == "inv":
+            return 2 / (1 - r**2), 4 * r / (1 - r**2) ** 2, (4 + 12 * r**2) / (1 - r**2) ** 3
+        return 2 / (1 + r), -2 / (1 + r) ** 2, 4 / (1 + r) ** 3
+
+    r = torch.tensor([-0.5, 1.0, 0.0, 0.7], dtype=torch.float64)
+    good = torch.tensor([0, 2, 3])
+    value, first, second = hand(r[good])
+    for expand in (expand_vectorised, expand_looped):
+        found = expand(f, r[:, None], "dense")
+        torch.testing.assert_close(found.log_density[good], value)
+        torch.testing.assert_close(found.gradient[good, 0], first)
+        torch.testing.assert_close(found.curvature.dense()[good, 0, 0], second)
+        assert not bool(found.log_density[1].isfinite())
+    with pytest.raises(torch.linalg.LinAlgError):  # elsewhere torch is as it was
+        torch.linalg.cholesky(-torch.eye(2))

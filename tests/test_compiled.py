@@ -131,6 +131,20 @@ def test_a_pyro_model_and_its_data():
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_a_model_that_factorises_a_matrix():
+    def model(y):
+        with pyro.plate("d", 2):
+            scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        covariance = torch.diag(scale) + 0.5
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), covariance), obs=y)
+
+    y = torch.tensor([1.0, -0.5])
+    same(lambda flag: ozaki.ScoreOzakiKernel(model, compile=flag), y)
+    # a raise that depends on a value is nothing a compiled loop can hold
+    assert compiled._LOOPS and not any("check_errors" in code for code, _ in compiled._LOOPS)
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_data_are_arguments_of_the_loop_and_the_same_graph_is_compiled_once():
     for seed in (0, 1):
         x = torch.randn(30, 2, generator=generator(seed))

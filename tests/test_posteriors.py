@@ -91,6 +91,25 @@ def test_lkj_correlation(kernel):
     moments_match(correlation, torch.zeros(3), torch.eye(3) / (2 * a + 1))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_correlation_whose_matrix_cannot_always_be_factorised(kernel):
+    y = torch.tensor([1.0, 0.5])
+
+    def model(y):  # nothing keeps r below 1 but the density
+        r = pyro.sample("r", dist.Normal(0.0, 1.0))
+        one = torch.ones_like(r)
+        covariance = torch.stack([one, r, r, one]).reshape(2, 2)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), covariance), obs=y)
+
+    r = torch.linspace(-0.99999, 0.99999, 200_001)
+    log_p = -(r**2) / 2 - (1 - r**2).log() / 2 - (y.square().sum() / 2 - r / 2) / (1 - r**2)
+    p = log_p.softmax(0)
+    mean = (p * r).sum()
+    variance = (p * (r - mean) ** 2).sum()
+    draws = run(kernel, model, y)["r"]
+    moments_match(draws.unsqueeze(-1), mean.reshape(1), variance.reshape(1, 1))
+
+
 def schools(y):
     sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))

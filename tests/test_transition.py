@@ -196,6 +196,18 @@ def test_a_start_that_is_not_finite_is_refused():
         init(score, torch.tensor([[0.0], [float("nan")]]), METHODS[0])
 
 
+def test_a_chain_under_way_that_loses_its_density_goes_on_from_another():
+    score = GaussianScore(torch.zeros(1), torch.eye(1))
+    x = torch.tensor([[float("nan")], [1.0], [float("inf")], [3.0]])
+    state = init(score, x, METHODS[0], under_way=True)
+    assert state.position.flatten().tolist() == [1.0, 1.0, 3.0, 3.0]
+    torch.testing.assert_close(state.expansion.gradient, -state.position)
+    with pytest.raises(ValueError, match=r"chains \[0, 2\]"):
+        init(score, x[[0, 1, 2]], METHODS[0])
+    with pytest.raises(ValueError, match=r"chains \[0, 1\]"):  # none to go on from
+        init(score, x[[0, 2]], METHODS[0], under_way=True)
+
+
 def test_uphill_moves_are_always_taken():
     # from the wide component onto the flank of a needle: uphill, but no way back
     score = GaussianMixtureScore(

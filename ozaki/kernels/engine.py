@@ -179,12 +179,13 @@ class Engine:
         if fresh:
             self._begin(position)
             self._open_window(position)
-        self._stand(self._metric.to_u(position))
+        self._stand(self._metric.to_u(position), under_way=not fresh)
 
-    def _stand(self, u: Tensor) -> None:
+    def _stand(self, u: Tensor, under_way: bool = False) -> None:
         """All chains at `u`, in the metric, and this process's share of them."""
-        self._everyone = u
-        self._state = self._team.share(transition.init(self._law, u, self._method))
+        state = transition.init(self._law, u, self._method, under_way)
+        self._everyone = state.position
+        self._state = self._team.share(state)
 
     def _begin(self, position: Tensor) -> None:
         self._every = max(1, len(position) // COLLECTED)

@@ -15,6 +15,7 @@ from ozaki.scores.autodiff import support_transform
 from ozaki.scores.base import Score
 from ozaki.scores.derivatives import first_line
 from ozaki.scores.distribution import ScoreDistribution
+from ozaki.scores.singular import LinAlgError, singular_is_nan
 
 
 class Latents(NamedTuple):
@@ -45,14 +46,15 @@ class Latents(NamedTuple):
 
 @contextmanager
 def lenient() -> Iterator[None]:
-    """Leave the arguments and values of distributions unchecked for a while.
+    """Leave the arguments and values of distributions unchecked for a while, and matrices too.
 
     A prior may draw what its own model cannot take; the chains then start elsewhere.
     """
     before = dist.is_validation_enabled()
     dist.enable_validation(False)
     try:
-        yield
+        with singular_is_nan():
+            yield
     finally:
         dist.enable_validation(before)
 
@@ -67,7 +69,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
     complaint = None
     try:
         trace, again = _run(model), _run(model)
-    except ValueError as error:
+    except (ValueError, LinAlgError) as error:
         complaint = first_line(error)
         with lenient():
             trace, again = _run(model), _run(model)

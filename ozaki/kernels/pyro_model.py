@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_sample
@@ -25,8 +24,9 @@ from ozaki.kernels.batching import Batching, agree
 from ozaki.kernels.inspection import Latents, inspect, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
-from ozaki.scores.derivatives import finite_start, isolated_rng, seed_from, uniform
+from ozaki.scores.derivatives import evaluated, finite_start, isolated_rng, seed_from, uniform
 from ozaki.scores.distribution import walking
+from ozaki.scores.singular import LinAlgError
 from ozaki.shapes import Float
 
 
@@ -222,10 +222,10 @@ class PyroModelScore(Score):
             Name → (*batch, *shape).
         """
         points = x.detach().reshape(-1, self.dim)
-        with isolated_rng(0), torch.no_grad(), pyro.validation_enabled(False):
-            found = self._batched(f, points)
+        with isolated_rng(0), torch.no_grad():
+            found = evaluated(partial(self._batched, f, points))
             if found is None:
-                each = [f(point) for point in points]
+                each = [evaluated(partial(f, point)) for point in points]
                 found = {name: torch.stack([e[name] for e in each]) for name in each[0]}
         return {name: v.reshape(x.shape[:-1] + v.shape[1:]) for name, v in found.items()}
 
@@ -236,6 +236,8 @@ class PyroModelScore(Score):
             return None
         try:
             found = vmap(f, chunk_size=1000)(points)
+        except LinAlgError:
+            raise
         except Exception:  # whatever a model raises under vmap, the loop answers it
             return None
         first = f(points[0])

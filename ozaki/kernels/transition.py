@@ -91,14 +91,30 @@ class Options(NamedTuple):
     rule: Rule = "lobatto"
 
 
-def init(score: Score, position: Float[Tensor, "chains dim"], method: Method) -> State:
+def init(
+    score: Score,
+    position: Float[Tensor, "chains dim"],
+    method: Method,
+    under_way: bool = False,
+) -> State:
     """The state at `position`.
+
+    Args:
+        score, position, method: as for `step`.
+        under_way: the chains have been walking, and a new metric has rounded their points anew. One
+            at the edge of the support may lose its density by that; it goes on from another's
+            point.
 
     Raises:
         ValueError: a position, density, gradient or curvature there that is not finite.
     """
     expansion = score.expand(position, method.curvature)
     fine = _finite(position, expansion)
+    if under_way and bool(fine.any()) and not bool(fine.all()):
+        good = fine.nonzero().flatten()
+        index = torch.arange(len(position), device=position.device)
+        index[~fine] = good[index[: int((~fine).sum())] % len(good)]
+        return init(score, position[index], method)
     if not bool(fine.all()):
         bad = (~fine).nonzero().flatten().tolist()
         if bool(_finite(position, expansion._replace(curvature=None)).all()):

@@ -3,9 +3,9 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to
@@ -16,6 +16,7 @@ from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import (
     Draw,
     draw_from,
+    evaluated,
     expand_vectorised,
     finite_start,
     first_line,
@@ -111,8 +112,8 @@ class LogDensityScore(Score):
         """Evaluate once, so that what is wrong is said here and not in the middle of a run."""
         with isolated_rng(0):
             point = self._draw(1, torch.Generator().manual_seed(0))[0].requires_grad_()
-            with torch.enable_grad(), pyro.validation_enabled(False):
-                value = self._flat(point)
+            with torch.enable_grad():
+                value = evaluated(partial(self._flat, point))
             if not isinstance(value, Tensor) or value.ndim > 0:
                 kind = type(value).__name__
                 was = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -8,7 +8,8 @@ forward mode. Beside them, what such densities need to begin a chain.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -18,7 +19,9 @@ from torch.func import grad_and_value, jacrev, vjp, vmap
 from ozaki import validation
 from ozaki.linalg import Dense, Diagonal
 from ozaki.scores.base import CurvatureKind, Expansion
+from ozaki.scores.singular import LinAlgError, singular_is_nan
 from ozaki.shapes import Float
+from ozaki.tracing import tracing
 
 Function = Callable[[Tensor], Tensor]
 """One point, (D,) → its log density, ()."""
@@ -26,8 +29,25 @@ Function = Callable[[Tensor], Tensor]
 Draw = Callable[[int, torch.Generator | None], Tensor]
 """(n, generator) → n points."""
 
+T = TypeVar("T")
+
 TRIES = 100
 CHUNK = 2**22  # numbers held at once by the diagonal's basis vectors
+
+
+def evaluated(compute: Callable[[], T]) -> T:
+    """What `compute` gives, its densities without checks that branch on values.
+
+    Where a matrix cannot be factorised it is called again, and that density is NaN.
+    """
+    with pyro.validation_enabled(False):
+        if not tracing():
+            try:
+                return compute()
+            except LinAlgError:
+                pass
+        with singular_is_nan():  # costs a little: not where nothing fails
+            return compute()
 
 
 def expand_vectorised(
@@ -58,16 +78,15 @@ def expand_vectorised(
         size = max(1, min(dim, CHUNK // max(1, points.numel())))
         return vmap(entry, chunk_size=size)(index), found
 
-    second, gradient, value = None, None, None
-    with pyro.validation_enabled(False):  # its checks branch on values
-        if curvature == "dense":
-            hessian, (gradient, value) = vmap(jacrev(first, has_aux=True))(points)
-            second = Dense(hessian.detach().reshape(*batch, dim, dim))
-        elif curvature == "diagonal":
-            entries, (gradient, value) = vmap(diagonal)(points)
-            second = Diagonal(entries.detach().reshape(*batch, dim))
-        else:
-            gradient, value = vmap(first)(points)[1]
+    second = None
+    if curvature == "dense":
+        hessian, (gradient, value) = evaluated(lambda: vmap(jacrev(first, has_aux=True))(points))
+        second = Dense(hessian.detach().reshape(*batch, dim, dim))
+    elif curvature == "diagonal":
+        entries, (gradient, value) = evaluated(lambda: vmap(diagonal)(points))
+        second = Diagonal(entries.detach().reshape(*batch, dim))
+    else:
+        gradient, value = evaluated(lambda: vmap(first)(points)[1])
     return Expansion(
         gradient.detach().reshape(*batch, dim), second, value.detach().reshape(batch).to(x.dtype)
     )
@@ -80,15 +99,16 @@ def values_vectorised(f: Function, x: Float[Tensor, "*batch dim"]) -> Float[Tens
         # nothing is pulled back, but Pyro's handlers read `.data`, which vmap alone forbids
         return vjp(f, point)[0]  # pyright: ignore
 
-    with pyro.validation_enabled(False):
-        found = vmap(value)(x.detach().reshape(-1, x.shape[-1])).detach()
+    points = x.detach().reshape(-1, x.shape[-1])
+    found = evaluated(lambda: vmap(value)(points)).detach()
     return found.reshape(x.shape[:-1]).to(x.dtype)
 
 
 def values_looped(f: Function, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
     """The same as `values_vectorised`, one point at a time."""
-    with torch.no_grad(), pyro.validation_enabled(False):
-        found = torch.stack([f(point) for point in x.detach().reshape(-1, x.shape[-1])])
+    with torch.no_grad():
+        points = x.detach().reshape(-1, x.shape[-1])
+        found = torch.stack([evaluated(partial(f, point)) for point in points])
     return found.reshape(x.shape[:-1]).to(x.dtype)
 
 
@@ -115,9 +135,9 @@ def derivatives(
 
     What does not depend on the point has derivative 0.
     """
-    with torch.enable_grad(), pyro.validation_enabled(False):
+    with torch.enable_grad():
         point = point.detach().requires_grad_()
-        value = f(point)
+        value = evaluated(partial(f, point))
         hessian = point.new_zeros(len(rows), len(point))
         if not value.requires_grad:
             return value, torch.zeros_like(point), hessian
