@@ -241,7 +241,8 @@ RUNS = {
     "half a draw": Row(lambda: walk().get_samples(0.5), "num_samples must be a whole"),
     "grouped by text": Row(lambda: walk().get_samples(None, "no"), "group_by_chain must be True"),
     "frozen as text": Row(
-        lambda: ScoreOzakiKernel(GAUSS, frozen="yes"), "frozen must be True or False"
+        lambda: ScoreOzakiKernel(GAUSS, frozen="yes"),
+        "frozen must be True, False or 'auto', but was 'yes'",
     ),
     "site as a number": Row(
         lambda: ScoreOzakiKernel(GAUSS, site=3), "site must be a name, but was 3"

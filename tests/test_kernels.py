@@ -16,6 +16,7 @@ from pyro.infer.mcmc import StreamingMCMC
 from torch.testing import assert_close
 
 from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
+from ozaki.kernels import score_kernel
 from ozaki.scores import GaussianScore, LogDensityScore
 from tests.registry import KERNELS
 from tests.test_transition import ScoreOnly
@@ -332,3 +333,42 @@ def test_a_callers_move_is_followed_however_small():
     params = kernel.sample(kernel.initial_params)
     moved = kernel.sample({"x": params["x"] + 5e-7})
     assert float(moved["x"] - params["x"]) == pytest.approx(5e-7, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("dim", "options", "frozen"),
+    [
+        (10, {}, False),
+        (11, {}, True),
+        (11, {"frozen": False}, False),
+        (11, {"curvature": "diagonal"}, False),
+        (11, {"curvature": "dense"}, False),
+        (11, {"metropolis": "none"}, False),
+        (11, {"step_size": 0.1}, False),
+        (10, {"frozen": True}, True),
+    ],
+)
+def test_a_dense_hessian_in_many_dimensions_is_read_in_warmup_alone(
+    dim, options, frozen, monkeypatch
+):
+    read, engines = [], []
+
+    class Counted(GaussianScore):
+        def expand(self, x, curvature=None):
+            read.append(curvature)
+            return super().expand(x, curvature)
+
+    class Seen(score_kernel.Engine):
+        def __init__(self, *args, **given):
+            super().__init__(*args, **given)
+            engines.append(self)
+
+    monkeypatch.setattr(score_kernel, "Engine", Seen)
+    score = Counted(torch.zeros(dim), torch.eye(dim) + 0.5)
+    few = {**FEW, "warmup_steps": 60}
+    mcmc = MCMC(ScoreOzakiKernel(score, **options), num_chains=4, seed=0, **few)
+    mcmc.run()
+    assert engines[0].frozen is frozen
+    if frozen:
+        assert set(read[-20:]) == {None}  # of the draws
+    assert bool(mcmc.get_samples()["x"].isfinite().all())

@@ -89,7 +89,9 @@ class ScoreOzakiKernel(ScoreKernel):
             metric that reads no curvature move further, Langevin's as between separate modes or
             that of the pooled covariance as on nearly Gaussian laws, the draws are walked by it.
         frozen: one curvature for all points, factorised once: its mean over warm-up and chains, or
-            the pooled covariance of the chains where that moves further.
+            the pooled covariance of the chains where that moves further. "auto" is True where
+            curvature="auto" would be a density's dense Hessian in more than 10 dimensions, which
+            costs as much as ten steps and more.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
         compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model
@@ -121,7 +123,7 @@ class ScoreOzakiKernel(ScoreKernel):
         score: Score | None = None,
         step_size: float | None = None,
         curvature: CurvatureKind | str = "auto",
-        frozen: bool = False,
+        frozen: bool | str = "auto",
         metropolis: Correction | str = "auto",
         compile: bool = False,
         site: str = "x",

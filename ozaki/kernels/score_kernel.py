@@ -27,6 +27,10 @@ from ozaki.scores.autodiff import DistributionScore
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.distribution import ScoreDistribution
 
+LOCAL = 10
+"""Dimensions up to which a density's dense Hessian is worth reading at every point: beyond, the D
+products that it takes and the roots of a matrix a step cost as much as ten steps and more."""
+
 Model = Score | Distribution | Callable[..., Any]
 
 
@@ -66,7 +70,7 @@ class ScoreKernel(MCMCKernel):
         score: Score | None = None,
         step_size: float | None = None,
         curvature: CurvatureKind | str | None = "auto",
-        frozen: bool = False,
+        frozen: bool | str = "auto",
         metropolis: Correction | str = "auto",
         compile: bool = False,
         site: str = "x",
@@ -82,7 +86,8 @@ class ScoreKernel(MCMCKernel):
         if step_size is not None:
             step_size = validation.positive("step_size", step_size)
         validation.choice("metropolis", metropolis, ("auto", "none", "exact", "line_integral"))
-        validation.flag("frozen", frozen)
+        if frozen != "auto" and not isinstance(frozen, bool):
+            raise ValueError(f"frozen must be True, False or 'auto', but was {frozen!r}")
         validation.flag("compile", compile)
         if not isinstance(site, str) or not site:
             raise ValueError(f"site must be a name, but was {site!r}")
@@ -304,14 +309,21 @@ class ScoreKernel(MCMCKernel):
             warmup_steps=self._warmup_steps,
             target=self._acceptance[correction],
             step_size=self._step_size,
-            frozen=self._frozen,
+            frozen=self._freezes(score, kind, correction),
             dense_metric=score.dim <= 100,
-            choose=self._curvature == "auto" and not self._frozen,
+            choose=self._curvature == "auto" and self._frozen is not True,
             generator=self.generator,
             jitter=self._jitter,
             compiled=self._compiled if self._compile else None,
             team=self.team,
         )
+
+    def _freezes(self, score: Score, kind: CurvatureKind | None, correction: str) -> bool:
+        """Whether one curvature serves all points."""
+        if isinstance(self._frozen, bool):
+            return self._frozen
+        found = self._curvature == "auto" and self._step_size is None and self._warmup_steps > 0
+        return found and kind == "dense" and correction == "exact" and score.dim > LOCAL
 
     def _count(self, info: Info) -> None:
         for step, chain in info.diverging.nonzero().tolist():
