@@ -1,8 +1,9 @@
-"""Figures of draws (floor 5).
+"""Figures of draws and of denoised images (floor 5).
 
-Each function takes components by name, each (chains, draws), and returns a matplotlib `Figure`
-that no global state knows of. Only the first `PANELS` components are drawn. Colours are Okabe and
-Ito's, told apart by colour-blind readers; the ground is white, so that a figure reads on any page.
+Each function but `contact_sheet` takes components by name, each (chains, draws); all return a
+matplotlib `Figure` that no global state knows of. Only the first `PANELS` components are drawn.
+Colours are Okabe and Ito's, told apart by colour-blind readers; the ground is white, so that a
+figure reads on any page.
 """
 
 import base64
@@ -178,6 +179,39 @@ def encode(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def contact_sheet(columns: Mapping[str, np.ndarray], scales: Mapping[str, str]) -> Figure:
+    """Images side by side: a row a point, a column a kind, such as noisy, mean, first component.
+
+    Args:
+        columns: by name, images (rows, channels, height, width) with one channel or three.
+        scales: by name of a column, how it is shown: "intensity", black at 0 and white at 1, or
+            as far beyond as the last such column reaches; "size", black at 0, white at the
+            greatest of the column; "signed", grey at 0, each image on its own scale.
+    """
+    rows = len(next(iter(columns.values())))
+    plain = [c for n, c in columns.items() if scales[n] == "intensity"][-1]
+    low, high = min(0.0, float(plain.min())), max(1.0, float(plain.max()))
+    size = (1.1 * len(columns), 1.1 * rows + 0.4)
+    figure = mpl_figure.Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, len(columns), squeeze=False)
+    for j, (name, images) in enumerate(columns.items()):
+        panels[0, j].set_title(name, fontsize=8, color=INK)
+        largest = max(float(np.abs(images).max()), np.finfo(float).tiny)
+        for axes, image in zip(panels[:, j], images, strict=True):
+            axes.set_axis_off()
+            if scales[name] == "intensity":
+                shown = (image - low) / (high - low)
+            elif scales[name] == "size":
+                shown = image / largest
+            else:
+                shown = 0.5 + 0.5 * image / max(float(np.abs(image).max()), np.finfo(float).tiny)
+            shown = np.clip(shown, 0, 1).astype(float).transpose(1, 2, 0)
+            axes.imshow(
+                shown.squeeze(-1) if shown.shape[-1] == 1 else shown, "gray", vmin=0, vmax=1
+            )
+    return figure
 
 
 def _shown(components: Components) -> list[tuple[str, np.ndarray]]:
