@@ -189,12 +189,16 @@ def _at(estimator: Any, sigma: Any) -> tuple[Score, Tensor]:
         )
     if sigma is None:
         return estimator, own  # pyright: ignore[reportReturnType]
-    given = torch.as_tensor(sigma).flatten()
-    if len(given) not in (1, estimator.dim) or not bool((given > 0).all() & given.isfinite().all()):
+    dim = estimator.dim
+    try:
+        given = torch.as_tensor(sigma, dtype=torch.float64).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.zeros(0)
+    if len(given) not in (1, dim) or not bool((given > 0).all() & given.isfinite().all()):
         raise ValueError(
-            f"sigma must be above 0 and finite, one number or {estimator.dim}, but was {sigma!r}"
+            f"sigma must be above 0 and finite, one number or {dim}, but was {sigma!r}"
         )
-    noise = given.to(estimator.device, estimator.dtype).expand(estimator.dim)
+    noise = given.to(estimator.device, estimator.dtype).expand(dim)
     if own is not None and not torch.allclose(noise, own.to(noise), rtol=1e-3):
         raise ValueError(
             f"sigma must be the noise of the score, noise_scale = {_short(own)}, but was "

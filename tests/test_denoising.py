@@ -384,12 +384,12 @@ def test_the_noise_of_a_learned_normal_in_units_of_their_own():
             math.sqrt(float(rows.square().mean()) - 1), rel=1e-3
         )
     assert denoise(estimator, x, 0.3).sigma == 0.3
-    with pytest.raises(ValueError, match="range of training, 0.05 to 2, but was 3"):
+    with pytest.raises(ValueError, match=r"range of training, 0\.05 to 2, but was 3"):
         denoise(estimator, x, 3.0)
     with pytest.warns(UserWarning, match="an end of the range"):
         denoise(estimator, mean + 3 * (x - mean))
     alone = make(order=1, sigma=(0.1, 1.0), dtype=F64)
-    with pytest.raises(ValueError, match="sigma must be given.*0.1 to 1"):
+    with pytest.raises(ValueError, match=r"sigma must be given.*0\.1 to 1"):
         denoise(alone, alone.points[:4])
     with pytest.raises(ValueError, match="one sigma only"):
         find_sigma(learned()[0], x)
@@ -459,6 +459,7 @@ def test_arguments_that_do_not_fit_are_named():
         (lambda: denoise(law, x), "sigma must be given for a GaussianScore"),
         (lambda: denoise(law, x, -1.0), "above 0"),
         (lambda: denoise(law, x, [1.0, 2.0, 3.0]), "one number or 2"),
+        (lambda: denoise(law, x, "much"), "one number or 2, but was 'much'"),
         (lambda: denoise(law, x, 1.0, curvature="low_rank"), "GaussianScore can give"),
         (lambda: denoise(estimator, estimator.points, 0.5), "range of training, 0.4 to 0.4"),
         (lambda: denoise(law, x, 1.0).principal_components(3), "at most the dimension 2"),
