@@ -5,7 +5,8 @@ and component_variances (rows, k), samples (n, rows, *event_shape) if asked for,
 and files, the names of images. ``contact-sheet.png`` shows the first images.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ozaki.datasets import table
-from ozaki.denoising import denoise, find_sigma
+from ozaki import validation
+from ozaki.datasets import read_array
+from ozaki.denoising import POINTS, check_floats, denoise
 from ozaki.images import image_shape, png_files, read_png
 from ozaki.plots import contact_sheet
 from ozaki.posterior import Posterior
@@ -76,32 +78,29 @@ def run(
         ValueError, OSError, ImportError: naming what was wrong; nothing is then written.
     """
     estimator = ScoreEstimator.load(folder)
-    failed: dict[str, str] = {}
-    if source.is_dir() or source.suffix.lower() == ".png":
-        noisy, names = _images(source, estimator, failed)
-    else:
-        noisy, names = _array(source, estimator), []
-    notes: list[str] = []
     learned = estimator.default_curvature is not None
     if samples and not learned:
         raise ValueError(
             f"samples need s2, but {folder} holds s1 alone; train with --curvature diagonal or "
             "low_rank, or leave --samples out"
         )
-    if not learned:
-        notes.append(f"{folder} holds s1 alone: the mean is all that is written")
-    if isinstance(estimator.sigma, tuple):
-        sigma = find_sigma(estimator, noisy.reshape(len(noisy), -1)) if sigma is None else sigma
+    failed: dict[str, str] = {}
+    if source.is_dir() or source.suffix.lower() == ".png":
+        noisy, names = _images(source, estimator, failed)
+    else:
+        noisy, names = _array(source, estimator), []
+    notes = [] if learned else [f"{folder} holds s1 alone: the mean is all that is written"]
+    sigma, warned = _level(estimator, noisy, sigma)
+    notes += warned
     generator = torch.Generator().manual_seed(seed)
-    k = min(components, estimator.dim)
-    parts = []
-    repaired = 0
+    k = min(components, estimator.dim) if learned else 0
+    parts, repaired = [], 0
     for rows in noisy.split(BATCH):
         posterior = denoise(estimator, rows, sigma)
         if learned:
             posterior = posterior.repaired()
             repaired += posterior.repaired_points
-        parts.append(_arrays(posterior, k if learned else 0, samples, generator))
+        parts.append(_arrays(posterior, k, samples, generator))
     if repaired:
         notes.append(
             f"the learned covariance of {repaired} of {len(noisy)} points was not positive "
@@ -111,13 +110,12 @@ def run(
         name: np.concatenate([p[name] for p in parts], axis=1 if name == "samples" else 0)
         for name in parts[0]
     }
-    arrays["noise_scale"] = posterior.noise_scale.numpy()  # pyright: ignore
-    if posterior.sigma is not None:  # pyright: ignore
-        sigma = float(posterior.sigma)  # pyright: ignore
-        arrays["sigma"] = np.array(sigma)
+    level = estimator if sigma is None else estimator.at(sigma)
+    arrays["noise_scale"] = level.noise_scale.reshape(noisy.shape[1:]).numpy()
+    arrays["sigma"] = np.array(level.sigma)
     if names:
         arrays["files"] = np.array(names)
-    sheet = _sheet(noisy, arrays, estimator.event_shape)
+    sheet = _sheet(noisy, arrays, estimator.event_shape, names)
 
     def write(temporary: Path) -> None:
         np.savez_compressed(temporary / ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
@@ -127,7 +125,19 @@ def run(
     write_folder_atomically(out, write, ours=_is_ours, overwrite=overwrite)
     written = [ARRAYS, *([SHEET] if sheet is not None else [])]
     deviation = float(arrays["standard_deviation"].mean()) if learned else None
-    return Done(len(noisy), sigma, deviation, repaired, failed, notes, written)
+    return Done(len(noisy), float(arrays["sigma"]), deviation, repaired, failed, notes, written)
+
+
+def _level(
+    estimator: ScoreEstimator, noisy: Tensor, sigma: float | None
+) -> tuple[float | None, list[str]]:
+    """σ, one for all points, and what was said while it was looked for."""
+    if sigma is not None or not isinstance(estimator.sigma, tuple):
+        return sigma, []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = denoise(estimator, noisy[:: -(-len(noisy) // POINTS)]).sigma
+    return found, [str(w.message).replace("; give sigma", "; give --sigma") for w in said]
 
 
 def _images(
@@ -142,20 +152,32 @@ def _images(
         except ValueError as error:
             failed[path.name] = str(error)
     if not read:
-        others = f"; nor could {len(failed) - 1} others be read" if len(failed) > 1 else ""
-        raise ValueError(f"{next(iter(failed.values()))}{others}; nothing was written")
+        first, *others = failed.items()
+        few = ", ".join(name for name, _ in others[:5]) + (", …" if len(others) > 5 else "")
+        also = f"; nor could {few} be read" if others else ""
+        raise ValueError(f"{first[1]}{also}; nothing was written")
     return torch.stack(list(read.values())), list(read)
 
 
 def _array(source: Path, estimator: ScoreEstimator) -> Tensor:
     """Points (n, *event_shape) or (n, D)."""
-    try:
-        noisy = table(source)
-    except FileNotFoundError:
+    if not source.exists():
         raise FileNotFoundError(
             f"{source} does not exist; give a .csv, .npy or .npz, a .png, or a folder of .png"
-        ) from None
-    return noisy.unsqueeze(0) if noisy.shape == estimator.event_shape else noisy
+        )
+    array = read_array(source)
+    check_floats(str(source), array)
+    noisy = validation.floating(str(source), array)
+    event, flat = estimator.event_shape, torch.Size([estimator.dim])
+    if noisy.shape in (event, flat):
+        noisy = noisy.unsqueeze(0)
+    if noisy.shape[1:] not in (event, flat) or not len(noisy):
+        rows = f"(n, {', '.join(map(str, event))})"
+        raise ValueError(
+            f"{source} must hold points {rows}{'' if event == flat else f' or (n, {flat[0]})'}, as "
+            f"the estimator was trained on, but its array had shape {tuple(noisy.shape)}"
+        )
+    return noisy
 
 
 def _arrays(
@@ -173,7 +195,9 @@ def _arrays(
     return found
 
 
-def _sheet(noisy: Tensor, arrays: Mapping[str, np.ndarray], event_shape: torch.Size) -> Any:
+def _sheet(
+    noisy: Tensor, arrays: Mapping[str, np.ndarray], event_shape: torch.Size, names: Sequence[str]
+) -> Any:
     """A figure of the first images, or None where points are none."""
     try:
         shape = image_shape(event_shape)
@@ -193,7 +217,7 @@ def _sheet(noisy: Tensor, arrays: Mapping[str, np.ndarray], event_shape: torch.S
         for j in range(min(SHOWN_COMPONENTS, arrays["components"].shape[1])):
             columns[f"component {j + 1}"] = images(arrays["components"][:, j])
             scales[f"component {j + 1}"] = "signed"
-    return contact_sheet(columns, scales)
+    return contact_sheet(columns, scales, names[:few])
 
 
 def _is_ours(folder: Path) -> bool:

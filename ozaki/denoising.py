@@ -153,15 +153,20 @@ def find_sigma(estimator: Any, noisy: Float[Tensor, "*batch dim"]) -> float:
     return sigma
 
 
+def check_floats(name: str, noisy: Any) -> None:
+    """Raise ValueError for an array of whole numbers, which are mostly the bytes of images."""
+    dtype = str(getattr(noisy, "dtype", "")).removeprefix("torch.")
+    if dtype.startswith(("int", "uint")):
+        raise ValueError(
+            f"{name} must be floating-point, in the units of the training data, but its dtype was "
+            f"{dtype}; images learned as floats in [0, 1] become such by / 255, other whole "
+            "numbers by .astype('float32')"
+        )
+
+
 def _points(estimator: Any, noisy: Any) -> tuple[Tensor, torch.Size]:
     """Flat points (*batch, D), and the shape that they came in."""
-    dtype = getattr(noisy, "dtype", None)
-    whole = str(dtype).removeprefix("torch.").startswith(("int", "uint"))
-    if whole:
-        raise ValueError(
-            f"noisy must be floating-point, in the units of the training data, but its dtype was "
-            f"{dtype}; bytes of images learned as floats in [0, 1] become noisy / 255"
-        )
+    check_floats("noisy", noisy)
     x = validation.floating("noisy", noisy).to(estimator.device)
     event, dim = torch.Size(estimator.event_shape), estimator.dim
     shape = event if x.shape[max(0, x.ndim - len(event)) :] == event else torch.Size([dim])
