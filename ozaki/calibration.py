@@ -30,7 +30,7 @@ class Bin(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How the stated uncertainty compares with true errors.
+    """How the stated uncertainty compares with true errors; printed as a table.
 
     Attributes:
         ratio: the mean squared error over the mean predicted variance, of all coordinates; 1 where
@@ -45,6 +45,20 @@ class Calibration(NamedTuple):
     bins: tuple[Bin, ...]
     coverage: dict[float, float]
     explained: tuple[float, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{'share':>6}  {'predicted':>10}  {'observed':>10}  {'ratio':>6}"]
+        lines += [
+            f"{b.share:>6.1%}  {b.predicted:>10.4g}  {b.observed:>10.4g}  {b.ratio:>6.2f}"
+            for b in self.bins
+        ]
+        lines += [f"{'all':>6}  {'':>10}  {'':>10}  {self.ratio:>6.2f}"]
+        inside = ", ".join(f"{share:.1%} in {level:.0%}" for level, share in self.coverage.items())
+        lines += [f"coverage: {inside}"]
+        if self.explained:
+            parts = ", ".join(f"{share:.1%}" for share in self.explained)
+            lines += [f"of the squared error in the first components: {parts}"]
+        return "\n".join(lines)
 
 
 def calibrate(

@@ -26,6 +26,7 @@ from ozaki.storage import write_folder_atomically
 ARRAYS, SHEET = "denoised.npz", "contact-sheet.png"
 BATCH = 256  # points a time
 SHOWN, SHOWN_COMPONENTS = 8, 5  # rows and components on the sheet
+CUT = 0.05  # of the pixels at an end of the range, above which a person is told
 
 
 class Done(NamedTuple):
@@ -90,6 +91,12 @@ def run(
     else:
         noisy, names = _array(source, estimator), []
     notes = [] if learned else [f"{folder} holds s1 alone: the mean is all that is written"]
+    cut = float(((noisy <= 0) | (noisy >= 1)).double().mean()) if names else 0.0
+    if cut > CUT:
+        notes.append(
+            f"{cut:.0%} of the pixels are wholly black or white: a .png cuts noise off there, "
+            "which the estimator does not expect; give floating-point arrays where you have them"
+        )
     sigma, warned = _level(estimator, noisy, sigma)
     notes += warned
     generator = torch.Generator().manual_seed(seed)
@@ -217,7 +224,11 @@ def _sheet(
         for j in range(min(SHOWN_COMPONENTS, arrays["components"].shape[1])):
             columns[f"component {j + 1}"] = images(arrays["components"][:, j])
             scales[f"component {j + 1}"] = "signed"
-    return contact_sheet(columns, scales, names[:few])
+    note = f"The first {few} of {len(noisy)}." if few < len(noisy) else ""
+    if "components" in arrays:
+        what = "red and blue move apart" if shape[0] == 1 else "grey stays"
+        note += f" Components: {what}; each on its own scale."
+    return contact_sheet(columns, scales, names[:few], note.strip())
 
 
 def _is_ours(folder: Path) -> bool:

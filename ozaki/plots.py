@@ -182,7 +182,10 @@ def encode(figure: Figure) -> str:
 
 
 def contact_sheet(
-    columns: Mapping[str, np.ndarray], scales: Mapping[str, str], names: Sequence[str] = ()
+    columns: Mapping[str, np.ndarray],
+    scales: Mapping[str, str],
+    names: Sequence[str] = (),
+    note: str = "",
 ) -> Figure:
     """Images side by side: a row a point, a column a kind, such as noisy, mean, first component.
 
@@ -193,11 +196,12 @@ def contact_sheet(
             greatest of the column, which its title tells; "signed", each image on its own scale,
             of one channel blue below 0 and red above it, of three grey at 0.
         names: of the rows; none are written if empty.
+        note: below the images.
     """
     rows = len(next(iter(columns.values())))
     plain = [c for n, c in columns.items() if scales[n] == "intensity"][-1]
     low, high = min(0.0, float(plain.min())), max(1.0, float(plain.max()))
-    size = (1.1 * len(columns) + (0.9 if names else 0.0), 1.1 * rows + 0.4)
+    size = (1.1 * len(columns) + (0.9 if names else 0.0), 1.1 * rows + (0.7 if note else 0.5))
     figure = mpl_figure.Figure(figsize=size, layout="constrained", facecolor="white")
     panels = figure.subplots(rows, len(columns), squeeze=False)
     for j, (name, images) in enumerate(columns.items()):
@@ -219,7 +223,10 @@ def contact_sheet(
             flat = shown.squeeze(-1) if shown.shape[-1] == 1 else shown
             axes.imshow(flat, colours, vmin=0, vmax=1)
     for axes, name in zip(panels[:, 0], names, strict=False):
-        axes.set_ylabel(name, fontsize=7, color=INK, rotation=0, ha="right", va="center")
+        short = name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
+        axes.set_ylabel(short, fontsize=7, color=INK, rotation=0, ha="right", va="center")
+    if note:
+        figure.supxlabel(note, fontsize=8, color=INK)
     return figure
 
 

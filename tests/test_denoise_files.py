@@ -305,3 +305,15 @@ def test_a_sheet_shows_each_kind_on_its_scale():
     assert_close(np.asarray(shown[4]), np.zeros((2, 2)))
     assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["first", "second"]
     assert "0 to 2" in figure.axes[1].get_title()
+
+
+def test_noise_that_a_png_has_cut_off_is_told(here):
+    Path("pngs").mkdir()
+    for name, low in (("soft", 40), ("cut", 0)):
+        pixels = np.random.default_rng(0).integers(low, 216, (4, 6)).astype(np.uint8)
+        pixels[:2] = np.maximum(pixels[:2], 1) if low else 0
+        write_png(f"{name}.png", pixels)
+        done = run(f"{name}.png", "--estimator", here, "--out", name)
+        assert done.exit_code == 0
+        assert ("a .png cuts noise off" in done.stderr) == (low == 0)
+    assert "50% of the pixels" in done.stderr or "54% of the pixels" in done.stderr

@@ -306,6 +306,9 @@ def test_calibration_of_a_true_and_of_a_wrong_covariance():
     assert found.explained == pytest.approx(want, abs=0.02)
     assert found.explained[-1] == pytest.approx(1)
     json.dumps(found._asdict())
+    table = str(found).splitlines()
+    assert len(table) == 1 + 6 + 1 + 2 and table[1].split()[0] == "16.7%"
+    assert float(table[7].split()[1]) == pytest.approx(found.ratio, abs=0.005)
     wide = Posterior(posterior.mean, posterior.covariance.scale(2.0), posterior.noise_scale, (6,))
     assert wide.calibration(clean).ratio == pytest.approx(0.25, rel=0.05)
     assert wide.calibration(clean, components=0).explained == ()
