@@ -113,6 +113,12 @@ def train(
         str, typer.Option(help="diagonal, low_rank, or none for s1 alone.")
     ] = "diagonal",
     rank: Annotated[int | None, typer.Option(help="Of curvature low_rank.")] = None,
+    unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--unsigned", help="Keep a low rank's posterior covariance positive, for denoising."
+        ),
+    ] = False,
     max_steps: Annotated[int, typer.Option(help="Optimiser steps, at most.")] = 3000,
     batch_size: Annotated[int, typer.Option(help="Noisy pairs a step.")] = 256,
     width: Annotated[int | None, typer.Option(help="Hidden units of the network.")] = None,
@@ -147,6 +153,7 @@ def train(
             objective=objective,
             curvature=None if curvature == "none" else curvature,
             rank=rank,
+            signed=not unsigned,
             max_steps=max_steps,
             batch_size=batch_size,
             width=width,
@@ -188,13 +195,18 @@ def denoise_command(
     components: Annotated[
         int, typer.Option(min=0, help="Principal components of each; at most one a dimension.")
     ] = 3,
+    clean: Annotated[
+        Path | None,
+        typer.Option(help="The true points, as IN: says whether the uncertainty is right."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Makes the draws reproducible.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say what was done as JSON.")] = False,
 ) -> None:
     """Clean points behind noisy ones: mean, standard deviation, principal components, draws.
 
-    Writes denoised.npz into the folder, and for images contact-sheet.png. Intensities of .png files
+    Writes denoised.npz into the folder, for images contact-sheet.png, and with --clean
+    calibration.png. Intensities of .png files
     are divided by their largest possible value; arrays are taken as they are. Images that cannot be
     read are named and left out, and the exit status is then 1.
 
@@ -206,7 +218,7 @@ def denoise_command(
                 f"{out} exists, and nothing in it was changed; add --force, or choose another --out"
             )
         done = denoise_files.run(
-            source, estimator, out, sigma, samples, components, seed, overwrite=force
+            source, estimator, out, sigma, samples, components, seed, clean, overwrite=force
         )
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         _refuse(str(error))
@@ -216,6 +228,8 @@ def denoise_command(
         typer.echo(json.dumps(done.summary(), allow_nan=False))
     else:
         at = "" if done.sigma is None else f" at sigma {done.sigma:.4g}"
+        if done.calibration:
+            typer.echo(f"{done.calibration}\n")
         typer.echo(f"{done.points} points denoised{at}\nsaved in {out}: {', '.join(done.written)}")
     if done.failed:
         raise typer.Exit(SOME_FAILED)

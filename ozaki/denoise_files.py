@@ -2,7 +2,8 @@
 
 ``denoised.npz`` holds, a row a point: mean, standard_deviation, components (rows, k, *event_shape)
 and component_variances (rows, k), samples (n, rows, *event_shape) if asked for, noise_scale, sigma,
-and files, the names of images. ``contact-sheet.png`` shows the first images.
+and files, the names of images. ``contact-sheet.png`` shows the first images, ``calibration.png``
+whether the uncertainty is right.
 """
 
 import warnings
@@ -15,15 +16,16 @@ import torch
 from torch import Tensor
 
 from ozaki import validation
+from ozaki.calibration import Calibration, calibrate
 from ozaki.datasets import read_array
+from ozaki.denoise_plots import calibration, contact_sheet
 from ozaki.denoising import POINTS, check_floats, denoise
 from ozaki.images import image_shape, png_files, read_png
-from ozaki.plots import contact_sheet
 from ozaki.posterior import Posterior
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.storage import write_folder_atomically
 
-ARRAYS, SHEET = "denoised.npz", "contact-sheet.png"
+ARRAYS, SHEET, FIGURE = "denoised.npz", "contact-sheet.png", "calibration.png"
 BATCH = 256  # points a time
 SHOWN, SHOWN_COMPONENTS = 8, 5  # rows and components on the sheet
 CUT = 0.05  # of the pixels at an end of the range, above which a person is told
@@ -37,6 +39,7 @@ class Done(NamedTuple):
         sigma: of the estimator, in its standardised units.
         deviation: the mean standard deviation, or None where only s1 was learned.
         repaired: of how many points the covariance had to be made positive definite.
+        calibration: how the uncertainty agrees with the true points, where they were given.
         failed: what was wrong, by the name of an image that could not be read.
         notes: what else a person should know.
         written: names of the files in the folder.
@@ -46,6 +49,7 @@ class Done(NamedTuple):
     sigma: float | None
     deviation: float | None
     repaired: int
+    calibration: Calibration | None
     failed: dict[str, str]
     notes: list[str]
     written: list[str]
@@ -57,6 +61,7 @@ class Done(NamedTuple):
             "sigma": self.sigma,
             "mean_standard_deviation": self.deviation,
             "repaired_points": self.repaired,
+            "calibration": None if self.calibration is None else self.calibration._asdict(),
             "failed": self.failed,
             "written": self.written,
         }
@@ -70,6 +75,7 @@ def run(
     samples: int = 0,
     components: int = 3,
     seed: int = 0,
+    clean: Path | None = None,
     *,
     overwrite: bool = False,
 ) -> Done:
@@ -86,10 +92,13 @@ def run(
             "low_rank, or leave --samples out"
         )
     failed: dict[str, str] = {}
-    if source.is_dir() or source.suffix.lower() == ".png":
-        noisy, names = _images(source, estimator, failed)
-    else:
-        noisy, names = _array(source, estimator), []
+    noisy, names = _read(source, estimator, failed)
+    truth = None if clean is None else _truth(clean, estimator, noisy, names)
+    if clean is not None and not learned:
+        raise ValueError(
+            f"--clean needs s2, but {folder} holds s1 alone, which states no uncertainty; leave "
+            "it out"
+        )
     notes = [] if learned else [f"{folder} holds s1 alone: the mean is all that is written"]
     cut = float(((noisy <= 0) | (noisy >= 1)).double().mean()) if names else 0.0
     if cut > CUT:
@@ -122,17 +131,61 @@ def run(
     arrays["sigma"] = np.array(level.sigma)
     if names:
         arrays["files"] = np.array(names)
-    sheet = _sheet(noisy, arrays, estimator.event_shape, names)
+    figures = {SHEET: _sheet(noisy, arrays, estimator.event_shape, names)}
+    found = None if truth is None else _calibration(truth, arrays)
+    if found is not None:
+        figures[FIGURE] = calibration(found)
+    figures = {name: figure for name, figure in figures.items() if figure is not None}
 
     def write(temporary: Path) -> None:
         np.savez_compressed(temporary / ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
-        if sheet is not None:
-            sheet.savefig(temporary / SHEET, dpi=120)
+        for name, figure in figures.items():
+            figure.savefig(temporary / name, dpi=120)
 
     write_folder_atomically(out, write, ours=_is_ours, overwrite=overwrite)
-    written = [ARRAYS, *([SHEET] if sheet is not None else [])]
     deviation = float(arrays["standard_deviation"].mean()) if learned else None
-    return Done(len(noisy), float(arrays["sigma"]), deviation, repaired, failed, notes, written)
+    written = [ARRAYS, *figures]
+    level = float(arrays["sigma"])
+    return Done(len(noisy), level, deviation, repaired, found, failed, notes, written)
+
+
+def _read(
+    source: Path, estimator: ScoreEstimator, failed: dict[str, str]
+) -> tuple[Tensor, list[str]]:
+    """Points, and of images their names; those that cannot be read are noted in `failed`."""
+    if source.is_dir() or source.suffix.lower() == ".png":
+        return _images(source, estimator, failed)
+    return _array(source, estimator), []
+
+
+def _truth(clean: Path, estimator: ScoreEstimator, noisy: Tensor, names: list[str]) -> Tensor:
+    """The true points, (n, D)."""
+    failed: dict[str, str] = {}
+    truth, same = _read(clean, estimator, failed)
+    if names and same:  # by name: some may be broken
+        missing = [name for name in names if name not in same]
+        if missing:
+            why = failed.get(missing[0], f"{clean} holds none of that name")
+            raise ValueError(f"--clean must have the true image of {missing[0]}: {why}")
+        truth = truth[[same.index(name) for name in names]]
+    if len(truth) != len(noisy):
+        raise ValueError(
+            f"--clean must have the {len(noisy)} true points in their order, but {clean} "
+            f"had {len(truth)}"
+        )
+    return truth.reshape(len(noisy), -1)
+
+
+def _calibration(truth: Tensor, arrays: Mapping[str, np.ndarray]) -> Calibration:
+    def flat(name: str) -> Tensor:
+        return torch.from_numpy(arrays[name]).double().reshape(truth.shape)
+
+    error = truth.double() - flat("mean")
+    along = None
+    if "components" in arrays:
+        directions = torch.from_numpy(arrays["components"]).double().flatten(2)
+        along = (directions @ error.unsqueeze(-1)).squeeze(-1)
+    return calibrate(error, flat("standard_deviation"), along)
 
 
 def _level(
@@ -232,4 +285,4 @@ def _sheet(
 
 
 def _is_ours(folder: Path) -> bool:
-    return {p.name for p in folder.iterdir()} <= {ARRAYS, SHEET}
+    return {p.name for p in folder.iterdir()} <= {ARRAYS, SHEET, FIGURE}

@@ -1,9 +1,8 @@
-"""Figures of draws and of denoised images (floor 5).
+"""Figures of draws (floor 5).
 
-Each function but `contact_sheet` takes components by name, each (chains, draws); all return a
-matplotlib `Figure` that no global state knows of. Only the first `PANELS` components are drawn.
-Colours are Okabe and Ito's, told apart by colour-blind readers; the ground is white, so that a
-figure reads on any page.
+Each function takes components by name, each (chains, draws), and returns a matplotlib `Figure`
+that no global state knows of. Only the first `PANELS` components are drawn. Colours are Okabe and
+Ito's, told apart by colour-blind readers; the ground is white, so that a figure reads on any page.
 """
 
 import base64
@@ -179,60 +178,6 @@ def encode(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def contact_sheet(
-    columns: Mapping[str, np.ndarray],
-    scales: Mapping[str, str],
-    names: Sequence[str] = (),
-    note: str = "",
-) -> Figure:
-    """Images side by side: a row a point, a column a kind, such as noisy, mean, first component.
-
-    Args:
-        columns: by name, images (rows, channels, height, width) with one channel or three.
-        scales: by name of a column, how it is shown: "intensity", black at 0 and white at 1, or
-            as far beyond as the last such column reaches; "size", black at 0, white at the
-            greatest of the column, which its title tells; "signed", each image on its own scale,
-            of one channel blue below 0 and red above it, of three grey at 0.
-        names: of the rows; none are written if empty.
-        note: below the images.
-    """
-    rows = len(next(iter(columns.values())))
-    plain = [c for n, c in columns.items() if scales[n] == "intensity"][-1]
-    low, high = min(0.0, float(plain.min())), max(1.0, float(plain.max()))
-    size = (1.1 * len(columns) + (0.9 if names else 0.0), 1.1 * rows + (0.7 if note else 0.5))
-    figure = mpl_figure.Figure(figsize=size, layout="constrained", facecolor="white")
-    panels = figure.subplots(rows, len(columns), squeeze=False)
-    for j, (name, images) in enumerate(columns.items()):
-        largest = _largest(images)
-        of = f"\n0 to {largest:.2g}" if scales[name] == "size" else ""
-        panels[0, j].set_title(name + of, fontsize=8, color=INK)
-        for axes, image in zip(panels[:, j], images, strict=True):
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            colours = "gray"
-            if scales[name] == "intensity":
-                shown = (image - low) / (high - low)
-            elif scales[name] == "size":
-                shown = image / largest
-            else:
-                shown = 0.5 + 0.5 * image / _largest(image)
-                colours = "RdBu_r"
-            shown = np.clip(shown, 0, 1).astype(float).transpose(1, 2, 0)
-            flat = shown.squeeze(-1) if shown.shape[-1] == 1 else shown
-            axes.imshow(flat, colours, vmin=0, vmax=1)
-    for axes, name in zip(panels[:, 0], names, strict=False):
-        short = name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
-        axes.set_ylabel(short, fontsize=7, color=INK, rotation=0, ha="right", va="center")
-    if note:
-        figure.supxlabel(note, fontsize=8, color=INK)
-    return figure
-
-
-def _largest(values: np.ndarray) -> float:
-    """The greatest size, of nothing but zeros a number that may be divided by."""
-    return max(float(np.abs(values).max()), np.finfo(float).tiny)
 
 
 def _shown(components: Components) -> list[tuple[str, np.ndarray]]:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from ozaki import denoise_files
 from ozaki.cli import app
+from ozaki.denoise_plots import contact_sheet
 from ozaki.images import read_png
-from ozaki.plots import contact_sheet
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
 from ozaki.scores.standardisation import Standardisation
@@ -317,3 +317,50 @@ def test_noise_that_a_png_has_cut_off_is_told(here):
         assert done.exit_code == 0
         assert ("a .png cuts noise off" in done.stderr) == (low == 0)
     assert "50% of the pixels" in done.stderr or "54% of the pixels" in done.stderr
+
+
+def test_the_truth_says_whether_the_uncertainty_is_right(here, tmp_path):
+    g = generator(3)
+    clean = CENTRE + SPREAD * torch.randn(400, 1, 4, 6, generator=g)
+    x = clean + SIGMA * torch.randn(clean.shape, generator=g)
+    np.save("x.npy", x.numpy())
+    np.save("clean.npy", clean.numpy())
+    done = run("x.npy", "--estimator", here, "--out", "out", "--clean", "clean.npy", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    found = said["calibration"]
+    assert abs(found["ratio"] - 1) < 5 * (2 / clean.numel()) ** 0.5
+    # C is isotropic: any 3 of 24 directions hold an eighth of the error
+    assert found["explained"][-1] == pytest.approx(3 / 24, abs=0.02)
+    assert said["written"] == ["denoised.npz", "contact-sheet.png", "calibration.png"]
+    assert {p.name for p in Path("out").iterdir()} == set(said["written"])
+    table = run("x.npy", "--estimator", here, "--out", "out", "--clean", "clean.npy", "--force")
+    assert "predicted" in table.output and f"{found['ratio']:.2f}" in table.output
+    np.save("few.npy", clean[:9].numpy())
+    refused = run("x.npy", "--estimator", here, "--out", "no", "--clean", "few.npy")
+    assert refused.exit_code == 2 and "400 true points in their order" in refused.stderr
+    first = normal(tmp_path / "first", order=1)
+    refused = run("x.npy", "--estimator", first, "--out", "no", "--clean", "clean.npy")
+    assert refused.exit_code == 2 and "--clean needs s2" in refused.stderr
+
+
+def test_true_images_are_matched_by_name(here):
+    g = generator(4)
+    clean = (CENTRE + 0.1 * torch.randn(6, 4, 6, generator=g)).clamp(0.2, 0.8)
+    x = (clean + 0.1 * torch.randn(clean.shape, generator=g)).clamp(0.01, 0.99)
+    for folder, images in (("noisy", x), ("clean", clean)):
+        Path(folder).mkdir()
+        for i, image in enumerate(images):
+            write_png(f"{folder}/{i}.png", (image * 255).round().byte().numpy())
+    Path("noisy/1.png").write_bytes(b"broken")
+    arguments = ("noisy", "--estimator", here, "--clean", "clean", "--json", "--out")
+    done = run(*arguments, "out")
+    assert done.exit_code == 1, done.output
+    found = json.loads(done.stdout)
+    error = clean[[0, 2, 3, 4, 5]].numpy() - opened()["mean"][:, 0]
+    want = float((error**2).mean()) / expected(x.numpy())[1] ** 2
+    assert found["calibration"]["ratio"] == pytest.approx(want, rel=0.02)
+    Path("clean/3.png").write_bytes(b"broken")
+    refused = run(*arguments, "no")
+    assert refused.exit_code == 2
+    assert re.search(r"true image of 3\.png: clean/3\.png is not a whole", refused.stderr)
