@@ -188,7 +188,7 @@ def denoise_command(
     sigma: Annotated[
         float | None,
         typer.Option(
-            help="Noise in units of the data's spread, of an estimator of a range; else found."
+            help="Of an estimator of a range, the noise, in the units of training; else found."
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Draws of each clean point.")] = 0,
@@ -206,9 +206,9 @@ def denoise_command(
     """Clean points behind noisy ones: mean, standard deviation, principal components, draws.
 
     Writes denoised.npz into the folder, for images contact-sheet.png, and with --clean
-    calibration.png. Intensities of .png files
-    are divided by their largest possible value; arrays are taken as they are. Images that cannot be
-    read are named and left out, and the exit status is then 1.
+    calibration.png. Intensities of .png files are divided by the largest possible one; arrays are
+    taken as they are. Images that cannot be read are named and left out, and the exit status is
+    then 1; it is 2 where nothing was written.
 
     For example: ozaki denoise noisy/ --estimator digits --out clean --sigma 0.5
     """

@@ -166,7 +166,9 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
     if path.suffix == ".csv":
         return _csv(path)
     if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path} must be a .csv, .npy or .npz file, but its suffix was otherwise")
+        raise ValueError(
+            f"{path} must be a .csv, .npy or .npz file, but its suffix was {path.suffix!r}"
+        )
     try:
         with path.open("rb") as file:
             found: Any = np.load(file, allow_pickle=False)

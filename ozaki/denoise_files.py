@@ -225,6 +225,11 @@ def _array(source: Path, estimator: ScoreEstimator) -> Tensor:
         raise FileNotFoundError(
             f"{source} does not exist; give a .csv, .npy or .npz, a .png, or a folder of .png"
         )
+    if source.suffix not in (".csv", ".npy", ".npz"):
+        raise ValueError(
+            f"{source} must be a .csv, .npy, .npz or .png file, or a folder of .png, but its "
+            f"suffix was {source.suffix!r}; save it as one of those"
+        )
     array = read_array(source)
     check_floats(str(source), array)
     noisy = validation.floating(str(source), array)

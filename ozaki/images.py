@@ -68,9 +68,9 @@ def read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
             "reading .png needs pillow, which is not installed: pip install 'ozaki[images]'"
         ) from error
     try:
-        with opener(path) as image:
+        with opener(path, formats=("PNG",)) as image:
             image.verify()  # the checksums, of which unpacking knows nothing
-        with opener(path) as image:
+        with opener(path, formats=("PNG",)) as image:
             mode = "RGB" if image.mode == "P" else image.mode
             found = (_MODES.get(mode, (0, 0))[0], image.height, image.width)
             if found == shape:  # before the pixels are unpacked

@@ -62,6 +62,7 @@ def here(tmp_path, monkeypatch) -> Path:
     """An empty folder to be in, with an estimator of images beside it."""
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path / "in")
+    monkeypatch.setattr(denoise_files, "SHOWN", 2)  # drawing is slow
     return normal(tmp_path / "estimator")
 
 
@@ -140,9 +141,10 @@ def test_a_folder_of_images_and_the_broken_ones(here):
     Path("pngs/x3.png").write_bytes(whole[:45] + b"\x00\xff" + whole[47:])
     write_png("pngs/x4.png", pixels[0].T.copy())
     write_png("pngs/x5.png", np.stack([pixels[0]] * 3, -1))
+    PIL.Image.fromarray(pixels[0]).save("pngs/x6.png", format="JPEG")
     done = run("pngs", "--estimator", here, "--out", "out")
     assert done.exit_code == 1, done.output
-    for name in ("x1", "x2", "x3", "x4", "x5"):
+    for name in ("x1", "x2", "x3", "x4", "x5", "x6"):
         assert f"{name}.png" in done.stderr
     assert "height 4 and width 6" in done.stderr and "mode RGB" in done.stderr
     found = opened()
@@ -150,7 +152,7 @@ def test_a_folder_of_images_and_the_broken_ones(here):
     want = np.stack([pixels[1], pixels[2], pixels[0], pixels[0]])[:, None] / 255
     assert_close(found["mean"], expected(want)[0].astype(np.float32), atol=1e-6, rtol=1e-5)
     sheet = PIL.Image.open("out/contact-sheet.png")
-    assert sheet.width > sheet.height > 100
+    assert sheet.width > sheet.height > 100  # of two rows
     # one good file is not a failure, one broken file alone is nothing to write
     assert run("pngs/a.png", "--estimator", here, "--out", "one").exit_code == 0
     refused = run("pngs/x1.png", "--estimator", here, "--out", "none")
@@ -237,6 +239,7 @@ def test_what_cannot_be_denoised_is_refused_before_anything_is_written(here):
         np.save(f"{name}.npy", array)
     np.savez("two.npz", a=good, b=good)
     Path("cut.npy").write_bytes(Path("good.npy").read_bytes()[:200])
+    Path("photo.jpg").write_bytes(b"JFIF")
     Path("taken").mkdir()
     Path("taken/mine.txt").write_text("mine")
     for source, more, message in [
@@ -249,6 +252,7 @@ def test_what_cannot_be_denoised_is_refused_before_anything_is_written(here):
         ("two.npz", (), "one array.*'a', 'b'"),
         ("cut.npy", (), "truncated|could not be read"),
         ("empty", (), "holds no .png files"),
+        ("photo.jpg", (), r"\.csv, \.npy, \.npz or \.png.*'\.jpg'"),
         ("nowhere", (), "nowhere does not exist"),
         ("nowhere.png", (), "nowhere.png does not exist"),
         ("good.npy", ("--sigma", 0.5), "range of training"),
