@@ -2,18 +2,21 @@
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from torch.testing import assert_close
 
 import ozaki
-from ozaki import Posterior
+from ozaki import DSMTrainer, Posterior
 from ozaki.denoising import denoise, find_sigma
 from ozaki.linalg import Dense, Diagonal, LowRank
 from ozaki.scores import DenoiserScore, GaussianMixtureScore, GaussianScore
@@ -261,6 +264,9 @@ def test_a_repaired_covariance_is_counted_and_the_rest_is_left():
     assert repaired.variance.tolist() == [[1.0, 2.0], [1.0, 0.5], [1.0, 0.01]]
     assert repaired.repaired() is repaired
     assert repaired.sample(2).isfinite().all()
+    # the share is of the noise's variance
+    wide = Posterior(posterior.mean, posterior.covariance, torch.tensor([1.0, 3.0]).double(), (2,))
+    assert wide.repaired(0.01).variance[2].tolist() == pytest.approx([1.0, 0.09])
     with pytest.raises(ValueError, match="below 1"):
         posterior.repaired(2.0)
 
@@ -493,3 +499,54 @@ def test_mixture_scores_of_one_component_are_those_of_the_normal():
     a, b = (denoise(s.smooth(0.4), x, 0.4) for s in (law, same))
     assert_close(a.mean, b.mean)
     assert_close(a.covariance.dense(), b.covariance.dense())
+
+
+def small_images(n: int) -> tuple[Tensor, int]:
+    """Digits pooled to 8 × 8 where OZAKI_DATA holds them, else spots, 6 × 6; and training steps."""
+    root = Path(os.environ.get("OZAKI_DATA", "")) / "mnist"
+    if "OZAKI_DATA" in os.environ and root.is_dir():
+        digits = ozaki.datasets.mnist(root, "test").images[:n]
+        return avg_pool2d(nn.functional.pad(digits, (2, 2, 2, 2)), 4), 300
+    g = generator(0)
+    centre = 1 + 4 * torch.rand(n, 2, 1, generator=g)
+    row, column = torch.exp(-((torch.arange(6.0) - centre) ** 2) / 2).unbind(1)
+    return (row.unsqueeze(2) * column.unsqueeze(1)).unsqueeze(1), 120
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_learned_images():
+    images, steps = small_images(3_500)
+    train, clean = images[:3_000], images[3_000:]
+    trainer = DSMTrainer(
+        (0.2, 0.5), curvature="low_rank", rank=4, signed=False, baseline=True,
+        max_steps=steps, batch_size=128, width=64, seed=0, progress=False,
+    )  # fmt: skip
+    estimator = trainer.fit(train)
+    z = torch.randn(clean.shape, generator=generator(1))
+    posteriors = {s: denoise(estimator, clean + s * z, s) for s in (0.2, 0.35, 0.5)}
+    errors = {s: float((p.mean - clean).square().mean()) for s, p in posteriors.items()}
+    # Wiener's filter, the best linear map, knows only the covariance of the images
+    mean = train.flatten(1).mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(train.flatten(1).T))
+    for s, posterior in posteriors.items():
+        seen = (clean + s * z).flatten(1) - mean
+        linear = (seen @ vectors * (values / (values + s**2))) @ vectors.T + mean
+        assert errors[s] < float((linear - clean.flatten(1)).square().mean())
+        assert bool(posterior.definite.all())
+        found = posterior.calibration(clean)
+        assert 0.7 < found.ratio < 1.3
+    variances = [float(p.variance.mean()) for p in posteriors.values()]
+    assert variances == sorted(variances)
+    # what varies among the images is what is not known of one
+    spread = train.flatten(1).var(0)
+    each = posteriors[0.35].variance.flatten(1).mean(0)
+    dark, bright = spread.argsort()[: len(spread) // 4], spread.argsort()[-len(spread) // 4 :]
+    assert float(each[bright].mean()) > 3 * float(each[dark].mean())
+    # the operator against its matrix
+    few = denoise(estimator, (clean + 0.35 * z)[:4], 0.35)
+    matrix = few.covariance.dense()
+    wanted = torch.linalg.eigvalsh(matrix).flip(-1)[:, :5]
+    assert_close(few.principal_components(5)[0], wanted, rtol=1e-4, atol=1e-6)
+    assert_close(few.variance.flatten(1), matrix.diagonal(dim1=-2, dim2=-1))
+    # one noise for all 500 images is found
+    assert denoise(estimator, clean + 0.35 * z).sigma == pytest.approx(0.35, rel=0.05)
