@@ -519,7 +519,7 @@ def test_learned_images():
     train, clean = images[:3_000], images[3_000:]
     trainer = DSMTrainer(
         (0.2, 0.5), curvature="low_rank", rank=4, signed=False, baseline=True,
-        max_steps=steps, batch_size=128, width=64, seed=0, progress=False,
+        max_steps=steps, batch_size=128, width=64, joint=True, seed=0, progress=False,
     )  # fmt: skip
     estimator = trainer.fit(train)
     z = torch.randn(clean.shape, generator=generator(1))
