@@ -15,8 +15,8 @@ class Bin(NamedTuple):
 
     Attributes:
         share: of all coordinates.
-        predicted: the mean of C_ii.
-        observed: the mean of (x_i − mean_i)².
+        predicted: the mean of C_ii, as a share of the noise's variance.
+        observed: the mean of (x_i − mean_i)², in the same unit.
     """
 
     share: float
@@ -33,12 +33,13 @@ class Calibration(NamedTuple):
     """How the stated uncertainty compares with true errors; printed as a table.
 
     Attributes:
-        ratio: the mean squared error over the mean predicted variance, of all coordinates; 1 where
-            the variance is right, above 1 where it is too small.
+        ratio: the mean squared error over the mean predicted variance, of all coordinates, each in
+            units of its noise; 1 where the variance is right, above 1 where it is too small.
         bins: the same by predicted variance, ascending, in bins of about equally many coordinates.
         coverage: the share of coordinates inside the central interval of each level. Nominal only
             where the posterior of a coordinate is normal; see `bins` where it is not.
-        explained: the share of the squared error that lies in the first 1, 2, … components.
+        explained: the share of the squared error, in the data's units, that lies in the first
+            1, 2, … components.
     """
 
     ratio: float
@@ -64,6 +65,7 @@ class Calibration(NamedTuple):
 def calibrate(
     error: Float[Tensor, "*batch dim"],
     deviation: Float[Tensor, "*batch dim"],
+    noise_scale: Float[Tensor, " dim"],
     along: Float[Tensor, "*batch k"] | None = None,
     bins: int = 10,
 ) -> Calibration:
@@ -72,10 +74,12 @@ def calibrate(
     Args:
         error: truth less mean, (*batch, D).
         deviation: the standard deviation that was stated, above 0, (*batch, D).
+        noise_scale: the noise's standard deviation, (D,), the unit that columns are compared in.
         along: the errors along the principal components of each point, (*batch, k).
         bins: of predicted variance.
     """
-    square, predicted = error.square().flatten(), deviation.square().flatten()
+    square = (error / noise_scale).square().flatten()
+    predicted = (deviation / noise_scale).square().flatten()
     ordered, order = predicted.sort(stable=True)
     parts = zip(ordered.tensor_split(bins), square[order].tensor_split(bins), strict=True)
     inside = (error.abs() / deviation).flatten()
@@ -83,7 +87,7 @@ def calibrate(
     explained: tuple[float, ...] = ()
     if along is not None:
         energy = along.square().reshape(-1, along.shape[-1]).sum(0)
-        explained = tuple((energy.cumsum(0) / square.sum()).tolist())
+        explained = tuple((energy.cumsum(0) / error.square().sum()).tolist())
     return Calibration(
         float(square.mean() / predicted.mean()),
         tuple(

@@ -185,7 +185,8 @@ def _calibration(truth: Tensor, arrays: Mapping[str, np.ndarray]) -> Calibration
     if "components" in arrays:
         directions = torch.from_numpy(arrays["components"]).double().flatten(2)
         along = (directions @ error.unsqueeze(-1)).squeeze(-1)
-    return calibrate(error, flat("standard_deviation"), along)
+    noise = torch.from_numpy(arrays["noise_scale"]).double().flatten()
+    return calibrate(error, flat("standard_deviation"), noise, along)
 
 
 def _level(

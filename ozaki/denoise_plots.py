@@ -84,7 +84,10 @@ def calibration(found: Calibration) -> Figure:
         predicted, observed, "o", color=COLOURS[0], label=f"bins; ratio of all {found.ratio:.2f}"
     )
     left.set(
-        xscale="log", yscale="log", xlabel="mean predicted variance", ylabel="mean squared error"
+        xscale="log",
+        yscale="log",
+        xlabel="mean predicted variance, of the noise's",
+        ylabel="mean squared error, in the same",
     )
     left.legend(frameon=False, fontsize=8)
     right.bar(np.arange(1, 1 + len(found.explained)), found.explained, color=COLOURS[0])

@@ -255,7 +255,7 @@ class Posterior:
         if few:
             directions = self.principal_components(few)[1].reshape(*self.batch, few, self.dim)
             along = (directions.double() @ error.unsqueeze(-1)).squeeze(-1)
-        return calibrate(error, deviation, along, bins)
+        return calibrate(error, deviation, self.noise_scale.to(error), along, bins)
 
     def _diagonal(self) -> Tensor:
         return self.covariance.diagonal().expand(self._mean.shape)

@@ -315,6 +315,13 @@ def test_calibration_of_a_true_and_of_a_wrong_covariance():
     table = str(found).splitlines()
     assert len(table) == 1 + 6 + 1 + 2 and table[1].split()[0] == "16.7%"
     assert float(table[7].split()[1]) == pytest.approx(found.ratio, abs=0.005)
+    # columns in other units are judged alike
+    units = torch.tensor([1.0, 10.0, 0.01, 1.0, 1.0, 100.0], dtype=F64)
+    other = Posterior(
+        posterior.mean * units, posterior.covariance.scale(units), noise * units, (6,)
+    ).calibration(clean * units, bins=6)
+    assert other.ratio == pytest.approx(found.ratio)
+    assert [b.predicted for b in other.bins] == pytest.approx(predicted)
     wide = Posterior(posterior.mean, posterior.covariance.scale(2.0), posterior.noise_scale, (6,))
     assert wide.calibration(clean).ratio == pytest.approx(0.25, rel=0.05)
     assert wide.calibration(clean, components=0).explained == ()
