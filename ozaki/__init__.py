@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ozaki import datasets, scores
 from ozaki.annealing import anneal
+from ozaki.denoising import denoise
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.pyro_model import unconstrain
 from ozaki.mcmc import MCMC
+from ozaki.posterior import Posterior
 from ozaki.scores.distribution import ScoreDistribution
 from ozaki.scores.estimator import ScoreEstimator
 
@@ -24,12 +26,14 @@ __version__ = "0.1.0"
 __all__ = [
     "MCMC",
     "DSMTrainer",
+    "Posterior",
     "ScoreDistribution",
     "ScoreEstimator",
     "ScoreLangevinKernel",
     "ScoreOzakiKernel",
     "anneal",
     "datasets",
+    "denoise",
     "scores",
     "unconstrain",
 ]

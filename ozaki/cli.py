@@ -1,8 +1,9 @@
-"""The command line: ``ozaki demo``, ``ozaki train`` (floor 9).
+"""The command line: ``ozaki demo``, ``ozaki train``, ``ozaki denoise`` (floor 9).
 
 A command is a function here with ``@app.command()``; what it says goes through `typer.echo`.
 """
 
+import json
 import os
 import time
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from ozaki import denoise_files
 from ozaki.datasets import OLD_FAITHFUL_COLUMNS, old_faithful, table
 from ozaki.diagnostics import sampler_test, save, summary
 from ozaki.kernels.pyro_kernel import ScoreOzakiKernel
@@ -18,7 +20,7 @@ from ozaki.mcmc import MCMC
 from ozaki.report import write_report
 from ozaki.scores.training import DSMTrainer
 
-USAGE_ERROR = 2
+SOME_FAILED, USAGE_ERROR = 1, 2
 QUICK = {"max_steps": 200, "num_samples": 200, "warmup_steps": 200, "thinning": 1}
 # the eruptions have two modes: neighbouring draws are alike, so one in five is kept
 FULL = {"max_steps": 2500, "num_samples": 1000, "warmup_steps": 1000, "thinning": 5}
@@ -111,6 +113,12 @@ def train(
         str, typer.Option(help="diagonal, low_rank, or none for s1 alone.")
     ] = "diagonal",
     rank: Annotated[int | None, typer.Option(help="Of curvature low_rank.")] = None,
+    unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--unsigned", help="Keep a low rank's posterior covariance positive, for denoising."
+        ),
+    ] = False,
     max_steps: Annotated[int, typer.Option(help="Optimiser steps, at most.")] = 3000,
     batch_size: Annotated[int, typer.Option(help="Noisy pairs a step.")] = 256,
     width: Annotated[int | None, typer.Option(help="Hidden units of the network.")] = None,
@@ -145,6 +153,7 @@ def train(
             objective=objective,
             curvature=None if curvature == "none" else curvature,
             rank=rank,
+            signed=not unsigned,
             max_steps=max_steps,
             batch_size=batch_size,
             width=width,
@@ -164,6 +173,66 @@ def train(
     for name, value in estimator.metrics.items():
         typer.echo(f"{name}: {value}")
     typer.echo(f"\n{estimator}\nsaved in {out}")
+
+
+@app.command("denoise")
+def denoise_command(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN", help="A .csv, .npy or .npz of noisy points, a .png, or a folder of .png."
+        ),
+    ],
+    estimator: Annotated[Path, typer.Option(help="Folder of the estimator, as train saved it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            help="Of an estimator of a range, the noise, in the units of training; else found."
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Draws of each clean point.")] = 0,
+    components: Annotated[
+        int, typer.Option(min=0, help="Principal components of each; at most one a dimension.")
+    ] = 3,
+    clean: Annotated[
+        Path | None,
+        typer.Option(help="The true points, as IN: says whether the uncertainty is right."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Makes the draws reproducible.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say what was done as JSON.")] = False,
+) -> None:
+    """Clean points behind noisy ones: mean, standard deviation, principal components, draws.
+
+    Writes denoised.npz into the folder, for images contact-sheet.png, and with --clean
+    calibration.png. Intensities of .png files are divided by the largest possible one; arrays are
+    taken as they are. Images that cannot be read are named and left out, and the exit status is
+    then 1; it is 2 where nothing was written.
+
+    For example: ozaki denoise noisy/ --estimator digits --out clean --sigma 0.5
+    """
+    try:
+        if out.exists() and not (force or (out.is_dir() and not any(out.iterdir()))):
+            raise ValueError(
+                f"{out} exists, and nothing in it was changed; add --force, or choose another --out"
+            )
+        done = denoise_files.run(
+            source, estimator, out, sigma, samples, components, seed, clean, overwrite=force
+        )
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        _refuse(str(error))
+    for problem in (*done.failed.values(), *done.notes):
+        typer.echo(f"ozaki: {problem}", err=True)
+    if as_json:
+        typer.echo(json.dumps(done.summary(), allow_nan=False))
+    else:
+        at = "" if done.sigma is None else f" at sigma {done.sigma:.4g}"
+        if done.calibration:
+            typer.echo(f"{done.calibration}\n")
+        typer.echo(f"{done.points} points denoised{at}\nsaved in {out}: {', '.join(done.written)}")
+    if done.failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _sigma(text: str) -> float | str | tuple[float, ...]:

@@ -13,7 +13,7 @@ import zlib
 from importlib import resources
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -146,8 +146,17 @@ def table(path: str | os.PathLike[str]) -> Tensor:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, several arrays, a line of another length, or an entry
-            that is not a number: with its line and column.
+        ValueError: another kind of file, several arrays, a line of another length, an entry that
+            is not a number: with its line and column; or whole numbers.
+    """
+    return validation.floating(str(path), read_array(path))
+
+
+def read_array(path: str | os.PathLike[str]) -> np.ndarray:
+    """What `table` reads, in the dtype of the file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `table`, but for whole numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -155,22 +164,26 @@ def table(path: str | os.PathLike[str]) -> Tensor:
             f"{path} does not exist or is not a file; give a .csv, .npy or .npz"
         )
     if path.suffix == ".csv":
-        return torch.from_numpy(_csv(path))
+        return _csv(path)
     if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path} must be a .csv, .npy or .npz file, but its suffix was otherwise")
+        raise ValueError(
+            f"{path} must be a .csv, .npy or .npz file, but its suffix was {path.suffix!r}"
+        )
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            array = found
-        elif len(found.files) != 1:
-            raise ValueError(
-                f"{path} must hold one array, but held {found.files}; save the one to learn from"
-            )
-        else:
-            array = found[found.files[0]]
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or not a numpy file ({error})") from error
-    return validation.floating(str(path), array)
+        with path.open("rb") as file:
+            found: Any = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            names = found.files
+            if len(names) == 1:
+                return found[names[0]]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is truncated, or not a numpy file of numbers ({error})"
+        ) from error
+    raise ValueError(
+        f"{path} must hold one array, but held {names}; save the one that is meant alone"
+    )
 
 
 def _csv(path: Path) -> np.ndarray:

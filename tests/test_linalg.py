@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ozaki.linalg import Dense, Diagonal, LowRank
+from ozaki.linalg import Dense, Diagonal, LowRank, davidson
 from tests.strategies import generator, operators, seeds
 
 KINDS = {
@@ -144,3 +144,94 @@ def test_the_diagonal_of_a_factor_has_the_gradients_of_its_dense_form():
     assert_close(together, rows(b, e))
     one = torch.func.vmap(torch.func.grad(lambda b: rows(b, e).square().sum()))(b)
     assert_close(one, torch.autograd.grad(rows(b, e).square().sum(), b)[0])
+
+
+@given(operators(), operators(constant=True), seeds)
+def test_leading_pairs_are_those_of_the_matrix(varying, constant, seed):
+    for op in (varying, constant):
+        k = 1 + seed % op.dim
+        values, vectors = op.leading(k)
+        matrix = op.dense()
+        want = torch.linalg.eigvalsh(matrix).flip(-1)[..., :k]
+        assert_close(values, want, atol=1e-9, rtol=1e-9)
+        assert_close(matrix @ vectors, vectors * values.unsqueeze(-2), atol=1e-9, rtol=1e-9)
+        eye = torch.eye(k, dtype=torch.float64).expand(*values.shape, k)
+        assert_close(vectors.mT @ vectors, eye, atol=1e-9, rtol=0)
+
+
+LEVELLED = {  # a, size of B, weights: bulk alone, ties, negative directions, unrelated blocks
+    "bulk": (lambda g: torch.rand(2, 120, generator=g), 1e-2, 1.0),
+    "ties": (lambda g: torch.rand(2, 120, generator=g).round(decimals=1), 0.3, 1.0),
+    "signed": (lambda g: torch.rand(2, 120, generator=g), 0.3, -1.0),
+    "outliers": (lambda g: torch.rand(2, 120, generator=g).pow(20), 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", LEVELLED)
+def test_leading_pairs_of_many_dimensions_without_the_matrix(case, monkeypatch):
+    g = generator(1)
+    diagonal, size, weight = LEVELLED[case]
+    b = size * torch.randn(2, 120, 4, generator=g, dtype=torch.float64)
+    b[:, 60:, :2] = 0
+    b[:, :60, 2:] = 0
+    op = LowRank(
+        diagonal(g).double(), b, torch.tensor([1.0, weight, 1.0, weight], dtype=torch.float64)
+    )
+    matrix = op.dense()
+    monkeypatch.setattr(LowRank, "dense", None)
+    values, vectors = op.leading(12)
+    want = torch.linalg.eigvalsh(matrix).flip(-1)[..., :12]
+    assert_close(values, want, atol=1e-10, rtol=0)
+    assert_close(matrix @ vectors, vectors * values.unsqueeze(-2), atol=1e-10, rtol=0)
+
+
+def test_a_missed_pair_is_noticed(monkeypatch):
+    """The search is made to begin in eigenvectors, of which the largest is none."""
+    a = torch.linspace(1.0, 0.5, 40, dtype=torch.float64).unsqueeze(0)
+    b = torch.zeros(1, 40, 1, dtype=torch.float64)
+    b[0, 39] = 3.0
+    real, seen = davidson._start, []
+
+    def blind(a, b, k):
+        seen.append(k)
+        return real(a, b, k) if len(seen) > 1 else torch.eye(40, dtype=a.dtype)[None, :, :3]
+
+    monkeypatch.setattr(davidson, "_start", blind)
+    values, _ = LowRank(a, b).leading(2)
+    assert len(seen) == 2
+    assert_close(values[0], torch.tensor([9.5, 1.0], dtype=torch.float64))
+
+
+@given(operators(batch=(2, 3)), seeds)
+def test_colour_and_definite(op, seed):
+    matrix = op.dense()
+    least = torch.linalg.eigvalsh(matrix)[..., 0]
+    part = op.tensors[0] if isinstance(op, LowRank) else matrix.diagonal(dim1=-2, dim2=-1)
+    assert torch.equal(op.definite(), (least > 0) & (part > 0).all(-1))
+    positive = op.shift(float(part.abs().max() - least.min().clamp(max=0)) + 1.0)
+    root = torch.stack(
+        [positive.colour(z.expand(op.diagonal().shape)) for z in torch.eye(op.dim).double()], -1
+    )
+    assert_close(root @ root.mT, positive.dense(), atol=1e-9, rtol=1e-9)
+    assert positive.definite().all()
+
+
+@given(operators(batch=(2,)))
+def test_raised_is_positive_definite_and_leaves_the_rest(op):
+    raised = op.raised(0.3)
+    assert type(raised) is type(op) and raised.definite().all()
+    if isinstance(op, LowRank):
+        part = op.tensors[0].clamp_min(0.3)
+        white = raised.scale(part.rsqrt())
+        before = LowRank(part, *op.tensors[1:]).scale(part.rsqrt())
+        want = torch.linalg.eigvalsh(before.dense()).clamp_min(0.3)
+        assert_close(torch.linalg.eigvalsh(white.dense()), want, atol=1e-8, rtol=1e-8)
+        assert_close(raised.tensors[0], part)
+    else:
+        values, vectors = torch.linalg.eigh(op.dense())
+        want = (vectors * values.clamp_min(0.3).unsqueeze(-2)) @ vectors.mT
+        assert_close(raised.dense(), want, atol=1e-9, rtol=1e-9)
+    least = torch.linalg.eigvalsh(op.dense()).min()
+    by = float(op.diagonal().abs().max() * 2 - least.clamp(max=0)) + 10.0
+    far = op.shift(by + float(op.tensors[0].abs().max()))
+    assert_close(far.raised(1e-3).dense(), far.dense(), atol=1e-9, rtol=1e-9)

@@ -352,3 +352,10 @@ def test_calibration_is_one_at_the_exact_score_and_tells_a_wrong_one(case: Case)
     assert bool(((found - 1).abs() < 5 * error).all())
     wrong = objectives.calibration(s1, 0 * s2, case.z, case.sigma)
     assert bool((wrong < 1).all())
+
+
+def test_calibration_of_a_variance_rounded_to_nothing_is_large_and_finite():
+    z = torch.ones(1, 2)
+    s2 = torch.tensor([[-4.0, 0.0]])  # C = 0 and 1 at σ = ½
+    found = objectives.calibration(torch.zeros(1, 2), s2, z, 0.5)
+    assert found.tolist() == [2.0**23, 1.0]

@@ -79,6 +79,27 @@ class SymmetricOperator(ABC):
         """f(S): `f` applied, element by element, to the eigenvalues, exactly."""
 
     @abstractmethod
+    def definite(self) -> Bool[Tensor, "*batch"]:
+        """Whether each is positive definite; of a low rank, its diagonal part a must be > 0 too."""
+
+    @abstractmethod
+    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+        """A z with A Aᵀ = S of a positive definite S: draws of N(0, S) of standard normal z."""
+
+    @abstractmethod
+    def raised(self, least: float) -> "SymmetricOperator":
+        """The same kind with nothing below `least` > 0 left: positive definite.
+
+        Eigenvalues below `least` become `least`. A low rank has `least` for the smallest entry of
+        its diagonal part a, and then for the smallest ratio vᵀSv / vᵀdiag(a)v, with no D × D
+        matrix; where nothing was below, it is as it was, but for rounding.
+        """
+
+    @abstractmethod
+    def leading(self, k: int) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch dim k"]]:
+        """The k largest eigenvalues, descending, and unit eigenvectors in columns."""
+
+    @abstractmethod
     def dense(self) -> Float[Tensor, "*batch dim dim"]:
         """The matrices themselves, (*batch, D, D)."""
 
@@ -103,9 +124,9 @@ class SymmetricOperator(ABC):
         """vᵀSv of each column v of a (*batch, D, k) tensor, in one product."""
 
     def select(
-        self, mask: Bool[Tensor, "batch"], other: "SymmetricOperator"
+        self, mask: Bool[Tensor, "*batch"], other: "SymmetricOperator"
     ) -> "SymmetricOperator":
-        """This operator where `mask` (one entry a batch row) is True, `other` elsewhere."""
+        """This operator where `mask` (one entry an operator) is True, `other` elsewhere."""
         mine, theirs = self.tensors, other.tensors
         same = type(self) is type(other) and len(mine) == len(theirs)
         if not same:

@@ -48,7 +48,7 @@ class Dense(SymmetricOperator):
         """The operator whose `tensors` these are."""
         return cls(tensors[0]) if len(tensors) == 1 else cls.from_eigen(*tensors)
 
-    def select(self, mask: Bool[Tensor, "batch"], other: SymmetricOperator) -> "Dense":
+    def select(self, mask: Bool[Tensor, "*batch"], other: SymmetricOperator) -> "Dense":
         """This operator where `mask` is True, `other` elsewhere, decomposed if both are."""
         if isinstance(other, Dense) and (self._eigen is None) != (other._eigen is None):
             return Dense(self.dense()).select(mask, Dense(other.dense()))
@@ -129,6 +129,29 @@ class Dense(SymmetricOperator):
         """V f(λ) Vᵀ, kept in that form."""
         values, vectors = self.eigen()
         return Dense.from_eigen(f(values), vectors)
+
+    def definite(self) -> Bool[Tensor, "*batch"]:
+        """Whether a Cholesky factor exists."""
+        return torch.linalg.cholesky_ex(self.dense())[1] == 0
+
+    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+        """L z, with L the Cholesky factor."""
+        return (torch.linalg.cholesky(self.dense()) @ z.unsqueeze(-1)).squeeze(-1)
+
+    def raised(self, least: float) -> "Dense":
+        """Eigenvalues below `least` become `least`; matrices without any stay as they are."""
+        values, vectors = self.eigen()
+        low = (values < least).any(-1)[..., None, None]
+        clamped = (vectors * values.clamp_min(least).unsqueeze(-2)) @ vectors.mT
+        return Dense(torch.where(low, clamped, self.dense()))
+
+    def leading(self, k: int) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch dim k"]]:
+        """The last k columns of the eigendecomposition, in reverse."""
+        values, vectors = self.eigen()
+        # an operator made of its eigenpairs has them in any order
+        values, order = values.topk(k, -1)
+        vectors = vectors.expand(*values.shape[:-1], *vectors.shape[-2:])
+        return values, vectors.gather(-1, order.unsqueeze(-2).expand(*vectors.shape[:-1], k))
 
     def dense(self) -> Float[Tensor, "*batch dim dim"]:
         """The matrices themselves."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ozaki.linalg.base import SymmetricOperator, check_vector
 from ozaki.linalg.dense import Dense
-from ozaki.shapes import Float
+from ozaki.shapes import Bool, Float
 
 
 class Diagonal(SymmetricOperator):
@@ -70,6 +70,24 @@ class Diagonal(SymmetricOperator):
     def spectral(self, f: Callable[[Tensor], Tensor]) -> "Diagonal":
         """diag(f(a))."""
         return Diagonal(f(self.tensors[0]))
+
+    def definite(self) -> Bool[Tensor, "*batch"]:
+        """Whether all a > 0."""
+        return (self.tensors[0] > 0).all(-1)
+
+    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+        """√a ⊙ z."""
+        return self.tensors[0].sqrt() * z
+
+    def raised(self, least: float) -> "Diagonal":
+        """diag(max(a, least))."""
+        return Diagonal(self.tensors[0].clamp_min(least))
+
+    def leading(self, k: int) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch dim k"]]:
+        """The k largest a, and the unit vectors of their dimensions."""
+        values, places = self.tensors[0].topk(k, -1)
+        vectors = values.new_zeros(*self.tensors[0].shape, k)
+        return values, vectors.scatter_(-2, places.unsqueeze(-2), 1.0)
 
     def dense(self) -> Float[Tensor, "*batch dim dim"]:
         """The matrices themselves."""

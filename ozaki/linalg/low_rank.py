@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from ozaki.linalg.base import SymmetricOperator, check_vector
+from ozaki.linalg.davidson import leading_pairs
 from ozaki.linalg.dense import Dense
-from ozaki.shapes import Float
+from ozaki.shapes import Bool, Float
 from ozaki.tracing import tracing
+
+SPACE = 2**26  # numbers that a search for eigenpairs may hold at a time
 
 
 class LowRank(SymmetricOperator):
@@ -44,6 +47,7 @@ class LowRank(SymmetricOperator):
         self._parts = (values, factor, signs.expand(*factor.shape[:-2], rank))
         self._eigen: tuple[Tensor, Tensor, Tensor] | None = None
         self._squares: Tensor | None = None
+        self._relative: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def rebuild(cls, tensors: tuple[Tensor, ...]) -> "LowRank":
@@ -120,6 +124,48 @@ class LowRank(SymmetricOperator):
         signs = torch.where(change < 0, -1.0, 1.0).to(change.dtype)
         return LowRank(base.expand(*change.shape[:-1], self.dim), factor, signs)
 
+    def definite(self) -> Bool[Tensor, "*batch"]:
+        """Whether a > 0 and I + W diag(e) Wᵀ, with W = B/√a, has eigenvalues above 0 alone."""
+        positive = (self.tensors[0] > 0).all(-1)
+        if not bool(positive.any()):
+            return positive.expand(self.tensors[1].shape[:-2])
+        a, b, e = self.tensors
+        rest = LowRank(torch.where(positive.unsqueeze(-1), a, 1.0), b, e)
+        return positive & (rest._whitened()[1] > -1).all(-1)
+
+    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+        """√a ⊙ (z + Q (√(1 + λ) − 1) Qᵀz), W diag(e) Wᵀ = Q diag(λ) Qᵀ, W = B/√a, in O(D r²)."""
+        q, change = self._whitened()
+        inner = (q.mT @ z.unsqueeze(-1)) * ((1 + change).sqrt() - 1).unsqueeze(-1)
+        return self.tensors[0].sqrt() * (z + (q @ inner).squeeze(-1))
+
+    def raised(self, least: float) -> "LowRank":
+        """√a (I + Q max(λ, least − 1) Qᵀ) √a, after max(a, least)."""
+        a, b, e = self.tensors
+        raised = LowRank(a.clamp_min(least), b, e)
+        q, change = raised._whitened()
+        a = raised.tensors[0]
+        low = (change < least - 1).any(-1)
+        factor = torch.where(low[..., None, None], a.sqrt().unsqueeze(-1) * q, b)
+        return LowRank(a, factor, torch.where(low.unsqueeze(-1), change.clamp_min(least - 1), e))
+
+    def leading(self, k: int) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch dim k"]]:
+        """The k largest eigenpairs, to rounding and without the matrix: see `davidson`."""
+        a, b, e = self.tensors
+        batch, (dim, rank) = b.shape[:-2], b.shape[-2:]
+        parts = (
+            a.expand(*batch, dim).reshape(-1, dim),
+            b.reshape(-1, dim, rank),
+            e.reshape(-1, rank),
+        )
+        rows = max(1, SPACE // (dim * (2 * rank + 9 * k + 16)))
+        found = [
+            leading_pairs(x, y, z, k)
+            for x, y, z in zip(*(t.split(rows) for t in parts), strict=True)
+        ]
+        values, vectors = (torch.cat(t) for t in zip(*found, strict=True))
+        return values.reshape(*batch, k), vectors.reshape(*batch, dim, k)
+
     def dense(self) -> Float[Tensor, "*batch dim dim"]:
         """The matrices themselves."""
         a, b, e = self.tensors
@@ -139,6 +185,15 @@ class LowRank(SymmetricOperator):
         thin = b / a.sqrt().unsqueeze(-1)
         eye = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         return eye + e.unsqueeze(-1) * (thin.mT @ thin), thin
+
+    def _whitened(self) -> tuple[Tensor, Tensor]:
+        """(Q, λ): W diag(e) Wᵀ = Q diag(λ) Qᵀ with W = B/√a, (*batch, D, r) and (*batch, r)."""
+        if self._relative is None:
+            a, b, e = self.tensors
+            q, r = torch.linalg.qr(b / a.sqrt().unsqueeze(-1))
+            change, vectors = torch.linalg.eigh((r * e.unsqueeze(-2)) @ r.mT)
+            self._relative = (q @ vectors, change)
+        return self._relative
 
     def _decomposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """(a, Q, λ): the constant diagonal (*batch, 1) and B diag(e) Bᵀ = Q diag(λ) Qᵀ."""

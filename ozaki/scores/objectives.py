@@ -219,7 +219,8 @@ def calibration(
     """The calibration E[r ⊙ r / diag C] of each dimension, 1 where s1 and s2 are right.
 
     r = z + σ s1(x̃) and C = I + σ² s2(x̃), so that E[r ⊙ r | x̃] = diag C at every x̃ (eq. 18). Above 1
-    the posterior variances σ² C are too small, below 1 too large.
+    the posterior variances σ² C are too small, below 1 too large. C closer to 0 than the rounding
+    of 1 counts as that rounding, so that the mean stays finite.
 
     Args:
         s1: at x̃ = x + σz, (samples, D).
@@ -230,7 +231,9 @@ def calibration(
     Returns:
         One ratio a dimension, (D,).
     """
-    return ((z + sigma * s1).square() / (1 + sigma**2 * s2_diagonal)).mean(0)
+    c = 1 + sigma**2 * s2_diagonal
+    least = torch.finfo(c.dtype).eps
+    return ((z + sigma * s1).square() / torch.where(c.abs() < least, least, c)).mean(0)
 
 
 # The same formulas of outputs that are already there, so that one evaluation serves many losses.

@@ -155,8 +155,8 @@ class DSMTrainer:
         if "likelihood" in self.terms and curvature == "low_rank" and self.signed:
             raise ValueError(
                 "objective='likelihood' needs a positive definite posterior covariance, but "
-                "curvature was 'low_rank' and signed True; pass signed=False, or objective="
-                "'residual'"
+                "curvature was 'low_rank' and signed True; pass signed=False (--unsigned), or "
+                "objective='residual'"
             )
         self.variance_reduction = validation.choice(
             "variance_reduction", variance_reduction, ("auto", True, False)

@@ -1,0 +1,94 @@
+"""Images in .png files, as the points of an estimator (floor 2; the only file that imports pillow).
+
+A .png holds whole numbers; they are divided by the largest that the file's depth allows, so that
+intensities lie in [0, 1], as those of `ozaki.datasets`. Nothing else is changed: an image of
+another size or with other channels is refused, not fitted.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ozaki.lazy import lazy
+
+pillow = lazy("PIL.Image")
+
+# pillow's mode: channels, and the largest intensity
+_MODES = {"1": (1, 1), "L": (1, 255), "I;16": (1, 65535), "RGB": (3, 255)}
+
+
+def png_files(source: Path) -> list[Path]:
+    """The .png file that `source` is, or those in the folder that it is, by name.
+
+    Raises:
+        ValueError: a folder without any.
+    """
+    if not source.is_dir():
+        return [source]
+    files = sorted(p for p in source.iterdir() if p.suffix.lower() == ".png" and p.is_file())
+    if not files:
+        raise ValueError(f"{source} holds no .png files; give a folder of images, or one file")
+    return files
+
+
+def image_shape(event_shape: torch.Size) -> tuple[int, int, int]:
+    """(channels, height, width) of points that are images.
+
+    Raises:
+        ValueError: points of another kind.
+    """
+    shape = (1, *event_shape) if len(event_shape) == 2 else tuple(event_shape)
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"the estimator was trained on points of shape {tuple(event_shape)}, not on images "
+            "(channels, height, width) of 1 or 3 channels; give it a .csv, .npy or .npz"
+        )
+    return shape  # pyright: ignore[reportReturnType]
+
+
+def read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """One image with intensities in [0, 1], float32, (channels, height, width).
+
+    Args:
+        path: a .png of grey, 8 or 16 bits deep, or of RGB; a palette counts as RGB.
+        shape: what it must have.
+
+    Raises:
+        ImportError: pillow is not installed.
+        ValueError: a file that is missing or broken, or an image of another shape.
+    """
+    try:
+        opener: Any = pillow.open
+    except ImportError as error:
+        raise ImportError(
+            "reading .png needs pillow, which is not installed: pip install 'ozaki[images]'"
+        ) from error
+    try:
+        with opener(path, formats=("PNG",)) as image:
+            image.verify()  # the checksums, of which unpacking knows nothing
+        with opener(path, formats=("PNG",)) as image:
+            mode = "RGB" if image.mode == "P" else image.mode
+            found = (_MODES.get(mode, (0, 0))[0], image.height, image.width)
+            if found == shape:  # before the pixels are unpacked
+                pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+            else:
+                pixels = None
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole .png image ({error})") from error
+    except pillow.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large an image ({error})") from error
+    if pixels is None:
+        what = "grey" if shape[0] == 1 else "RGB"
+        raise ValueError(
+            f"{path} must be a {what} image of height {shape[1]} and width {shape[2]}, as the "
+            f"estimator was trained on, but was of mode {mode}, height {found[1]}, width "
+            f"{found[2]}"
+        )
+    scaled = torch.from_numpy(np.array(pixels, np.float32) / _MODES[mode][1])
+    return scaled.unsqueeze(0) if shape[0] == 1 else scaled.permute(2, 0, 1).contiguous()
