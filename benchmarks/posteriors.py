@@ -17,8 +17,8 @@ The truth is exact for the normal and for v in the funnel, which is the centred 
 else it is a long run of NumPyro's NUTS. Bars compare the rates that count warm-up, of samplers that
 converged and were correct in all repeats.
 
-Results are merged into the JSON by model, so that they can run one by one. JAX, NumPyro and
-BlackJAX are optional.
+Results are merged into the JSON by model and sampler, so that they can run one by one. JAX, NumPyro
+and BlackJAX are optional.
 """
 
 import argparse
@@ -121,6 +121,8 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
     for seed in range(args.seed, args.seed + (1 if args.quick else args.repeats)):
         starts = problem.starts(size.chains, seed)
         for sampler, build in SAMPLERS.items():
+            if not any(part in sampler for part in args.samplers):
+                continue
             if args.quick and sampler == PYRO and name != QUICK[0]:
                 continue
             row = {"model": name, "sampler": sampler, "seed": seed}
@@ -176,11 +178,13 @@ def bars(rows: list[dict]) -> list[dict]:
 
 
 def merged(args: argparse.Namespace, rows: list[dict]) -> list[dict]:
-    """All rows known so far, with these in place of those of their model."""
+    """All rows known so far, with these in place of those of their model and sampler."""
     path = args.out / f"{args.name}{'-quick' if args.quick else ''}.json"
     known = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [r for r in known if r["model"] != rows[0]["model"]] + rows
-    rows.sort(key=lambda r: list(POSTERIORS).index(r["model"]))
+    new = {(r["model"], r["sampler"]) for r in rows}
+    rows = [r for r in known if (r["model"], r["sampler"]) not in new] + rows
+    places = list(POSTERIORS), list(SAMPLERS)
+    rows.sort(key=lambda r: (places[0].index(r["model"]), places[1].index(r["sampler"])))
     common.write(args.name, args, rows, bars(rows), quiet=True)
     return rows
 
@@ -212,6 +216,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="how many runs")
     parser.add_argument("--warmup", type=int, default=500, help="steps, of every sampler")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of models' names")
+    parser.add_argument("--samplers", nargs="*", default=[""], help="parts of samplers' names")
     parser.add_argument("--out", type=common.Path, default=common.RESULTS, help="of the JSON")
     args = parser.parse_args()
     args.name = "posteriors" if args.warmup == 500 else f"posteriors-{args.warmup}"
