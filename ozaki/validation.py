@@ -95,6 +95,7 @@ def floating(name: str, value: Any) -> Tensor:
         raise ValueError(
             f"{name} must be floating-point, but its dtype was {tensor.dtype}; if these are "
             f"measurements, convert them first, for example {_conversion(name, value)}"
+            + (f", and bytes of images by {name} / 255" if tensor.dtype == torch.uint8 else "")
         )
     finite(name, tensor)
     return tensor

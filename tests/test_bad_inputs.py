@@ -126,6 +126,7 @@ DATA = {
         "no missing values, but 1 of its 4 entries were missing",
     ),
     "whole tensor": Row(lambda: fit(torch.ones(3, 2).long()), r"int64.*example data\.float\(\)"),
+    "bytes": Row(lambda: fit(np.ones((3, 2), np.uint8)), r"bytes of images by data / 255"),
     "whole array": Row(lambda: fit(np.ones((3, 2), int)), r"data\.astype\('float32'\)"),
     "whole list": Row(lambda: fit([[1, 2], [3, 4]]), r"torch\.tensor\(data, dtype=torch\.float32"),
     "complex": Row(lambda: fit(torch.ones(3, 2) * 1j), "must be real.*columns of their own"),
