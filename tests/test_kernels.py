@@ -206,6 +206,15 @@ def test_thinning_keeps_every_kth_draw():
     assert_close(b, a[:, 2::3], rtol=0, atol=0)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to the signal, which a process in the background may have to ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_the_draws_made_so_far():
     def interrupt(kernel, params, stage, i):
         if stage == "Sample" and i == 7:
