@@ -87,8 +87,11 @@ def functions(model, values, y):
 
 
 def replicate(model, replications, *, belief=None, **options):
-    """Name → (ranks, draws): data from `model`, draws by 33 chains from `belief` about them."""
-    ranks, kept = {}, {}
+    """Name → ranks: data from `model`, a draw of each of 99 chains from `belief` about them.
+
+    Chains are independent as the draws of one are not: in the tail of a scale few move for long.
+    """
+    ranks = {}
     for seed in range(replications):
         pyro.set_rng_seed(seed)
         trace = poutine.trace(model).get_trace(None)
@@ -96,10 +99,10 @@ def replicate(model, replications, *, belief=None, **options):
         y = values.pop("y")
         mcmc = MCMC(
             ScoreOzakiKernel(belief or model, **options),
-            num_samples=3,
+            num_samples=1,
             warmup_steps=60,
-            num_chains=33,
-            thinning=8,
+            num_chains=99,
+            thinning=24,
             seed=seed,
             disable_progbar=True,
         )
@@ -108,8 +111,7 @@ def replicate(model, replications, *, belief=None, **options):
         found = functions(model, mcmc.get_samples(group_by_chain=True), y)
         for name, draws in found.items():
             ranks.setdefault(name, []).append(int((draws < truth[name]).sum()))
-            kept.setdefault(name, []).append(draws)
-    return {name: (ranks[name], torch.stack(kept[name])) for name in ranks}
+    return ranks
 
 
 @pytest.mark.slow
@@ -117,15 +119,14 @@ def replicate(model, replications, *, belief=None, **options):
     ("model", "options"), [(measurements, {}), (counts, {"curvature": "dense"})]
 )
 def test_ranks_are_even(model, options):
-    for name, (ranks, draws) in replicate(model, 200, **options).items():
-        assert lag_one(draws) < 0.1, name  # thinned enough
+    for name, ranks in replicate(model, 200, **options).items():
         assert p_value(ranks, 99) > EVEN, (name, sorted(ranks))
 
 
 @pytest.mark.slow
 def test_a_belief_off_by_a_factor_in_the_scale_is_seen():
     # with an expectation of five in each bin
-    ranks, _ = replicate(measurements, 50, belief=partial(measurements, typical=5.0))["sd"]
+    ranks = replicate(measurements, 50, belief=partial(measurements, typical=5.0))["sd"]
     assert p_value(ranks, 99) < UNEVEN, sorted(ranks)
 
 
