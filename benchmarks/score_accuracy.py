@@ -3,15 +3,15 @@
     python -m benchmarks.score_accuracy [--quick] [--seed N] [--only FAMILY ...] [--seeds N]
 
 For each law, σ and seed one first-order network is trained by DSM, one by antithetic DSM, one by
-antithetic DSM as what is left of a normal's score (`Baseline`, of up to 100,000 of the draws), as
-`DSMTrainer` has it, and then, on the last and with the same baseline, heads for s2, every one a
-network of its own of the same kind (`Trunks`, gated residual blocks: width and depth stand in the
-JSON), which begins with the features of s1 where it is a diagonal: the same fresh draws for all
-heads, as many steps as s1, Adam with the trainer's schedule and averaging. Errors are
-E‖s2 − truth‖² at noisy points x̃ ~ p_σ, of all entries for the normals, which have low-rank heads,
-and of the diagonal for the rest; the truth is the smoothed law's, and beside it the clean law's, as
-in the paper. "constant" is the mean of the true s2: what a network that has learned nothing could
-give at best.
+antithetic DSM as what is left of a normal's score (`Baseline`, of up to 100,000 of the draws), and
+then, on one of the last two and with the baseline or without, as `DSMTrainer` chooses from the
+draws, heads for s2, every one a network of its own of the same kind (`Trunks`, gated residual
+blocks: width and depth stand in the JSON), which begins with the features of s1 where it is a
+diagonal: the same fresh draws for all heads, as many steps as s1, Adam with the trainer's schedule
+and averaging. Errors are E‖s2 − truth‖² at noisy points x̃ ~ p_σ, of all entries for the normals,
+which have low-rank heads, and of the diagonal for the rest; the truth is the smoothed law's, and
+beside it the clean law's, as in the paper. "constant" is the mean of the true s2: what a network
+that has learned nothing could give at best.
 
 The paper's own networks stand beside them on the 50-d logistic mixture: tanh, three layers, 128
 units for s1 and 32 for s2, in the same preconditioning, without a baseline.
@@ -38,7 +38,7 @@ from ozaki.linalg import SymmetricOperator
 from ozaki.scores import objectives
 from ozaki.scores.baseline import fitted
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
-from ozaki.scores.options import OBJECTIVES, REDUCE_BELOW
+from ozaki.scores.options import LEAST_GAIN, OBJECTIVES, REDUCE_BELOW
 from ozaki.scores.training import WARM_RATE
 
 matplotlib.use("Agg")
@@ -142,15 +142,17 @@ class Learner:
             )
 
 
-def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learner]:
-    """Every network, on the same draws."""
+def train(family: Family, law: Any, sigma: float, seed: int) -> tuple[dict[str, Learner], bool]:
+    """Every network, on the same draws, and whether the heads depart from a normal."""
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
     dim, scale = law.dim, laws.spread(law)
     count = min(family.steps * family.batch, MOST_ROWS)
     seen, held = law.sample(count, torch.Generator().manual_seed(seed)).split(count * 9 // 10)[:2]
 
-    def network(order: int, baseline: bool = True) -> ScoreNetwork:
+    departs = not family.published and fitted(seen, held, sigma).gain(sigma) >= LEAST_GAIN
+
+    def network(order: int, baseline: bool) -> ScoreNetwork:
         rank = family.rank if order == 2 else 0
         if family.published:
             trunk: nn.Module = Published(dim, order)
@@ -159,12 +161,13 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
             if order == 2:
                 trunk.first.requires_grad_(False)  # s1 is another network's
         net = ScoreNetwork(trunk, torch.Size([dim]), sigma, Heads(order, rank), 0.0, scale)
-        if baseline and not family.published:
+        if baseline:
             net.depart_from(fitted(seen, held, sigma, rank).to(seen.dtype))
         return net
 
-    first_order = [Learner(network(1, name == FIRST[-1]), family) for name in FIRST]
-    plain, _, paired = first_order
+    own = not family.published
+    first_order = [Learner(network(1, own and name == FIRST[-1]), family) for name in FIRST]
+    plain, paired = first_order[0], first_order[2 if departs else 1]
     first_size = (sigma**2 + scale**2) / dim
     for number in range(1, family.steps + 1):
         x, z = law.sample(family.batch, g), torch.randn(family.batch, dim, generator=g)
@@ -180,7 +183,7 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
     warm = not (family.published or family.rank)  # as `DSMTrainer` has it
     rate = family.learning_rate * (WARM_RATE if warm else 1.0)
     second = family._replace(learning_rate=rate)
-    heads = {name: Learner(network(2), second) for name in HEADS}
+    heads = {name: Learner(network(2, departs), second) for name in HEADS}
     for learner in heads.values() if warm else ():
         for net in (learner.net, learner.average):
             net.network.first.load_state_dict(paired.average.network.first.state_dict())
@@ -200,7 +203,7 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> dict[str, Learne
             )
             learner.step(loss, number)
             learner.seconds += time.perf_counter() - began
-    return {**dict(zip(FIRST, first_order, strict=True)), **heads}
+    return {**dict(zip(FIRST, first_order, strict=True)), **heads}, departs
 
 
 def _loss(net, terms, x, z, points, noise, sigma, scale, s1, clean, product, v) -> Tensor:
@@ -220,7 +223,9 @@ def _loss(net, terms, x, z, points, noise, sigma, scale, s1, clean, product, v) 
 
 
 @torch.no_grad()
-def errors(learners: dict[str, Learner], law: Any, sigma: float, full: bool) -> dict[str, Any]:
+def errors(
+    learners: dict[str, Learner], first: str, law: Any, sigma: float, full: bool
+) -> dict[str, Any]:
     """Summed squared errors against the smoothed and the clean law, and what s1 misses."""
     g = torch.Generator().manual_seed(10_000)
     x = law.sample(POINTS, g)
@@ -233,9 +238,9 @@ def errors(learners: dict[str, Learner], law: Any, sigma: float, full: bool) -> 
 
     found: dict[str, Tensor] = {}
     for name in FIRST:
-        first = learners[name].average.first
+        s1 = learners[name].average.first
         jacobian = torch.cat(
-            [torch.func.vmap(torch.func.jacrev(first))(block) for block in points.split(100)]
+            [torch.func.vmap(torch.func.jacrev(s1))(block) for block in points.split(100)]
         )
         whole = (jacobian + jacobian.mT) / 2
         found[f"autodiff ({name})"] = whole if full else jacobian.diagonal(dim1=-2, dim2=-1)
@@ -247,7 +252,7 @@ def errors(learners: dict[str, Learner], law: Any, sigma: float, full: bool) -> 
     def error(a: Tensor, b: Tensor) -> float:
         return float((a - b).square().flatten(1).sum(-1).mean())
 
-    s1 = learners[FIRST[-1]].average.first(points)
+    s1 = learners[first].average.first(points)
     return {
         "error": {name: error(s2, truth) for name, s2 in found.items()},
         "error_clean": {name: error(s2, other) for name, s2 in found.items()},
@@ -263,7 +268,7 @@ def cell(name: str, sigma: float, seed: int, quick: bool) -> dict[str, Any]:
     if quick:
         family = family._replace(steps=200, batch=32, width=32)
     law = family.law(1000 + seed)
-    learners = train(family, law, sigma, seed)
+    learners, departs = train(family, law, sigma, seed)
     settings = {
         "steps": family.steps,
         "batch": family.batch,
@@ -271,8 +276,9 @@ def cell(name: str, sigma: float, seed: int, quick: bool) -> dict[str, Any]:
         "depth": DEPTH,
         "rank": family.rank,
         "published": family.published,
+        "baseline": departs,
     }
-    found = errors(learners, law, sigma, family.rank > 0)
+    found = errors(learners, FIRST[2 if departs else 1], law, sigma, family.rank > 0)
     return {"family": name, "sigma": sigma, "seed": seed, **settings, **found}
 
 

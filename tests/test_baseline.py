@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ozaki.scores import archive
-from ozaki.scores.analytic import GaussianScore
+from ozaki.scores.analytic import GaussianScore, LogisticMixtureScore
 from ozaki.scores.baseline import Baseline, fitted, starting_signs, variances
 from ozaki.scores.comparison import compare
 from ozaki.scores.estimator import ScoreEstimator
@@ -187,10 +187,37 @@ def test_a_correlated_normal_is_learned_at_once(form: dict, kind, generator):
     assert ranked[-1].name == "plain"
 
 
+@pytest.mark.parametrize("sigma", [0.01, 0.2, 3.0])
+def test_the_gain_is_the_ratio_of_two_losses(sigma: float):
+    law = normal(7, wide=4)
+    base = departed(law, sigma, Heads()).baseline
+    noisy = law.covariance + sigma**2 * torch.eye(7, dtype=torch.float64)
+
+    def loss(p: Tensor) -> Tensor:  # of denoising, by the score -p (x - mean), less a constant
+        return 0.5 * torch.trace(p @ noisy @ p) - torch.trace(p)
+
+    alike = 7 / torch.trace(noisy) * torch.eye(7, dtype=torch.float64)
+    ratio = float(loss(torch.linalg.inv(noisy)) / loss(alike))
+    assert base.gain(sigma) == pytest.approx(ratio, rel=1e-9)
+    assert base.gain(1e4) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_default_is_for_stiff_data_and_not_for_clusters(generator):
+    stiff = tiny(standardize=None).fit(normal(12, wide=5).sample(500, generator))
+    assert stiff.network.baseline is not None
+    # some 20 modes in 30 dimensions: a covariance near a multiple of I, and far from a normal
+    places = torch.randn(20, 30, generator=generator)
+    law = LogisticMixtureScore(places, torch.full_like(places, 0.5), torch.full((20,), 0.05))
+    rows = law.sample(2000, generator)
+    assert tiny(sigma=0.05, standardize=None).fit(rows).network.baseline is None
+    assert tiny(sigma=0.05).fit(rows).network.baseline is None
+    assert tiny(baseline=True).fit(rows).network.baseline is not None
+
+
 def test_the_default_is_for_vectors_and_networks_of_our_own():
-    rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-    assert tiny().fit(rows).network.baseline is not None
-    assert tiny(baseline=False).fit(rows).network.baseline is None
+    rows = normal(4, wide=2).sample(60, torch.Generator().manual_seed(0))
+    assert tiny(standardize=None).fit(rows).network.baseline is not None
+    assert tiny(standardize=None, baseline=False).fit(rows).network.baseline is None
     images = rows.reshape(60, 1, 2, 2)
     assert tiny().fit(images).network.baseline is None
     assert tiny(baseline=True).fit(images).network.baseline is not None
@@ -226,7 +253,7 @@ def test_an_archive_without_a_word_of_it_is_read(tmp_path: Path):
     ],
 )
 def test_a_spoiled_baseline_is_named(spoil, message: str, tmp_path: Path):
-    folder = tiny().fit(torch.randn(60, 4)).save(tmp_path / "e")
+    folder = tiny(baseline=True).fit(torch.randn(60, 4)).save(tmp_path / "e")
     settings(folder, spoil)
     with pytest.raises(ValueError, match=message):
         ScoreEstimator.load(folder)

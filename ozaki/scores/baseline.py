@@ -56,6 +56,16 @@ class Baseline(nn.Module):
         order = [*range(self.below + p.shape[-1] - self.rank, p.shape[-1]), *range(self.below)]
         return self.vectors[:, order] * size[..., order].unsqueeze(-2)
 
+    def gain(self, sigma: float) -> float:
+        """How many times the isotropic normal's share of s1 this normal has, were it the truth.
+
+        The denoising loss of the linear score −P(x − mean) is −½ tr P at its own law, that of the
+        isotropic normal of as large a total variance −½ D² / tr P⁻¹: their ratio is the arithmetic
+        mean of the variances λ + σ² over the harmonic one, 1 where all are alike.
+        """
+        variances = self.values + sigma**2
+        return float(variances.mean() * variances.reciprocal().mean())
+
     @property
     def signs(self) -> Float[Tensor, " rank"]:
         """±1 for each of the columns."""

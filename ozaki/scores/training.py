@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ozaki import checkpoint as checkpoints
 from ozaki import validation
 from ozaki.scores import options
-from ozaki.scores.baseline import fitted, starting_signs, variances
+from ozaki.scores.baseline import Baseline, fitted, starting_signs, variances
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.losses import LossPlan
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
@@ -72,8 +72,10 @@ class DSMTrainer:
         joint: True trains s1 and s2 together, False s1 first and then s2 on it, in as many steps
             again. None is False for ozaki's own networks, and True for another.
         baseline: whether the network learns what is left of the score of the normal with the data's
-            covariance, which is what makes correlated data quick to learn. None is True for ozaki's
-            own network and (N, D) data up to 1024-d. False learns more of data in many clusters.
+            covariance, S, which is what makes correlated data quick to learn; of data in many
+            clusters more is learned without. None is True for ozaki's own network and (N, D) data,
+            D ≤ 1024, where the eigenvalues of S + σ² have an arithmetic mean of at least three
+            times their harmonic one.
         standardize: "columns", "scalar" (one mean and scale for all), or None; "auto" is
             "columns" for (N, D) data and None for images.
         network: any module called as ``network(u, noise)``, see ozaki.scores.networks; it is
@@ -292,9 +294,14 @@ class DSMTrainer:
         )
         dtype = options.dtype(self.precision)
         level = math.sqrt(sigma[0] * sigma[1]) if isinstance(sigma, tuple) else sigma
+        base: Baseline | None = None
         if self._departs(source.event_shape):
             seen, held = (units.forward(part, torch.float64) for part in (rows, source.held))
-            net.depart_from(fitted(seen, held, level, rank, self.signed))
+            base = fitted(seen, held, level, rank, self.signed)
+            if self.baseline is None and base.gain(level) < options.LEAST_GAIN:
+                base = None
+        if base is not None:
+            net.depart_from(base)
         elif net.weights is not None:
             some = rows[:: max(1, len(rows) // SIGN_ROWS)][:SIGN_ROWS]
             spectrum = variances(units.forward(some, torch.float64))
@@ -304,7 +311,7 @@ class DSMTrainer:
         return units.to(fabric.device), net
 
     def _departs(self, event_shape: torch.Size) -> bool:
-        """Whether s1 and s2 are learned as what they are beyond a normal's."""
+        """Whether s1 and s2 may be learned as what they are beyond a normal's."""
         if self.baseline is not None:
             return self.baseline
         plain = len(event_shape) == 1 and event_shape.numel() <= options.MOST_BASELINE
