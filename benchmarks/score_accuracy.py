@@ -36,10 +36,10 @@ from benchmarks import common, laws
 from benchmarks.score_speed import FIGURES
 from ozaki.linalg import SymmetricOperator
 from ozaki.scores import objectives
-from ozaki.scores.baseline import fitted
+from ozaki.scores.baseline import fitted, starting_signs, variances
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
 from ozaki.scores.options import LEAST_GAIN, OBJECTIVES, REDUCE_BELOW
-from ozaki.scores.training import WARM_RATE
+from ozaki.scores.training import SIGN_ROWS, WARM_RATE
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -163,6 +163,9 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> tuple[dict[str, 
         net = ScoreNetwork(trunk, torch.Size([dim]), sigma, Heads(order, rank), 0.0, scale)
         if baseline:
             net.depart_from(fitted(seen, held, sigma, rank).to(seen.dtype))
+        elif net.weights is not None:
+            signs = starting_signs(variances(seen[:SIGN_ROWS]), sigma, rank)
+            net.weights.data.copy_(signs)
         return net
 
     own = not family.published
@@ -289,12 +292,14 @@ def summary(rows: list[dict]) -> list[dict]:
         same = [r for r in rows if (r["family"], r["sigma"]) == key]
         line: dict[str, Any] = {"family": key[0], "sigma": key[1], "seeds": len(same)}
         for name in ROWS:
-            line[name] = _mean([r["error"][name] for r in same])
+            line[name] = _mean([r["error"][name] for r in same if name in r["error"]])
         lines.append(line)
     return lines
 
 
 def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3g}{spread}"
 
