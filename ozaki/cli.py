@@ -119,9 +119,15 @@ def train(
             "--unsigned", help="Keep a low rank's posterior covariance positive, for denoising."
         ),
     ] = False,
+    network: Annotated[str, typer.Option(help="mlp, or for images unet or unet_large.")] = "mlp",
     max_steps: Annotated[int, typer.Option(help="Optimiser steps, at most.")] = 3000,
     batch_size: Annotated[int, typer.Option(help="Noisy pairs a step.")] = 256,
-    width: Annotated[int | None, typer.Option(help="Hidden units of the network.")] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Hidden units, or a U-Net's channels at its first level.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of Adam, at its peak; 0.006, or 0.002 for a U-Net.")
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="32-true, 64-true, 16-mixed or bf16-mixed.")
     ] = "32-true",
@@ -134,9 +140,11 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Makes the run reproducible.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the estimator there.")] = False,
 ) -> None:
-    """Learn the score of a table of numbers, and save the estimator.
+    """Learn the score of a table of numbers, or of images, and save the estimator.
 
     For example: ozaki train survey.csv --out estimator --sigma 0.2
+
+    ozaki train images.npy --out estimator --network unet --sigma 0.1:1
 
     On N processes, each with its share of every batch:
 
@@ -154,9 +162,11 @@ def train(
             curvature=None if curvature == "none" else curvature,
             rank=rank,
             signed=not unsigned,
+            network=None if network == "mlp" else network,
             max_steps=max_steps,
             batch_size=batch_size,
             width=width,
+            learning_rate=learning_rate,
             precision=precision,
             accelerator=accelerator,
             checkpoint=checkpoint,
@@ -166,7 +176,7 @@ def train(
         estimator = trainer.fit(table(data), resume=resume)
         if chief:
             estimator.save(out, overwrite=force)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _refuse(str(error))
     if not chief:
         return

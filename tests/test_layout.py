@@ -16,6 +16,7 @@ HOMES = {
     "typer": {"cli.py"},
     "jinja2": {"report.py"},
     "zarr": {"streaming.py"},
+    "diffusers": {"scores/unet.py"},
     "PIL": {"images.py"},
     "torch.distributed": {"kernels/ranks.py"},
 }

@@ -283,7 +283,11 @@ BAD_ARGUMENTS = {
     "order=3 needs the diagonal of s2": {"order": 3, "curvature": "low_rank"},
     "order=4 needs the diagonal of s2": {"order": 4, "objective": "dsm"},
     "joint must be True or False": {"joint": "no"},
-    "joint=False needs ozaki's own network": {"joint": False, "network": nn.Linear(1, 1)},
+    "joint=False needs the default network": {"joint": False, "network": nn.Linear(1, 1)},
+    "joint=False needs the default network.*'unet'": {"joint": False, "network": "unet"},
+    "network must be a torch.nn.Module, one of .'unet', 'unet_large'. or None, but was 'cnn'": {
+        "network": "cnn"
+    },
     "checkpoint_every must be": {"checkpoint_every": 0},
     "logger must be one of": {"logger": "wandb"},
     "logger must be 'csv'": {"logger": 3},

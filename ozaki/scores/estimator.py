@@ -17,7 +17,10 @@ from ozaki.scores.baseline import Baseline
 from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.networks import Heads, Outputs, ScoreNetwork, Trunks
 from ozaki.scores.standardisation import Standardisation, rows_of
+from ozaki.scores.unet import UNet
 from ozaki.shapes import Float
+
+KINDS = {"Trunks": Trunks, "UNet": UNet}  # networks that an archive describes
 
 
 class ScoreEstimator(Score):
@@ -376,7 +379,9 @@ def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> Scor
     """The networks that the settings describe, with weights still to be read."""
     # the initial weights are overwritten: the global random state must not notice them
     with torch.random.fork_rng(devices=[]):
-        trunk = Trunks(**settings["architecture"]) if network is None else network
+        trunk = (
+            KINDS[settings["network"]](**settings["architecture"]) if network is None else network
+        )
     found = settings["heads"]
     heads = Heads(
         validation.choice("order", found["order"], (1, 2, 3, 4)),

@@ -21,6 +21,7 @@ REDUCE_BELOW = 0.3  # in spreads: docs/learning.md has the measurement
 HIGH_ORDER_FROM, HIGH_ORDER_AUTO = 0.3, 0.5
 DEFAULT_RANK = 20
 LEAST_WIDTH, MOST_WIDTH = 64, 512  # between them twice the dimension
+LEARNING_RATE, CONVOLUTIONS_RATE = 6e-3, 2e-3
 MOST_BASELINE = 1024  # dimensions: an eigendecomposition, and two D × D matrices to keep
 LEAST_GAIN = 3.0  # of a baseline over an isotropic one; below, clusters are learned better without
 MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}

@@ -26,6 +26,7 @@ from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
 from ozaki.scores.optimisation import HELD_OUT_PAIRS, Phase, Schedule
 from ozaki.scores.sources import Source, open_source
 from ozaki.scores.standardisation import Standardisation, standardisation
+from ozaki.scores.unet import PRESETS, UNet, channels_of
 from ozaki.storage import lock
 
 STORED_POINTS = 512
@@ -79,14 +80,16 @@ class DSMTrainer:
         standardize: "columns", "scalar" (one mean and scale for all), or None; "auto" is
             "columns" for (N, D) data and None for images.
         network: any module called as ``network(u, noise)``, see ozaki.scores.networks; it is
-            copied, not changed. None is one residual MLP for each order.
+            copied, not changed. "unet", or "unet_large" for a GPU, is a U-Net for images with a
+            head for each order, see ozaki.scores.unet. None is one residual MLP for each order.
         width: hidden units of the default network; None is twice the dimension, from 64 to 512.
+            Of a U-Net the channels of its first level, a multiple of 8; None is 16, or 64.
         depth: residual blocks of the default network.
         shared: one trunk for all orders in the default network, in place of one each.
         max_steps: optimiser steps, at most; of each phase where s1 is trained first.
         batch_size: noisy pairs a step, over all processes.
         learning_rate: of Adam, at its peak; a quarter of it for a diagonal s2, whose trunk begins
-            with the features of s1.
+            with the features of s1. None is 6e-3, or 2e-3 for a U-Net.
         ema: decay of the moving average of the weights, reached gradually.
         held_out: fraction of the rows kept for the held-out loss.
         patience: stop this many evaluations, one every 100 steps, after the last one worth keeping.
@@ -128,13 +131,13 @@ class DSMTrainer:
         joint: bool | None = None,
         baseline: bool | None = None,
         standardize: str | None = "auto",
-        network: nn.Module | None = None,
+        network: nn.Module | str | None = None,
         width: int | None = None,
         depth: int = 2,
         shared: bool = False,
         max_steps: int = 3000,
         batch_size: int = 256,
-        learning_rate: float = 6e-3,
+        learning_rate: float | None = None,
         ema: float = 0.998,
         held_out: float = 0.1,
         patience: int = 6,
@@ -168,21 +171,26 @@ class DSMTrainer:
         self.standardize = validation.choice(
             "standardize", standardize, ("auto", "columns", "scalar", None)
         )
-        if network is not None and not isinstance(network, nn.Module):
-            raise ValueError(f"network must be a torch.nn.Module or None, but was {network!r}")
-        if network is not None and not self.joint:
+        if not (network is None or isinstance(network, nn.Module) or network in PRESETS):
             raise ValueError(
-                "joint=False needs ozaki's own network, of which it knows what belongs to s1, but "
-                f"network was {type(network).__name__}; leave one of them out"
+                f"network must be a torch.nn.Module, one of {sorted(PRESETS)} or None, but was "
+                f"{network!r}"
+            )
+        if network is not None and not self.joint:
+            name = repr(network) if isinstance(network, str) else type(network).__name__
+            raise ValueError(
+                "joint=False needs the default network, of which it knows what belongs to s1, but "
+                f"network was {name}; leave one of them out"
             )
         self.network = network
+        rate = options.CONVOLUTIONS_RATE if isinstance(network, str) else options.LEARNING_RATE
         self.width = None if width is None else validation.count("width", width)
         self.depth = validation.count("depth", depth, minimum=0)
         self.shared = validation.flag("shared", shared)
         self.schedule = Schedule(
             validation.count("max_steps", max_steps),
             validation.count("batch_size", batch_size),
-            validation.positive("learning_rate", learning_rate),
+            validation.positive("learning_rate", rate if learning_rate is None else learning_rate),
             options.fraction("ema", ema),
             validation.count("patience", patience),
             validation.positive("curvature_weight", curvature_weight),
@@ -256,8 +264,8 @@ class DSMTrainer:
             checkpoints.match(self.checkpoint, saved.settings, settings)
         net, steps = self._train(fabric, source, units, net, generator, settings, saved)
         stored = source.train[:STORED_POINTS].to(fabric.device, options.dtype(self.precision))
-        own = isinstance(net.network, Trunks)
-        architecture = self._architecture(net.event_shape.numel()) if own else None
+        own = not isinstance(self.network, nn.Module)
+        architecture = self._architecture(net.event_shape) if own else None
         estimator = ScoreEstimator(net, units, stored, architecture=architecture)
         estimator.metrics = {
             **self._metrics(estimator, source.held, generator),
@@ -280,12 +288,15 @@ class DSMTrainer:
         sigma = options.noise_level(
             self.sigma, len(rows) + len(source.held), spread, self.order, self.precision
         )
-        own = self.network is None
-        trunk = Trunks(**self._architecture(dim)) if own else copy.deepcopy(self.network)
-        rank = self._architecture(dim)["rank"]
+        rank = self._rank(dim)
+        if isinstance(self.network, nn.Module):
+            trunk: nn.Module = copy.deepcopy(self.network)
+        else:
+            built = Trunks if self.network is None else UNet
+            trunk = built(**self._architecture(source.event_shape))
         order = 1 if not self.terms else self.order
         net = ScoreNetwork(
-            trunk,  # pyright: ignore
+            trunk,
             source.event_shape,
             sigma,
             Heads(order, rank, self.signed),
@@ -317,15 +328,22 @@ class DSMTrainer:
         plain = len(event_shape) == 1 and event_shape.numel() <= options.MOST_BASELINE
         return self.network is None and plain
 
-    def _architecture(self, dim: int) -> dict[str, Any]:
-        """The arguments of `Trunks`."""
-        rank = 0
-        if self.curvature == "low_rank":
-            rank = min(options.DEFAULT_RANK, dim) if self.rank is None else self.rank
+    def _rank(self, dim: int) -> int:
+        """The rank of s2's low rank; 0 for a diagonal."""
+        if self.curvature != "low_rank":
+            return 0
+        return min(options.DEFAULT_RANK, dim) if self.rank is None else self.rank
+
+    def _architecture(self, event_shape: torch.Size) -> dict[str, Any]:
+        """The arguments of `Trunks` or `UNet`."""
+        dim = event_shape.numel()
+        heads = {"order": self.order if self.terms else 1, "rank": self._rank(dim)}
+        if self.network is not None:
+            preset = {"preset": self.network, "width": self.width}
+            return {"channels": channels_of(event_shape), **heads, **preset}
         return {
             "dim": dim,
-            "order": self.order if self.terms else 1,
-            "rank": rank,
+            **heads,
             "width": self.width or min(options.MOST_WIDTH, max(options.LEAST_WIDTH, 2 * dim)),
             "depth": self.depth,
             "conditional": isinstance(self.sigma, tuple),
@@ -441,7 +459,9 @@ class DSMTrainer:
             "joint": self.joint,
             "baseline": self.baseline,
             "standardize": self.standardize,
-            "network": None if self.network is None else type(self.network).__qualname__,
+            "network": type(self.network).__qualname__
+            if isinstance(self.network, nn.Module)
+            else self.network,
             "width": self.width,
             "depth": self.depth,
             "shared": self.shared,
