@@ -15,6 +15,7 @@ import typer
 from ozaki import denoise_files
 from ozaki.datasets import OLD_FAITHFUL_COLUMNS, old_faithful, table
 from ozaki.diagnostics import sampler_test, save, summary
+from ozaki.images import read_folder
 from ozaki.kernels.pyro_kernel import ScoreOzakiKernel
 from ozaki.mcmc import MCMC
 from ozaki.report import write_report
@@ -101,7 +102,10 @@ def demo(
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="A .csv, .npy or .npz file, a row an observation.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="A .csv, .npy or .npz, a row an observation; or a folder of .png."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to save the estimator in.")],
     sigma: Annotated[
         str, typer.Option(help="Noise in units of the data's spread: a number, LOW:HIGH, or auto.")
@@ -144,7 +148,10 @@ def train(
 
     For example: ozaki train survey.csv --out estimator --sigma 0.2
 
-    ozaki train images.npy --out estimator --network unet --sigma 0.1:1
+    ozaki train photographs/ --out estimator --network unet --sigma 0.1:1
+
+    Intensities of .png files are divided by the largest possible one. Images that cannot be read
+    are named and left out, and the exit status is then 1.
 
     On N processes, each with its share of every batch:
 
@@ -173,7 +180,9 @@ def train(
             logger=logger,
             seed=seed,
         )
-        estimator = trainer.fit(table(data), resume=resume)
+        failed: dict[str, str] = {}
+        rows = read_folder(data, failed) if data.is_dir() else table(data)
+        estimator = trainer.fit(rows, resume=resume)
         if chief:
             estimator.save(out, overwrite=force)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -183,6 +192,10 @@ def train(
     for name, value in estimator.metrics.items():
         typer.echo(f"{name}: {value}")
     typer.echo(f"\n{estimator}\nsaved in {out}")
+    for problem in failed.values():
+        typer.echo(f"ozaki: {problem}", err=True)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command("denoise")

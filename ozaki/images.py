@@ -6,6 +6,7 @@ another size or with other channels is refused, not fitted.
 """
 
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,43 @@ def image_shape(event_shape: torch.Size) -> tuple[int, int, int]:
     return shape  # pyright: ignore[reportReturnType]
 
 
-def read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def read_folder(source: Path, failed: dict[str, str]) -> Tensor:
+    """The images of a folder, (n, channels, height, width), all of the shape that most have.
+
+    Args:
+        source: a folder of .png.
+        failed: where those that are left out are noted, what was wrong by name.
+
+    Raises:
+        ImportError: pillow is not installed.
+        ValueError: no image could be read.
+    """
+    images: dict[str, Tensor] = {}
+    for path in png_files(source):
+        try:
+            images[path.name] = read_png(path)
+        except ValueError as error:
+            failed[path.name] = str(error)
+    if not images:
+        first = next(iter(failed.values()))
+        raise ValueError(f"{first}; no image of the {len(failed)} in {source} could be read")
+    shapes = Counter(image.shape for image in images.values())
+    shape, count = shapes.most_common(1)[0]
+    for name, image in images.items():
+        if image.shape != shape:
+            failed[name] = (
+                f"{source / name} must have {shape[0]} channel(s), height {shape[1]} and width "
+                f"{shape[2]}, as {count} of the images have, but had {tuple(image.shape)}"
+            )
+    return torch.stack([image for image in images.values() if image.shape == shape])
+
+
+def read_png(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
     """One image with intensities in [0, 1], float32, (channels, height, width).
 
     Args:
         path: a .png of grey, 8 or 16 bits deep, or of RGB; a palette counts as RGB.
-        shape: what it must have.
+        shape: what it must have; None takes any.
 
     Raises:
         ImportError: pillow is not installed.
@@ -73,7 +105,7 @@ def read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
         with opener(path, formats=("PNG",)) as image:
             mode = "RGB" if image.mode == "P" else image.mode
             found = (_MODES.get(mode, (0, 0))[0], image.height, image.width)
-            if found == shape:  # before the pixels are unpacked
+            if found[0] and shape in (None, found):  # before the pixels are unpacked
                 pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
             else:
                 pixels = None
@@ -84,11 +116,12 @@ def read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
     except pillow.DecompressionBombError as error:
         raise ValueError(f"{path} is too large an image ({error})") from error
     if pixels is None:
+        if shape is None:
+            raise ValueError(f"{path} must be a grey or RGB image, but was of mode {mode}")
         what = "grey" if shape[0] == 1 else "RGB"
         raise ValueError(
             f"{path} must be a {what} image of height {shape[1]} and width {shape[2]}, as the "
-            f"estimator was trained on, but was of mode {mode}, height {found[1]}, width "
-            f"{found[2]}"
+            f"estimator was trained on, but was of mode {mode}, height {found[1]}, width {found[2]}"
         )
     scaled = torch.from_numpy(np.array(pixels, np.float32) / _MODES[mode][1])
-    return scaled.unsqueeze(0) if shape[0] == 1 else scaled.permute(2, 0, 1).contiguous()
+    return scaled.unsqueeze(0) if scaled.ndim == 2 else scaled.permute(2, 0, 1).contiguous()

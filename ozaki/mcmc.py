@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ozaki import diagnostics, report, streaming, validation
+from ozaki.calibration import Calibration
 from ozaki.checks import MOST_NAMED, plural
 from ozaki.draws import Draws
 from ozaki.kernels import prediction, ranks
@@ -35,6 +36,7 @@ from ozaki.walk import Store, Walk
 
 WARMUP_LEAST = 6  # steps in which a step size can be found at all
 LIKELIHOODS_MOST = 10_000_000  # numbers kept unasked
+LEAST_SIDE = 4  # pixels, from which an array is shown as an image
 SUMMARY_LEAST = 4  # draws a chain: R-hat splits them in two
 
 
@@ -502,12 +504,53 @@ class MCMC(PyroMCMC):
         if len(diverged) > MOST_NAMED:
             print(f"and {plural(len(diverged) - MOST_NAMED, 'more chain')}")  # noqa: T201
 
-    def report(self, path: str | Path, *, title: str = "Markov chain report") -> Verdict:
+    def denoised(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """The mean of the clean point behind each draw of a smoothed law, x̃ + N s1(x̃) (eq. 4).
+
+        A change of law: the draws x̃ are those of p_σ; these means are neither that nor the data's
+        own law, but narrower than both, a mean being one for all clean points a draw may have come
+        from. They are for looking at, and for what reads clean points.
+
+        Args:
+            group_by_chain: (chains, draws, *shape) in place of (chains × draws, *shape).
+
+        Returns:
+            Site → tensor.
+
+        Raises:
+            RuntimeError: `run` has not been called.
+            ValueError: a score that does not say how much noise its law has.
+        """
+        draws, target = self._ran(), self._target
+        noise = getattr(target.score, "noise_scale", None)
+        if noise is None:
+            raise ValueError(
+                "denoised needs the score of points with noise, such as a ScoreEstimator, but the "
+                f"kernel's was a {type(target.score).__name__}; denoise the site that has one by "
+                "ozaki.denoise(estimator, mcmc.get_samples()[site])"
+            )
+        x = draws.position
+        moved = torch.stack([chain + noise.square() * target.score.expand(chain)[0] for chain in x])
+        found = target.sites.unflatten(moved)
+        if validation.flag("group_by_chain", group_by_chain):
+            return found
+        return {name: value.flatten(0, 1) for name, value in found.items()}
+
+    def report(
+        self,
+        path: str | Path,
+        *,
+        title: str = "Markov chain report",
+        calibration: Calibration | None = None,
+    ) -> Verdict:
         """Write one self-contained HTML page that says whether to trust the draws.
+
+        Draws of images are shown as such, and those of noisy images without their noise as well.
 
         Args:
             path: the file; replaced if it is there.
             title: the page's heading.
+            calibration: `Posterior.calibration` of known clean points, to be shown with the rest.
 
         Returns:
             The verdict that heads the page.
@@ -525,8 +568,20 @@ class MCMC(PyroMCMC):
             estimator_metrics=getattr(source, "metrics", None),
             stein=diagnostics.sampler_test(source, draws.position),
             bias=self._bias,
+            calibration=calibration,
+            pictures=self._pictures(),
             run_info=self._run_info(),
         )
+
+    def _pictures(self) -> dict[str, Any]:
+        """Draws that are images, by what they are."""
+        score = self._target.score
+        found = {f"Draws of {n}": _image(v) for n, v in (self._samples or {}).items()}
+        shown = {name: value for name, value in found.items() if value is not None}
+        if shown and getattr(score, "noise_scale", None) is not None:
+            for name, value in self.denoised(group_by_chain=True).items():
+                shown[f"Draws of {name}, denoised: another law"] = _image(value)
+        return shown
 
     def _law(self) -> str | None:
         """Which law the draws follow, in words."""
@@ -583,6 +638,15 @@ class MCMC(PyroMCMC):
         if self._draws is None:
             raise RuntimeError("there are no draws yet: call run() first")
         return self._draws
+
+
+def _image(draws: Tensor) -> Any:
+    """Draws (chains, draws, *shape) with their channels, where they can be looked at."""
+    shape = draws.shape[2:]
+    if len(shape) == 2:
+        draws = draws.unsqueeze(2)
+    seen = len(shape) in (2, 3) and draws.shape[2] in (1, 3) and min(draws.shape[3:]) >= LEAST_SIDE
+    return draws.cpu().numpy() if seen and draws.is_floating_point() else None
 
 
 def _named(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that says whether to trust the draws (floor 6).
+"""One self-contained HTML page that says whether to trust the draws (floor 7).
 
 The verdict comes first, in plain words, with what to do about each problem; then the table, the
 figures, the learned score's held-out figures, and the run's settings and versions.
@@ -16,12 +16,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from ozaki import plots, storage
+from ozaki import denoise_plots, plots, storage
+from ozaki.calibration import Calibration
 from ozaki.diagnostics import components, existing_folder, summary, verdict
 from ozaki.stein import SteinTest
 from ozaki.verdict import Verdict
 
 ROWS = 50
+CHAINS_SHOWN, DRAWS_SHOWN = 4, 8  # of images
 PACKAGES = ("ozaki", "torch", "pyro-ppl", "arviz", "numpy")
 METRICS = {
     "dsm": "Denoising loss of s1 (lower is better; its best value is below 0)",
@@ -61,6 +63,8 @@ def write_report(
     estimator_metrics: Mapping[str, Any] | None = None,
     stein: SteinTest | None = None,
     bias: Any = None,
+    calibration: Calibration | None = None,
+    pictures: Mapping[str, np.ndarray] | None = None,
     run_info: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Write the page, whole or not at all; a file that is there is replaced.
@@ -76,6 +80,9 @@ def write_report(
         estimator_metrics: held-out figures of a learned score, by name.
         stein: a test of the draws against their score.
         bias: what `ozaki.diagnostics.step_bias` found of an unadjusted chain.
+        calibration: of denoising by the learned score, as `Posterior.calibration` returned it.
+        pictures: draws of images by what they are, each (chains, draws, channels, H, W) of one
+            channel or three; a few draws of a few chains are shown.
         run_info: the run's settings, by name; those kept with the draws when None.
 
     Returns:
@@ -99,7 +106,11 @@ def write_report(
         hidden_rows=len(draws) - len(rows),
         shown_panels=min(plots.PANELS, len(draws)),
         hidden_panels=max(0, len(draws) - plots.PANELS),
-        figures=_figures(draws, _matching(data, len(draws)), data_columns),
+        figures=[
+            *_pictures(pictures or {}),
+            *_figures(draws, _matching(data, len(draws)), data_columns),
+            *_denoising(calibration),
+        ],
         facts=[
             _Facts(
                 "The learned score",
@@ -196,6 +207,45 @@ def _figures(
         ),
     ]
     return found
+
+
+def _pictures(pictures: Mapping[str, np.ndarray]) -> list[_Figure]:
+    found = []
+    for name, draws in pictures.items():
+        few = draws[:CHAINS_SHOWN]
+        places = np.linspace(0, draws.shape[1] - 1, min(DRAWS_SHOWN, draws.shape[1])).astype(int)
+        columns = {f"draw {place + 1}": few[:, place] for place in places.tolist()}
+        sheet = denoise_plots.contact_sheet(
+            columns, dict.fromkeys(columns, "intensity"), [f"chain {i}" for i in range(len(few))]
+        )
+        found.append(
+            _Figure(
+                name,
+                plots.encode(sheet),
+                f"{name}: a row for each of {len(few)} chains, {len(columns)} draws in order.",
+                "Chains that mix show unlike images along a row, and the same kinds in all rows.",
+            )
+        )
+    return found
+
+
+def _denoising(calibration: Calibration | None) -> list[_Figure]:
+    if calibration is None:
+        return []
+    inside = ", ".join(
+        f"{v:.1%} inside the central {k:.0%}" for k, v in calibration.coverage.items()
+    )
+    return [
+        _Figure(
+            "Denoising: is its uncertainty right?",
+            plots.encode(denoise_plots.calibration(calibration)),
+            "Squared error against predicted variance by bins, and the share of the squared error "
+            "in the first principal components.",
+            f"Squared error over predicted variance is {calibration.ratio:.2f} (1 is right): "
+            f"above the line the variance is too small. {inside}, which is "
+            "nominal where the posterior of a coordinate is normal.",
+        )
+    ]
 
 
 def _number(value: float, form: str) -> str:

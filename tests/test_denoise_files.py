@@ -24,8 +24,8 @@ from tests.strategies import generator
 CENTRE, SPREAD, SIGMA = 0.5, 0.25, 0.2
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, ["denoise", *map(str, arguments)])
+def run(*arguments: object, command: str = "denoise"):
+    return CliRunner().invoke(app, [command, *map(str, arguments)])
 
 
 def normal(
@@ -368,3 +368,29 @@ def test_true_images_are_matched_by_name(here):
     refused = run(*arguments, "no")
     assert refused.exit_code == 2
     assert re.search(r"true image of 3\.png: clean/3\.png is not a whole", refused.stderr)
+
+
+def test_training_on_a_folder_of_images_names_the_broken_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pngs").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (60, 4, 6), np.uint8)):
+        write_png(f"pngs/{i:02}.png", image)
+    Path("pngs/00a.png").write_bytes(b"nothing like it")
+    write_png("pngs/00b.png", np.zeros((6, 4), np.uint8))
+    PIL.Image.fromarray(np.zeros((4, 6, 4), np.uint8)).save("pngs/00.png")  # with transparency
+    done = run("pngs", "--out", "e", "--max-steps", "3", "--batch-size", "8", command="train")
+    assert done.exit_code == 1, done.output
+    assert "00.png must be a grey or RGB image, but was of mode RGBA" in done.stderr
+    assert "00a.png is not a whole .png image" in done.stderr
+    assert "00b.png must have 1 channel(s), height 4 and width 6, as 59 of" in done.stderr
+    estimator = ScoreEstimator.load("e")
+    assert estimator.event_shape == (1, 4, 6)
+    low, high = float(estimator.points.min()), float(estimator.points.max())
+    assert low >= 0 and 0.5 < high <= 1
+    Path("none").mkdir()
+    for name, problem in (("none", "holds no .png files"), ("bad", "no image of the 1 in bad")):
+        Path("bad").mkdir(exist_ok=True)
+        Path("bad/x.png").write_bytes(b"")
+        done = run(name, "--out", "f", command="train")
+        assert done.exit_code == 2 and problem in done.stderr
+        assert not Path("f").exists()

@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d
 from torch.testing import assert_close
 
 import ozaki
-from ozaki import DSMTrainer, Posterior
+from ozaki import MCMC, DSMTrainer, Posterior, ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.denoising import denoise, find_sigma
 from ozaki.linalg import Dense, Diagonal, LowRank
 from ozaki.scores import DenoiserScore, GaussianMixtureScore, GaussianScore
@@ -557,3 +557,20 @@ def test_learned_images():
     assert_close(few.variance.flatten(1), matrix.diagonal(dim1=-2, dim2=-1))
     # one noise for all 500 images is found
     assert denoise(estimator, clean + 0.35 * z).sigma == pytest.approx(0.35, rel=0.05)
+
+
+def test_draws_of_a_noisy_law_without_their_noise():
+    score = DenoiserScore(lambda x, sigma: x / (1 + sigma**2), 0.5, (1, 4, 5), dtype=F64)
+    mcmc = MCMC(ScoreLangevinKernel(score), 20, 20, num_chains=3, seed=0, disable_progbar=True)
+    with pytest.raises(RuntimeError, match="call run"):
+        mcmc.denoised()
+    mcmc.run()
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    torch.testing.assert_close(mcmc.denoised(group_by_chain=True)["x"], draws / 1.25)
+    torch.testing.assert_close(mcmc.denoised()["x"], draws.flatten(0, 1) / 1.25)
+    assert set(mcmc._pictures()) == {"Draws of x", "Draws of x, denoised: another law"}
+    plain = MCMC(ScoreOzakiKernel(GaussianScore(torch.zeros(2), torch.eye(2))), 5, 6, seed=0)
+    plain.run()
+    assert plain._pictures() == {}
+    with pytest.raises(ValueError, match=r"noise, such as a ScoreEstimator.*was a GaussianScore"):
+        plain.denoised()

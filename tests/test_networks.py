@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ozaki.linalg import Diagonal, LowRank
+from ozaki.scores import networks
 from ozaki.scores.networks import Heads, ResidualMLP, ScoreNetwork, Trunks
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
@@ -229,3 +230,51 @@ def test_a_wrong_trunk_is_named(order: int, output, message: str):
     net = wrap(Wrong(output), 0.5, order=order)
     with pytest.raises(ValueError, match=message):
         net.check(torch.zeros(1))
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.7])
+def test_unsigned_columns_are_in_standard_deviations_of_what_the_diagonal_leaves(sigma: float):
+    b = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    class Fixed(nn.Module):
+        def forward(self, u: Tensor, noise: Tensor):
+            return torch.zeros_like(u), torch.full_like(u, -1.0), b
+
+    x = torch.zeros(4, 3, dtype=torch.float64)
+    left = both(wrap(Constant(-1.0), sigma), x)[1]  # diag s2 without columns
+    net = ScoreNetwork(Fixed(), torch.Size([3]), sigma, Heads(2, 2, signed=False))
+    root = (1 + sigma**2 * left).sqrt().unsqueeze(-1) * b
+    expected = torch.diag_embed(1 + sigma**2 * left) + root @ root.mT
+    found = torch.eye(3) + sigma**2 * net(x).s2.dense()
+    torch.testing.assert_close(found, expected.to(found))
+
+
+class Mixed(nn.Module):
+    """Three outputs in which every point has a say of its own, the third of columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, u: Tensor, noise: Tensor):
+        self.rows.append(len(u))
+        scale = noise.view(-1, *(1,) * (u.ndim - 1))
+        return u.sin() * scale, u.cos(), torch.stack([u, u.square()], -1)
+
+
+def test_a_large_batch_is_seen_some_points_at_a_time_and_gives_the_same(monkeypatch):
+    trunk = Mixed()
+    net = ScoreNetwork(trunk, torch.Size([1, 2, 3]), (0.1, 1.0), Heads(2, 2))
+    x = torch.randn(5, 2, 6, generator=torch.Generator().manual_seed(0))
+    sigma = torch.linspace(0.1, 1.0, 10).view(5, 2, 1)
+    with torch.no_grad():
+        whole = net(x, sigma)
+        monkeypatch.setattr(networks, "BLOCK", 20)
+        trunk.rows.clear()
+        parts = net(x, sigma)
+    assert trunk.rows == [3, 3, 3, 1]
+    assert torch.equal(whole.s1, parts.s1)
+    assert torch.equal(whole.s2.dense(), parts.s2.dense())
+    trunk.rows.clear()
+    net(x, sigma)  # recorded for a gradient, a step's batch is whole
+    assert trunk.rows == [10]

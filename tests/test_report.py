@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ozaki import plots, report
+from ozaki.calibration import calibrate
 from ozaki.diagnostics import SteinTest, inference_data
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -184,3 +185,16 @@ def test_the_autocorrelation_drawn_is_that_of_its_definition():
     c = row - row.mean()
     expected = [float(c[: len(c) - k] @ c[k:]) / float(c @ c) for k in range(10)]
     np.testing.assert_allclose(drawn, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_and_the_calibration_are_shown(tmp_path, channels):
+    pictures = {"Draws of <x>": np.random.default_rng(1).random((6, 30, channels, 5, 7))}
+    error = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    found = calibrate(error, torch.ones(50, 4), torch.ones(4), error[:, :2])
+    _, page = written(tmp_path, draws(), pictures=pictures, calibration=found)
+    assert len(page.images) == FIGURES + 3  # draws of two components are drawn over the data too
+    alts = [image["alt"] for image in page.images]
+    assert alts[0] == "Draws of <x>: a row for each of 4 chains, 8 draws in order."
+    assert "predicted variance" in alts[-1]
+    assert f"predicted variance is {found.ratio:.2f}" in page.text

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ozaki.checkpoint import FILE
-from ozaki.scores import optimisation, training
+from ozaki.scores import optimisation
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.training import DSMTrainer
 
@@ -75,7 +75,6 @@ def equal(a: ScoreEstimator, b: ScoreEstimator) -> bool:
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(optimisation, "HELD_OUT_PAIRS", 512)
-    monkeypatch.setattr(training, "HELD_OUT_PAIRS", 512)
 
 
 class Stopped(Exception):
@@ -187,7 +186,7 @@ KILLS = {"max_steps": 300, "checkpoint_every": 1, "objective": "residual"}
 
 def _run_to_the_end(folder: Path) -> None:
     torch.set_num_threads(1)
-    optimisation.HELD_OUT_PAIRS = training.HELD_OUT_PAIRS = 512
+    optimisation.HELD_OUT_PAIRS = 512
     trainer(folder, **KILLS).fit(DATA, resume=True).save(folder / "estimator")
 
 

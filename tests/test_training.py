@@ -283,8 +283,7 @@ BAD_ARGUMENTS = {
     "order=3 needs the diagonal of s2": {"order": 3, "curvature": "low_rank"},
     "order=4 needs the diagonal of s2": {"order": 4, "objective": "dsm"},
     "joint must be True or False": {"joint": "no"},
-    "joint=False needs the default network": {"joint": False, "network": nn.Linear(1, 1)},
-    "joint=False needs the default network.*'unet'": {"joint": False, "network": "unet"},
+    "joint=False needs one of ozaki's.*Linear": {"joint": False, "network": nn.Linear(1, 1)},
     "network must be a torch.nn.Module, one of .'unet', 'unet_large'. or None, but was 'cnn'": {
         "network": "cnn"
     },

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import ozaki
 from ozaki.cli import app
-from ozaki.scores import archive, optimisation, training, unet
+from ozaki.scores import archive, optimisation, unet
 from ozaki.scores.analytic import GaussianScore
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.networks import Heads, ScoreNetwork
@@ -24,8 +24,7 @@ UNSIGNED = {"curvature": "low_rank", "rank": 3, "signed": False, "objective": "l
 
 @pytest.fixture(autouse=True)
 def few_held_out_pairs(monkeypatch):
-    for module in (optimisation, training):
-        monkeypatch.setattr(module, "HELD_OUT_PAIRS", 64)
+    monkeypatch.setattr(optimisation, "HELD_OUT_PAIRS", 64)
 
 
 def tiny(sigma=0.3, **options) -> DSMTrainer:
@@ -121,6 +120,24 @@ def test_training_saving_and_loading(sigma, form: dict, tmp_path, generator):
     if kind is not None:
         assert torch.equal(found.curvature.diagonal(), again.curvature.diagonal())
         assert ozaki.denoise(other, rows[:5]).variance.shape == (5, 6, 8)
+
+
+def test_the_heads_are_trained_again_on_the_s1_that_is_kept(generator):
+    rows = torch.rand(60, 1, 8, 8, generator=generator)
+    once, twice = (tiny(joint=joint, **UNSIGNED).fit(rows) for joint in (True, False))
+    x = rows[:5].flatten(1)
+    one, two = (e.expand(x, "low_rank") for e in (once, twice))
+    assert torch.equal(one.gradient, two.gradient)
+    assert not torch.equal(one.curvature.diagonal(), two.curvature.diagonal())
+    assert not torch.equal(one.curvature.tensors[1], two.curvature.tensors[1])
+
+
+def test_it_sees_where_a_pixel_lies(generator):
+    net = UNet(1, 1, width=8)
+    torch.nn.init.normal_(net.first.weight, generator=generator)
+    found = net(torch.ones(1, 1, 32, 32), torch.zeros(1))[0, 0]
+    left, right = found[12:20, 8:16], found[12:20, 16:24]  # far from the border's zeros
+    assert float((left - right).detach().std()) > 1e-3
 
 
 def test_the_same_seed_gives_the_same_network(generator):

@@ -15,7 +15,7 @@ from ozaki.scores import archive, moments, objectives
 from ozaki.scores.base import CurvatureKind, Expansion, Score
 from ozaki.scores.baseline import Baseline
 from ozaki.scores.jacobian import JacobianScore
-from ozaki.scores.networks import Heads, Outputs, ScoreNetwork, Trunks
+from ozaki.scores.networks import BLOCK, Heads, Outputs, ScoreNetwork, Trunks
 from ozaki.scores.standardisation import Standardisation, rows_of
 from ozaki.scores.unet import UNet
 from ozaki.shapes import Float
@@ -225,7 +225,8 @@ class ScoreEstimator(Score):
         z = torch.randn(u.shape, generator=generator, device=where, dtype=u.dtype).to(u.device)
         totals: dict[str, list[Tensor]] = {"dsm": [], "residual_vr": []}
         outputs: list[tuple[Tensor, Tensor]] = []
-        for x, noise in zip(u.split(4096), z.split(4096), strict=True):
+        rows = max(1, BLOCK // self.dim)  # so many at once bound the memory of a large network
+        for x, noise in zip(u.split(rows), z.split(rows), strict=True):
             if self.order == 1:
                 first = objectives.dsm_antithetic(self.network.first, x, noise, sigma)
                 totals["dsm"].append(first)

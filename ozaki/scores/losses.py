@@ -1,15 +1,15 @@
 """Which losses a trainer forms, on what scale, and how two states are compared (floor 2)."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ozaki.linalg import SymmetricOperator
 from ozaki.scores import high_order, objectives
-from ozaki.scores.networks import Outputs, ScoreNetwork
+from ozaki.scores.networks import BLOCK, Outputs, ScoreNetwork
 
 LEAST_SQUARES = ("residual", "d2sm")
 TERMS = (*LEAST_SQUARES, "ocm", "likelihood")
@@ -32,6 +32,11 @@ class LossPlan(NamedTuple):
     order: int = 2
     antithetic: bool = True
     reduce_below: float = math.inf
+
+    @property
+    def judge(self) -> str:
+        """The loss by which s2 is compared: any estimate can be ranked by either."""
+        return "likelihood" if any(n == "likelihood" for n, _ in self.terms) else "residual"
 
     @property
     def names(self) -> list[str]:
@@ -208,29 +213,53 @@ class HeldOut(NamedTuple):
 def held_out(
     net: ScoreNetwork, plan: LossPlan, x: Tensor, z: Tensor, sigma: float | Tensor
 ) -> HeldOut:
-    """DSM, and where s2 is trained the residual loss, of `net` at x with noise z, both (n, D).
+    """DSM, and where s2 is trained its loss, of `net` at x with noise z, both (n, D).
 
-    The residual loss ranks every estimate of s2, whatever it was trained on, and it is taken over
-    the pair always: plain losses have too much variance to choose by. A σ of (n, 1) holds KNOTS
-    values in turn.
+    That is the likelihood where s2 was trained on it, which need be positive definite; else the
+    residual loss, which ranks every estimate, whatever it was trained on. It is taken over the pair
+    always: plain losses have too much variance to choose by. A σ of (n, 1) holds KNOTS values in
+    turn.
     """
     second = bool(plan.terms)
-    judge = LossPlan((("residual", 1.0),) if second else (), reduce_below=plan.reduce_below)
-    losses = tuple(Losses(net, judge, net)(Draw(x, z, None, sigma)))
-    out: Outputs = net(x + sigma * z, sigma, (True, second))
-    squares = [0.5 * out.s1.square().sum(-1)]
+    judge = LossPlan(((plan.judge, 1.0),) if second else (), reduce_below=plan.reduce_below)
+    parts = [
+        _judged(net, judge, *part)
+        for part in zip(*(_blocks(values, x) for values in (x, z, sigma)), strict=True)
+    ]
+    losses, squares, calibration = zip(*parts, strict=True)
     ratio = math.nan
+    if second:  # of means over pairs, which a few tiny C do not rule
+        r2, c = (torch.stack(sums).sum(0) for sums in zip(*calibration, strict=True))
+        ratio = float((r2 / c).mean())
+    sizes = _sizes(torch.cat(squares), sigma)
+    joined = tuple(torch.cat(loss) for loss in zip(*losses, strict=True))
+    scale = sizes.at(sigma)
+    if second and plan.judge == "likelihood":
+        scale[:, 1] = x.shape[1]
+    return HeldOut(joined, sizes, scale, ratio)
+
+
+def _blocks(values: float | Tensor, x: Tensor) -> Sequence[float | Tensor]:
+    """Rows of `values`, of which there are as many as of `x`, or the number for each block."""
+    rows = max(KNOTS, BLOCK // x.shape[1])
+    if isinstance(values, Tensor):
+        return values.split(rows)
+    return [values] * -(-len(x) // rows)
+
+
+def _judged(
+    net: ScoreNetwork, judge: LossPlan, x: Tensor, z: Tensor, sigma: float | Tensor
+) -> tuple[list[Tensor], Tensor, tuple[Tensor, ...]]:
+    """Of a block the losses, ½‖s1‖² and ‖s2‖², and the sums of r² and diag C by dimension."""
+    losses = Losses(net, judge, net)(Draw(x, z, None, sigma))
+    out: Outputs = net(x + sigma * z, sigma, (True, bool(judge.terms)))
+    squares = [0.5 * out.s1.square().sum(-1)]
+    calibration: tuple[Tensor, ...] = ()
     if out.s2 is not None:
         squares.append(out.s2.frobenius_squared())
-        ratio = float(_calibration(out.s1, out.s2, z, sigma))
-    sizes = _sizes(torch.stack(squares, -1), sigma)
-    return HeldOut(losses, sizes, sizes.at(sigma), ratio)
-
-
-def _calibration(s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: float | Tensor) -> Tensor:
-    """The mean of E[r²]/E[C] by dimension: a ratio of means, which a few tiny C do not rule."""
-    r2 = (z + sigma * s1).square().mean(0)
-    return (r2 / (1 + sigma**2 * s2.diagonal()).mean(0)).mean()
+        r2 = (z + sigma * out.s1).square().sum(0)
+        calibration = r2, (1 + sigma**2 * out.s2.diagonal()).sum(0)
+    return losses, torch.stack(squares, -1), calibration
 
 
 def _sizes(squares: Tensor, sigma: float | Tensor) -> Sizes:

@@ -24,6 +24,7 @@ from ozaki.shapes import Float
 
 # measured: 3 was a quarter worse on 2-d mixtures, 0.5 the same on logistic mixtures in 50-d
 STEM_GAIN = 1.0
+BLOCK = 2**19  # entries that a network of images or of the user's own sees at once, ungraded
 FACTOR_GAIN = 0.3  # B Bᵀ begins small, but not at zero, where it would have no gradient
 
 
@@ -195,6 +196,11 @@ class Trunks(nn.Module):
         else:
             self.rest = nn.ModuleList(ResidualMLP(dim, width, depth, r, conditional) for r in ranks)
 
+    def train_orders(self, first: bool, rest: bool) -> None:
+        """Let s1, and s2 and above, take gradients or not."""
+        self.first.requires_grad_(first)
+        self.rest.requires_grad_(rest)
+
     @torch.no_grad()
     def warm_start(self) -> None:
         """Let separate trunks of s2 and above begin with the features that s1 has learned.
@@ -247,9 +253,11 @@ class ScoreNetwork(nn.Module):
 
     so that 1 + σ² a is positive everywhere and a has a continuous slope; t₀ makes G = 0 the same
     normal. In the upper branch a = t/σ² is never formed through C = I + σ² s2, whose difference
-    from the identity cancels at small σ. The weights e are learned numbers of either sign; where
-    the heads are not signed they are 1, and C, the posterior covariance over σ², is positive
-    definite by construction. s3 and s4 are c³ H and c⁴ H.
+    from the identity cancels at small σ. The weights e are learned numbers of either sign. Where
+    the heads are not signed they are 1, B is (1 + σ² a)^½ b/(σ c) with the trunk's b, and C, the
+    posterior covariance over σ², is diag(1 + σ² a)^½ (I + b bᵀ) diag(1 + σ² a)^½, positive definite
+    by construction: b need not learn to be small where little is left to be known. s3 and s4 are
+    c³ H and c⁴ H.
 
     With a baseline, a normal of another covariance S takes the place of the isotropic one: with
     P = (S + σ² I)⁻¹, s1 = −P (x − mean) + c² σ_d F(c v), t₀ is that of diag(−P), and the columns of
@@ -357,6 +365,9 @@ class ScoreNetwork(nn.Module):
             # c² in the r weights, not in the D × r entries of the factor
             weights = a.new_ones(self.heads.rank) if self.weights is None else self.weights
             factor = rest.pop(0)
+            if not self.heads.signed:  # in standard deviations of what the diagonal leaves
+                share = (1 + sigma**2 * a).clamp_min(torch.finfo(a.dtype).eps)
+                factor = factor * (share.sqrt() / (sigma * c)).unsqueeze(-1)
             if base is not None:
                 factor = factor + base.factor(sigma, c)
             s2 = LowRank(a, factor, c2 * weights)
@@ -380,8 +391,10 @@ class ScoreNetwork(nn.Module):
         with torch.autocast(u.device.type, self.mixed) if self.mixed else nullcontext():
             if isinstance(self.network, Trunks):
                 found = self.network(points, noise, orders)
-            else:
+            elif torch.is_grad_enabled() or points.numel() <= BLOCK:
                 found = self.network(points, noise)
+            else:
+                found = self._in_blocks(points, noise)
         outputs: list[Any] = [found] if isinstance(found, Tensor) else list(found)
         flat = [u.shape] * len(outputs)
         if self.heads.rank and len(outputs) > 2:
@@ -392,6 +405,17 @@ class ScoreNetwork(nn.Module):
             None if o is None else o.reshape(s).to(u.dtype)
             for o, s in zip(outputs, flat, strict=False)
         ]
+
+    def _in_blocks(self, points: Tensor, noise: Tensor | None) -> Any:
+        """What the trunk returns, some points at a time: its layers are many times as large."""
+        rows = max(1, BLOCK // self.event_shape.numel())
+        assert noise is not None
+        found = [
+            self.network(*part) for part in zip(points.split(rows), noise.split(rows), strict=True)
+        ]
+        if isinstance(found[0], Tensor):
+            return torch.cat(found)
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def check(self, like: Tensor) -> None:
         """Call the trunk once on two points of the dtype and device of `like`.

@@ -16,13 +16,21 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ozaki.scores.losses import KNOTS, Draw, HeldOut, Losses, LossPlan, Sizes, held_out, scaled
-from ozaki.scores.networks import ScoreNetwork
+from ozaki.scores.networks import ScoreNetwork, Trunks
 from ozaki.scores.sources import Batches
 
 EVALUATE_EVERY = 100  # steps
 WARM_UP = 100  # steps
-HELD_OUT_PAIRS = 8192
+HELD_OUT_PAIRS = 8192  # at most
+HELD_OUT_BATCHES = 8  # of a U-Net or a user's network no more than these hold: a tenth of the time
+JUDGES = {"residual": "residual_vr", "likelihood": "likelihood"}  # as they are logged
 CLIP = 5.0  # on losses scaled to order one: it catches outliers only
+
+
+def held_out_pairs(net: ScoreNetwork, batch_size: int) -> int:
+    """How many noisy pairs the held-out losses are taken from, a multiple of KNOTS."""
+    few = HELD_OUT_PAIRS if isinstance(net.network, Trunks) else HELD_OUT_BATCHES * batch_size
+    return KNOTS * -(-min(HELD_OUT_PAIRS, few) // KNOTS)
 
 
 class Schedule(NamedTuple):
@@ -79,14 +87,15 @@ class Phase:
             trained, schedule.learning_rate, betas=(0.9, 0.99), fused=fused or None
         )
         self._model, self._optimiser = fabric.setup(Losses(net, plan, self.average), self._adam)
-        self._held = held.repeat(-(-HELD_OUT_PAIRS // len(held)), 1)[:HELD_OUT_PAIRS]
+        pairs = held_out_pairs(net, schedule.batch_size)
+        self._held = held.repeat(-(-pairs // len(held)), 1)[:pairs]
         self._began = generator.get_state()
         self._held_noise = self._normal(self._held)
         self._held_sigma: float | Tensor = net.sigma  # pyright: ignore
         if isinstance(net.sigma, tuple):
             low, high = (math.log(s) for s in net.sigma)
             knots = torch.linspace(low, high, KNOTS, dtype=held.dtype).exp()
-            turns = knots.repeat(-(-HELD_OUT_PAIRS // KNOTS))[:HELD_OUT_PAIRS]
+            turns = knots.repeat(pairs // KNOTS)
             self._held_sigma = turns.unsqueeze(-1).to(held.device)
         self._weights = (1.0,) * plan.first + (schedule.curvature_weight,) * bool(plan.terms)
         self.step = self.kept_step = 0
@@ -282,7 +291,7 @@ class Phase:
             self.finished = True
 
     def _figures(self, losses: list[Tensor]) -> dict[str, float]:
-        names = ["dsm"] * self.plan.first + ["residual_vr"] * bool(self.plan.terms)
+        names = ["dsm"] * self.plan.first + [JUDGES[self.plan.judge]] * bool(self.plan.terms)
         figures = {f"train/{k}": float(v) for k, v in zip(self.plan.names, losses, strict=True)}
         figures |= {f"held_out/{k}": v for k, v in zip(names, self.now.means, strict=True)}
         if self.plan.terms:

@@ -5,12 +5,25 @@ raises a ValueError that names it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ozaki import validation
 from ozaki.scores.losses import TERMS
+
+
+class Usual(NamedTuple):
+    """What a kind of network is trained with unless told otherwise.
+
+    Attributes:
+        rate: the learning rate.
+        weight: γ, of the losses of s2 against that of s1, with which they share the trunk.
+    """
+
+    rate: float
+    weight: float
+
 
 LARGEST_SIGMA = 100  # in spreads: beyond it the smoothed law is the noise
 # in spreads: below it the losses, of size 1/σ², are rounding in that dtype
@@ -21,9 +34,9 @@ REDUCE_BELOW = 0.3  # in spreads: docs/learning.md has the measurement
 HIGH_ORDER_FROM, HIGH_ORDER_AUTO = 0.3, 0.5
 DEFAULT_RANK = 20
 LEAST_WIDTH, MOST_WIDTH = 64, 512  # between them twice the dimension
-LEARNING_RATE, CONVOLUTIONS_RATE = 6e-3, 2e-3
 MOST_BASELINE = 1024  # dimensions: an eigendecomposition, and two D × D matrices to keep
 LEAST_GAIN = 3.0  # of a baseline over an isotropic one; below, clusters are learned better without
+MLP, U_NET = Usual(6e-3, 1.0), Usual(2e-3, 0.1)
 MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 OBJECTIVES: dict[str, dict[str, float]] = {
     "residual": {"residual": 1.0},

@@ -23,7 +23,7 @@ from ozaki.scores.baseline import Baseline, fitted, starting_signs, variances
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.losses import LossPlan
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
-from ozaki.scores.optimisation import HELD_OUT_PAIRS, Phase, Schedule
+from ozaki.scores.optimisation import Phase, Schedule, held_out_pairs
 from ozaki.scores.sources import Source, open_source
 from ozaki.scores.standardisation import Standardisation, standardisation
 from ozaki.scores.unet import PRESETS, UNet, channels_of
@@ -35,6 +35,7 @@ STORED_POINTS = 512
 # constant 17.5). A low rank's many columns are learned sooner from nothing at the whole rate (stiff
 # normal, 100-d, 2,500 steps: 0.58 against 1.67)
 WARM_RATE = 0.25
+HEADS_SHARE = 4  # a U-Net's heads of s2 are trained alone for one step in four of the first phase's
 SIGN_ROWS = 2048  # from which a normal is fitted for the first signs of low-rank weights
 
 
@@ -71,7 +72,9 @@ class DSMTrainer:
         variance_reduction: "auto" as above; True for the control variate at every σ; False for
             the plain losses at one noise draw.
         joint: True trains s1 and s2 together, False s1 first and then s2 on it, in as many steps
-            again. None is False for ozaki's own networks, and True for another.
+            again. A U-Net, whose orders share a trunk, learns both at once all the same, and False
+            trains its heads of s2 once more on the s1 that is kept, for a quarter as many steps.
+            None is False for ozaki's own networks, and True for another.
         baseline: whether the network learns what is left of the score of the normal with the data's
             covariance, S, which is what makes correlated data quick to learn; of data in many
             clusters more is learned without. None is True for ozaki's own network and (N, D) data,
@@ -93,7 +96,8 @@ class DSMTrainer:
         ema: decay of the moving average of the weights, reached gradually.
         held_out: fraction of the rows kept for the held-out loss.
         patience: stop this many evaluations, one every 100 steps, after the last one worth keeping.
-        curvature_weight: γ, the weight of the second loss against the first (eq. 14).
+        curvature_weight: γ, the weight of the second loss against the first (eq. 14). None is 1, or
+            0.1 for a U-Net, whose trunk s2 would else take from s1.
         checkpoint: a folder to keep the state of the run in, so that it can be resumed.
         checkpoint_every: steps between two checkpoints.
         logger: "csv", "tensorboard", or any logger of Lightning Fabric; None logs nothing.
@@ -141,7 +145,7 @@ class DSMTrainer:
         ema: float = 0.998,
         held_out: float = 0.1,
         patience: int = 6,
-        curvature_weight: float = 1.0,
+        curvature_weight: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 500,
         logger: Any = None,
@@ -166,7 +170,8 @@ class DSMTrainer:
         self.variance_reduction = validation.choice(
             "variance_reduction", variance_reduction, ("auto", True, False)
         )
-        self.joint = network is not None if joint is None else validation.flag("joint", joint)
+        module = isinstance(network, nn.Module)
+        self.joint = module if joint is None else validation.flag("joint", joint)
         self.baseline = None if baseline is None else validation.flag("baseline", baseline)
         self.standardize = validation.choice(
             "standardize", standardize, ("auto", "columns", "scalar", None)
@@ -176,24 +181,27 @@ class DSMTrainer:
                 f"network must be a torch.nn.Module, one of {sorted(PRESETS)} or None, but was "
                 f"{network!r}"
             )
-        if network is not None and not self.joint:
-            name = repr(network) if isinstance(network, str) else type(network).__name__
+        if module and not self.joint:
             raise ValueError(
-                "joint=False needs the default network, of which it knows what belongs to s1, but "
-                f"network was {name}; leave one of them out"
+                "joint=False needs one of ozaki's networks, of which it knows what belongs to s1, "
+                f"but network was {type(network).__name__}; leave one of them out"
             )
         self.network = network
-        rate = options.CONVOLUTIONS_RATE if isinstance(network, str) else options.LEARNING_RATE
+        own = options.U_NET if isinstance(network, str) else options.MLP
         self.width = None if width is None else validation.count("width", width)
         self.depth = validation.count("depth", depth, minimum=0)
         self.shared = validation.flag("shared", shared)
         self.schedule = Schedule(
             validation.count("max_steps", max_steps),
             validation.count("batch_size", batch_size),
-            validation.positive("learning_rate", rate if learning_rate is None else learning_rate),
+            validation.positive(
+                "learning_rate", own.rate if learning_rate is None else learning_rate
+            ),
             options.fraction("ema", ema),
             validation.count("patience", patience),
-            validation.positive("curvature_weight", curvature_weight),
+            validation.positive(
+                "curvature_weight", own.weight if curvature_weight is None else curvature_weight
+            ),
         )
         self.held_out = options.fraction("held_out", held_out)
         self.checkpoint = validation.folder("checkpoint", checkpoint)
@@ -374,24 +382,19 @@ class DSMTrainer:
         shown = self.progress and sys.stderr.isatty() and fabric.global_rank == 0
         begin = 0 if saved is None else saved.state["phase"]
         phase: Phase | None = None
-        with tqdm(
-            total=len(plans) * self.schedule.max_steps, desc="training", disable=not shown
-        ) as bar:
-            for i, plan in enumerate(plans):
+        total = sum(schedule.max_steps for _, schedule in plans)
+        with tqdm(total=total, desc="training", disable=not shown) as bar:
+            for i, (plan, schedule) in enumerate(plans):
                 if i < begin:
                     continue
                 net.requires_grad_()
-                schedule = self.schedule
-                if isinstance(net.network, Trunks):
+                if isinstance(net.network, (Trunks, UNet)):
                     # what a phase does not train takes no gradients: processes wait for each one
-                    net.network.first.requires_grad_(plan.first)
-                    net.network.rest.requires_grad_(bool(plan.terms))
+                    net.network.train_orders(plan.first, bool(plan.terms))
                     if net.weights is not None:
                         net.weights.requires_grad_(bool(plan.terms))
-                    if not plan.first and not net.network.shared and not net.heads.rank:
-                        net.network.warm_start()
-                        rate = self.schedule.learning_rate * WARM_RATE
-                        schedule = self.schedule._replace(learning_rate=rate)
+                if i and isinstance(net.network, Trunks) and not net.heads.rank:
+                    net.network.warm_start()
                 phase = Phase(fabric, net, plan, schedule, batches, prepare(source.held), generator)
                 if saved is not None and i == begin:
                     phase.restore(saved.tensors, saved.state)
@@ -415,8 +418,8 @@ class DSMTrainer:
             logger.finalize("success")
         return phase.average, phase.kept_step
 
-    def _plans(self, net: ScoreNetwork) -> list[LossPlan]:
-        """The losses of each phase."""
+    def _plans(self, net: ScoreNetwork) -> list[tuple[LossPlan, Schedule]]:
+        """The losses of each phase, and how they are optimised."""
         limit = {"auto": options.REDUCE_BELOW * net.spread, True: math.inf, False: 0.0}
         plan = LossPlan(
             tuple(self.terms.items()),
@@ -424,9 +427,16 @@ class DSMTrainer:
             antithetic=self.variance_reduction is not False,
             reduce_below=limit[self.variance_reduction],
         )
+        schedule, alone = self.schedule, plan._replace(first=False)
         if self.joint or not self.terms:
-            return [plan]
-        return [plan._replace(terms=()), plan._replace(first=False)]
+            return [(plan, schedule)]
+        if isinstance(net.network, UNet):
+            fewer = schedule._replace(max_steps=-(-schedule.max_steps // HEADS_SHARE))
+            return [(plan, schedule), (alone, fewer)]
+        second = schedule
+        if not self.shared and not net.heads.rank:
+            second = schedule._replace(learning_rate=schedule.learning_rate * WARM_RATE)
+        return [(plan._replace(terms=()), schedule), (alone, second)]
 
     def _save(self, fabric: Fabric, phase: Phase, index: int, settings: Mapping[str, Any]) -> None:
         if self.checkpoint is None:
@@ -494,12 +504,14 @@ class DSMTrainer:
     def _metrics(
         self, estimator: ScoreEstimator, held: Tensor, generator: torch.Generator
     ) -> dict[str, Any]:
+        pairs = held_out_pairs(estimator.network, self.schedule.batch_size)
+        held = held[:pairs]
         if not isinstance(estimator.sigma, tuple):
-            return estimator.evaluate(held, generator, draws=HELD_OUT_PAIRS)
+            return estimator.evaluate(held, generator, draws=pairs)
         low, high = (math.log(s) for s in estimator.sigma)
         levels = [math.exp(low + (high - low) * i / 4) for i in range(5)]
         levels[0], levels[-1] = estimator.sigma
-        found = [estimator.at(s).evaluate(held, generator, draws=HELD_OUT_PAIRS) for s in levels]
+        found = [estimator.at(s).evaluate(held, generator, draws=pairs) for s in levels]
         columns = {k: [figures[k] for figures in found] for k in found[0] if k != "calibration"}
         return {"sigma": levels, **columns}
 

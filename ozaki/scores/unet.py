@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle, silu
 
 from ozaki.lazy import lazy
 from ozaki.scores.networks import FACTOR_GAIN
@@ -28,16 +28,18 @@ class Preset(NamedTuple):
         widths: channels at each level, of the width of the first.
         layers: residual blocks at each level.
         width: channels of the first level.
+        patch: side of the squares of pixels that the first level sees as one.
     """
 
     widths: tuple[int, ...]
     layers: int
     width: int
+    patch: int
 
 
 PRESETS = {
-    "unet": Preset((1, 2, 4), 1, 16),
-    "unet_large": Preset((1, 2, 2, 4), 2, 64),
+    "unet": Preset((1, 2, 4), 1, 32, 2),
+    "unet_large": Preset((1, 2, 2, 4), 2, 64, 1),
 }
 
 
@@ -46,9 +48,11 @@ class UNet(nn.Module):
 
     Levels of `width` times 1, 2, 4 channels ("unet") or 1, 2, 2, 4 ("unet_large"), each at half
     the size of the one before, with one residual block each or two; no attention, through which
-    products with the Jacobian could not be differentiated again. Images whose sides are no multiple
-    of the smallest level's are padded by their edges, and cropped after. Outputs begin as those of
-    `ResidualMLP`.
+    products with the Jacobian could not be differentiated again. The first level of "unet" sees
+    squares of 2 × 2 pixels as one, which pays for twice the channels. It sees where they are as
+    well: what lies in the middle of all images is not what lies at their border. Images whose sides
+    are no multiple of the smallest level's are padded by their edges, and cropped after. Outputs
+    begin as those of `ResidualMLP`.
 
     Args:
         channels: of an image.
@@ -85,9 +89,11 @@ class UNet(nn.Module):
                 "'ozaki[images]'"
             ) from error
         self.channels, self.rank = channels, rank
-        self.multiple = 2 ** (levels - 1)
+        self.patch = chosen.patch
+        self.multiple = self.patch * 2 ** (levels - 1)
+        inside = channels * self.patch**2  # of a square of pixels
         self.trunk = model(
-            in_channels=channels,
+            in_channels=inside + 2,  # and where they are
             out_channels=width,
             block_out_channels=tuple(width * w for w in chosen.widths),
             layers_per_block=chosen.layers,
@@ -98,16 +104,23 @@ class UNet(nn.Module):
             resnet_time_scale_shift="scale_shift",
         )
         self.trunk.conv_out = nn.Identity()  # the heads read its features
-        self.first = nn.Conv2d(width, channels, 3, padding=1)
+        self.first = nn.Conv2d(width, inside, 3, padding=1)
         self.inner = nn.Conv2d(width, 2 * width, 3, padding=1) if order > 1 else None
-        self.rest = nn.ModuleList(nn.Conv2d(2 * width, channels, 1) for _ in range(order - 1))
+        self.rest = nn.ModuleList(nn.Conv2d(2 * width, inside, 1) for _ in range(order - 1))
         for head in (self.first, *self.rest):
             nn.init.zeros_(head.weight)  # pyright: ignore
             nn.init.zeros_(head.bias)  # pyright: ignore
-        self.factor = nn.Conv2d(2 * width, channels * rank, 1) if rank else None
+        self.factor = nn.Conv2d(2 * width, inside * rank, 1) if rank else None
         if self.factor is not None:
             nn.init.normal_(self.factor.weight, std=FACTOR_GAIN / rank**0.5)
             nn.init.zeros_(self.factor.bias)  # pyright: ignore
+
+    def train_orders(self, first: bool, rest: bool) -> None:
+        """Let s1 and the trunk, and the heads of s2 and above, take gradients or not."""
+        self.requires_grad_(first)
+        for head in (self.inner, self.rest, self.factor):
+            if head is not None:
+                head.requires_grad_(rest)
 
     def forward(self, u: Float[Tensor, "n *event"], noise: Float[Tensor, " n"]) -> Any:
         """Outputs for s1, and with `order` 2 and above for the other heads.
@@ -125,16 +138,30 @@ class UNet(nn.Module):
         below, right = -height % self.multiple, -width % self.multiple
         if below or right:
             images = pad(images, (0, right, 0, below), mode="replicate")
-        h = silu(self.trunk(images, TURN * noise, return_dict=False)[0])[..., :height, :width]
-        first = self.first(h).reshape(u.shape)
+        squares = pixel_unshuffle(images, self.patch)
+        squares = torch.cat([squares, _places(squares)], 1)
+        h = silu(self.trunk(squares, TURN * noise, return_dict=False)[0])
+
+        def pixels(values: Tensor) -> Tensor:
+            return pixel_shuffle(values, self.patch)[..., :height, :width]
+
+        first = pixels(self.first(h)).reshape(u.shape)
         if self.inner is None:
             return first
         h = silu(self.inner(h))
-        outputs = [first, *(head(h).reshape(u.shape) for head in self.rest)]
+        outputs = [first, *(pixels(head(h)).reshape(u.shape) for head in self.rest)]
         if self.factor is not None:
-            factor = self.factor(h).unflatten(1, (self.channels, self.rank)).movedim(2, -1)
-            outputs.insert(2, factor.reshape(*u.shape, self.rank))
+            # pixel_shuffle would mix the columns with the pixels of a square
+            columns = self.factor(h).unflatten(1, (self.rank, -1)).flatten(0, 1)
+            factor = pixels(columns).reshape(len(u), self.rank, *u.shape[1:])
+            outputs.insert(2, factor.movedim(1, -1))
         return tuple(outputs)
+
+
+def _places(like: Tensor) -> Tensor:
+    """Row and column of each place, from −1 to 1, (n, 2, H, W): digits stand in the middle."""
+    ends = [torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in like.shape[2:]]
+    return torch.stack(torch.meshgrid(*ends, indexing="ij")).expand(len(like), -1, -1, -1)
 
 
 def channels_of(event_shape: torch.Size) -> int:
