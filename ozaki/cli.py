@@ -111,7 +111,8 @@ def train(
         str, typer.Option(help="Noise in units of the data's spread: a number, LOW:HIGH, or auto.")
     ] = "auto",
     objective: Annotated[
-        str, typer.Option(help="auto, residual, ocm, residual+ocm, d2sm, likelihood or dsm.")
+        str,
+        typer.Option(help="auto, residual, ocm, residual+ocm, d2sm, likelihood, margins or dsm."),
     ] = "auto",
     curvature: Annotated[
         str, typer.Option(help="diagonal, low_rank, or none for s1 alone.")

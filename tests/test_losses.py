@@ -22,7 +22,9 @@ def points() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("sigma", [0.3, (0.1, 1.0)], ids=str)
-@pytest.mark.parametrize("terms", [(), (("ocm", 1.0),), (("likelihood", 1.0),)], ids=str)
+@pytest.mark.parametrize(
+    "terms", [(), (("ocm", 1.0),), (("likelihood", 1.0),), (("margins", 1.0),)], ids=str
+)
 def test_blocks_of_points_give_what_all_at_once_give(sigma, terms, monkeypatch):
     torch.manual_seed(0)
     net, (x, z) = network(2, sigma), points()
@@ -36,15 +38,15 @@ def test_blocks_of_points_give_what_all_at_once_give(sigma, terms, monkeypatch):
     assert parts.calibration == pytest.approx(whole.calibration, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", ["residual", "likelihood"])
+@pytest.mark.parametrize("name", ["residual", "likelihood", "margins"])
 def test_a_network_trained_by_likelihood_is_judged_by_it(name: str):
     torch.manual_seed(0)
     net, (x, z) = network(2, 0.3), points()
     found = held_out(net, LossPlan(((name, 1.0),), reduce_below=0.0), x, z, 0.3)
     s1, s2, _ = net(torch.stack([x + 0.3 * z, x - 0.3 * z]))
     noise = torch.stack([z, -z])
-    if name == "likelihood":
-        expected = objectives.likelihood_of(s1, s2, noise, 0.3)
+    if name != "residual":
+        expected = getattr(objectives, f"{name}_of")(s1, s2, noise, 0.3)
         assert float(found.scale[0, 1]) == 6
     else:
         expected = objectives.second_order("residual", s1, s2, noise, 0.3)

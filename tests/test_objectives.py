@@ -13,6 +13,7 @@ from torch import Tensor
 from ozaki.linalg import Dense, Diagonal, LowRank, SymmetricOperator
 from ozaki.scores import objectives
 from ozaki.scores.analytic import GaussianMixtureScore
+from ozaki.scores.losses import LIKELIHOODS
 
 DRAWS = 20_000
 LIMIT = 5.0  # standard errors: kept at the exact score, broken with a sign flipped
@@ -66,6 +67,7 @@ SECOND = {
     "residual": objectives.residual,
     "residual_vr": objectives.residual_vr,
     "likelihood": objectives.likelihood,
+    "margins": objectives.margins,
 }
 FORMS = {"diagonal": Diagonal, "dense": Dense}
 
@@ -135,7 +137,7 @@ def test_first_order_gradient_vanishes_at_the_exact_score(name: str, case: Case)
 def test_second_order_gradient_vanishes_at_the_exact_score(name: str, form: str, case: Case):
     assert abs(second_order(name, case, form=form)) < LIMIT
     # half of s2 keeps C positive definite, as the likelihood needs
-    wrong = 0.5 if name == "likelihood" else -1.0
+    wrong = 0.5 if name in LIKELIHOODS else -1.0
     moved = second_order(name, case, shift=lambda s1, s2: wrong * s2, along="s2", form=form)
     assert abs(moved) > LIMIT
 
@@ -166,7 +168,7 @@ def test_d2sm_gradient_in_s1_vanishes_at_the_exact_score(name: str, form: str, c
     assert abs(second_order(name, case, move_s1=True, form=form)) < LIMIT
 
 
-@pytest.mark.parametrize("name", ["residual", "residual_vr", "likelihood"])
+@pytest.mark.parametrize("name", ["residual", "residual_vr", *LIKELIHOODS])
 @quick
 @given(case=cases())
 def test_residual_sends_no_gradient_into_s1(name: str, case: Case):
@@ -197,6 +199,7 @@ OPTIMA = {
     "residual": residual_optimum,
     "residual_vr": residual_optimum,
     "likelihood": residual_optimum,
+    "margins": residual_optimum,
     "d2sm": d2sm_optimum,
     "d2sm_vr": d2sm_optimum,
 }
@@ -340,6 +343,30 @@ def test_sigma_may_differ_by_sample():
         one = [objective(score, x[i], z[i], float(sigma[i])) for i in range(6)]
         many = objective(score, x, z, sigma[:, None])
         torch.testing.assert_close(many, torch.stack(one))
+
+
+def test_margins_leave_the_variances_to_the_entries_alone():
+    g = torch.Generator().manual_seed(0)
+    s1, z = torch.randn(2, 5, 4, generator=g, dtype=torch.float64)
+    a = torch.rand(5, 4, generator=g, dtype=torch.float64)
+    b = torch.randn(5, 4, 2, generator=g, dtype=torch.float64)
+    size = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    sigma = 0.7
+
+    def scaled(shape: SymmetricOperator) -> SymmetricOperator:
+        """S of which C = I + σ² S has its entries' standard deviations times `size`."""
+        return shape.shift(1.0 / sigma**2).scale(size).shift(-1.0 / sigma**2)
+
+    whole = objectives.margins_of(s1, scaled(LowRank(a, b)), z, sigma).sum()
+    variances = Diagonal(LowRank(a, b).diagonal())
+    alone = objectives.likelihood_of(s1, scaled(variances), z, sigma).sum()
+    one, other = (torch.autograd.grad(loss, size)[0] for loss in (whole, alone))
+    torch.testing.assert_close(one, other)
+    # of one entry after another, nothing else is left
+    diagonal = objectives.margins_of(s1, Diagonal(a), z, sigma)
+    residual = (z + sigma * s1).square() / (1 + sigma**2 * a)
+    expected = objectives.likelihood_of(s1, Diagonal(a), z, sigma) + residual.sum(-1)
+    torch.testing.assert_close(diagonal, expected)
 
 
 @quick

@@ -12,7 +12,8 @@ from ozaki.scores import high_order, objectives
 from ozaki.scores.networks import BLOCK, Outputs, ScoreNetwork
 
 LEAST_SQUARES = ("residual", "d2sm")
-TERMS = (*LEAST_SQUARES, "ocm", "likelihood")
+LIKELIHOODS = ("likelihood", "margins")  # of a positive definite C
+TERMS = (*LEAST_SQUARES, "ocm", *LIKELIHOODS)
 KNOTS = 8  # noise levels at which a conditional network is judged
 
 
@@ -35,8 +36,8 @@ class LossPlan(NamedTuple):
 
     @property
     def judge(self) -> str:
-        """The loss by which s2 is compared: any estimate can be ranked by either."""
-        return "likelihood" if any(n == "likelihood" for n, _ in self.terms) else "residual"
+        """The loss by which s2 is compared."""
+        return next((name for name, _ in self.terms if name in LIKELIHOODS), "residual")
 
     @property
     def names(self) -> list[str]:
@@ -103,8 +104,8 @@ class Losses(nn.Module):
                 product = objectives.jacobian_product(first, points[0], probe)
                 losses.append(objectives.ocm_of(out.s2[0], product, probe))
                 continue
-            elif name == "likelihood":
-                loss = objectives.likelihood_of(out.s1, out.s2, noise, sigma)
+            elif name in LIKELIHOODS:
+                loss = getattr(objectives, f"{name}_of")(out.s1, out.s2, noise, sigma)
             else:
                 loss = objectives.second_order(name, out.s1, out.s2, noise, sigma)  # pyright: ignore
             loss = loss.mean(0)
@@ -179,7 +180,7 @@ def scaled(
     for name, loss in zip(plan.names, losses, strict=True):
         if name == "dsm":
             parts.append(loss / sizes[:, 0])
-        elif name == "likelihood":
+        elif name in LIKELIHOODS:
             parts.append(weight * weights[name] * loss / dim)
         elif name in weights:
             parts.append(weight * weights[name] * loss / sizes[:, 1])
@@ -215,7 +216,7 @@ def held_out(
 ) -> HeldOut:
     """DSM, and where s2 is trained its loss, of `net` at x with noise z, both (n, D).
 
-    That is the likelihood where s2 was trained on it, which need be positive definite; else the
+    That is a likelihood where s2 was trained on one, which needs a positive definite C; else the
     residual loss, which ranks every estimate, whatever it was trained on. It is taken over the pair
     always: plain losses have too much variance to choose by. A σ of (n, 1) holds KNOTS values in
     turn.
@@ -234,7 +235,7 @@ def held_out(
     sizes = _sizes(torch.cat(squares), sigma)
     joined = tuple(torch.cat(loss) for loss in zip(*losses, strict=True))
     scale = sizes.at(sigma)
-    if second and plan.judge == "likelihood":
+    if second and plan.judge in LIKELIHOODS:
         scale[:, 1] = x.shape[1]
     return HeldOut(joined, sizes, scale, ratio)
 

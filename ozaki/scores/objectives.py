@@ -12,8 +12,9 @@ The two least-squares families of second order regress an estimate e on a target
 * residual: e = S on t = (r rᵀ − I)/σ², with r = z + σ sg(s1) = −(x − E[x|x̃])/σ. An error δ in s1
   moves its optimum by δ δᵀ, and that of D2SM by s1 δᵀ + δ s1ᵀ + δ δᵀ.
 
-Beside them stand the likelihood of the residual, free of any scale, and OCM, which has no noise
-of size 1/σ² but inherits the error of the Jacobian of s1.
+Beside them stand the likelihood of the residual, free of any scale; the same by its margins, which
+have the variances right where the whole of C cannot be; and OCM, which has no noise of size 1/σ²
+but inherits the error of the Jacobian of s1.
 
 Equation numbers are those of Meng et al., "Estimating High Order Gradients of the Data
 Distribution by Denoising", NeurIPS 2021.
@@ -180,6 +181,25 @@ def likelihood(
     return likelihood_of(*score(x + sigma * z), z, sigma)
 
 
+def margins(
+    score: SecondOrder, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"], sigma: Sigma
+) -> Float[Tensor, "*batch"]:
+    """Likelihood of each r_i, and of their correlation, Σ (log c + r²/c) + log det R + wᵀR⁻¹w.
+
+    Here c = diag C, R = C/√(c cᵀ) and w = r/√sg(c): variances are those of the margins, whatever
+    R can represent. The likelihood of all gives up variances where a low rank is too low. Its
+    optimum over all S is the same; of a `Diagonal` S it is `likelihood`, plus ‖w‖², which has no
+    gradient.
+
+    Args, returns: as `likelihood`.
+
+    Reference:
+        Joe and Xu, "The estimation method of inference functions for margins for multivariate
+        models", 1996.
+    """
+    return margins_of(*score(x + sigma * z), z, sigma)
+
+
 def ocm(
     first: FirstOrder,
     second: Callable[[Tensor], SymmetricOperator],
@@ -273,6 +293,17 @@ def likelihood_of(s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma) ->
     """`likelihood` of s1 and S at x̃ = x + σz."""
     covariance = s2.scale(sigma).shift(1.0)
     return covariance.log_determinant() + covariance.inverse_quadratic(z + sigma * s1.detach())
+
+
+def margins_of(s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma) -> Tensor:
+    """`margins` of s1 and S at x̃ = x + σz."""
+    covariance = s2.scale(sigma).shift(1.0)
+    variance = covariance.diagonal()
+    residual = z + sigma * s1.detach()
+    alone = (variance.log() + residual.square() / variance).sum(-1)
+    correlation = covariance.scale(variance.rsqrt())
+    together = correlation.inverse_quadratic(residual / variance.detach().sqrt())
+    return alone + correlation.log_determinant() + together
 
 
 def ocm_of(s2: SymmetricOperator, product: Tensor, v: Tensor) -> Tensor:

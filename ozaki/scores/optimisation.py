@@ -23,7 +23,6 @@ EVALUATE_EVERY = 100  # steps
 WARM_UP = 100  # steps
 HELD_OUT_PAIRS = 8192  # at most
 HELD_OUT_BATCHES = 8  # of a U-Net or a user's network no more than these hold: a tenth of the time
-JUDGES = {"residual": "residual_vr", "likelihood": "likelihood"}  # as they are logged
 CLIP = 5.0  # on losses scaled to order one: it catches outliers only
 
 
@@ -291,7 +290,9 @@ class Phase:
             self.finished = True
 
     def _figures(self, losses: list[Tensor]) -> dict[str, float]:
-        names = ["dsm"] * self.plan.first + [JUDGES[self.plan.judge]] * bool(self.plan.terms)
+        names = ["dsm"] * self.plan.first + [
+            self.plan.judge.replace("residual", "residual_vr")
+        ] * bool(self.plan.terms)
         figures = {f"train/{k}": float(v) for k, v in zip(self.plan.names, losses, strict=True)}
         figures |= {f"held_out/{k}": v for k, v in zip(names, self.now.means, strict=True)}
         if self.plan.terms:

@@ -46,6 +46,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "residual+ocm": {"residual": 0.2, "ocm": 0.8},
     "d2sm": {"d2sm": 1.0},
     "likelihood": {"likelihood": 1.0},
+    "margins": {"margins": 1.0},
     "dsm": {},
 }
 AUTO = "residual+ocm"

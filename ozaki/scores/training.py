@@ -21,7 +21,7 @@ from ozaki import validation
 from ozaki.scores import options
 from ozaki.scores.baseline import Baseline, fitted, starting_signs, variances
 from ozaki.scores.estimator import ScoreEstimator
-from ozaki.scores.losses import LossPlan
+from ozaki.scores.losses import LIKELIHOODS, LossPlan
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
 from ozaki.scores.optimisation import Phase, Schedule, held_out_pairs
 from ozaki.scores.sources import Source, open_source
@@ -35,7 +35,7 @@ STORED_POINTS = 512
 # constant 17.5). A low rank's many columns are learned sooner from nothing at the whole rate (stiff
 # normal, 100-d, 2,500 steps: 0.58 against 1.67)
 WARM_RATE = 0.25
-HEADS_SHARE = 4  # a U-Net's heads of s2 are trained alone for one step in four of the first phase's
+HEADS_SHARE = 3  # a U-Net's heads of s2 are trained alone for a third as many steps as all of it
 SIGN_ROWS = 2048  # from which a normal is fitted for the first signs of low-rank weights
 
 
@@ -61,8 +61,10 @@ class DSMTrainer:
             N^(−1/6), for orders 3 and 4 at least ½ (times the spread, where nothing is
             standardised).
         objective: of s2: "residual"; "ocm", on the Jacobian of s1; "residual+ocm", 0.2 and 0.8
-            of them; "d2sm", the paper's (eq. 13, 16); "likelihood", of the residual; or weights by
-            name, as {"residual": 1.0, "ocm": 0.3}. "dsm" is s1 alone. "auto" is "residual+ocm".
+            of them; "d2sm", the paper's (eq. 13, 16); "likelihood", of the residual; "margins",
+            that of its entries and of their correlation, which is the surest of variances; or
+            weights by name, as {"residual": 1.0, "ocm": 0.3}. "dsm" is s1 alone. "auto" is
+            "residual+ocm".
         curvature: "diagonal", "low_rank" (diag(a) + B diag(e) Bᵀ), or None for s1 alone.
         rank: r of the low rank; None is 20, or the dimension where that is less.
         signed: whether the low-rank part may be negative as well; False learns the posterior
@@ -73,8 +75,8 @@ class DSMTrainer:
             the plain losses at one noise draw.
         joint: True trains s1 and s2 together, False s1 first and then s2 on it, in as many steps
             again. A U-Net, whose orders share a trunk, learns both at once all the same, and False
-            trains its heads of s2 once more on the s1 that is kept, for a quarter as many steps.
-            None is False for ozaki's own networks, and True for another.
+            trains its heads of s2 once more on the s1 that is kept, in whole precision, for a third
+            as many steps. None is False for ozaki's own networks, and True for another.
         baseline: whether the network learns what is left of the score of the normal with the data's
             covariance, S, which is what makes correlated data quick to learn; of data in many
             clusters more is learned without. None is True for ozaki's own network and (N, D) data,
@@ -161,9 +163,10 @@ class DSMTrainer:
         self.rank = options.low_rank(rank, self.curvature)
         self.signed = validation.flag("signed", signed)
         self.order = options.highest(order, self.terms, self.curvature)
-        if "likelihood" in self.terms and curvature == "low_rank" and self.signed:
+        likelihood = next((name for name in self.terms if name in LIKELIHOODS), None)
+        if likelihood and curvature == "low_rank" and self.signed:
             raise ValueError(
-                "objective='likelihood' needs a positive definite posterior covariance, but "
+                f"objective={likelihood!r} needs a positive definite posterior covariance, but "
                 "curvature was 'low_rank' and signed True; pass signed=False (--unsigned), or "
                 "objective='residual'"
             )
@@ -395,6 +398,9 @@ class DSMTrainer:
                         net.weights.requires_grad_(bool(plan.terms))
                 if i and isinstance(net.network, Trunks) and not net.heads.rank:
                     net.network.warm_start()
+                if i and isinstance(net.network, UNet):
+                    # a dark pixel's residual is of the size of what mixed precision rounds off s1
+                    net.mixed = None
                 phase = Phase(fabric, net, plan, schedule, batches, prepare(source.held), generator)
                 if saved is not None and i == begin:
                     phase.restore(saved.tensors, saved.state)

@@ -18,6 +18,7 @@ from ozaki.shapes import Float
 diffusers = lazy("diffusers")
 
 GROUPS = 8
+WIDER = 4  # than the trunk's last features, the heads of s2 and above
 TURN = 30.0  # radians of the embedding's highest frequency for a unit of ln σ / 4
 
 
@@ -105,12 +106,19 @@ class UNet(nn.Module):
         )
         self.trunk.conv_out = nn.Identity()  # the heads read its features
         self.first = nn.Conv2d(width, inside, 3, padding=1)
-        self.inner = nn.Conv2d(width, 2 * width, 3, padding=1) if order > 1 else None
-        self.rest = nn.ModuleList(nn.Conv2d(2 * width, inside, 1) for _ in range(order - 1))
+        wide = WIDER * width
+        self.inner = nn.Conv2d(width, wide, 3, padding=1) if order > 1 else None
+        # of s2 the size bears on σ as directly as anything: the heads are told it once more
+        self.level = None
+        if order > 1:
+            self.level = nn.Sequential(nn.Linear(1, wide), nn.SiLU(), nn.Linear(wide, 2 * wide))
+            nn.init.zeros_(self.level[2].weight)  # pyright: ignore
+            nn.init.zeros_(self.level[2].bias)  # pyright: ignore
+        self.rest = nn.ModuleList(nn.Conv2d(wide, inside, 1) for _ in range(order - 1))
         for head in (self.first, *self.rest):
             nn.init.zeros_(head.weight)  # pyright: ignore
             nn.init.zeros_(head.bias)  # pyright: ignore
-        self.factor = nn.Conv2d(2 * width, inside * rank, 1) if rank else None
+        self.factor = nn.Conv2d(wide, inside * rank, 1) if rank else None
         if self.factor is not None:
             nn.init.normal_(self.factor.weight, std=FACTOR_GAIN / rank**0.5)
             nn.init.zeros_(self.factor.bias)  # pyright: ignore
@@ -118,7 +126,7 @@ class UNet(nn.Module):
     def train_orders(self, first: bool, rest: bool) -> None:
         """Let s1 and the trunk, and the heads of s2 and above, take gradients or not."""
         self.requires_grad_(first)
-        for head in (self.inner, self.rest, self.factor):
+        for head in (self.inner, self.level, self.rest, self.factor):
             if head is not None:
                 head.requires_grad_(rest)
 
@@ -146,9 +154,10 @@ class UNet(nn.Module):
             return pixel_shuffle(values, self.patch)[..., :height, :width]
 
         first = pixels(self.first(h)).reshape(u.shape)
-        if self.inner is None:
+        if self.inner is None or self.level is None:
             return first
-        h = silu(self.inner(h))
+        scale, shift = self.level(4 * noise.unsqueeze(1))[..., None, None].chunk(2, 1)
+        h = silu(self.inner(h) * (1 + scale) + shift)
         outputs = [first, *(pixels(head(h)).reshape(u.shape) for head in self.rest)]
         if self.factor is not None:
             # pixel_shuffle would mix the columns with the pixels of a square
