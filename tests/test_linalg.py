@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ozaki.linalg import Dense, Diagonal, LowRank, davidson
+from ozaki.linalg import Dense, Diagonal, Grouped, LowRank, davidson
 from tests.strategies import generator, operators, seeds
 
 KINDS = {
@@ -235,3 +235,46 @@ def test_raised_is_positive_definite_and_leaves_the_rest(op):
     by = float(op.diagonal().abs().max() * 2 - least.clamp(max=0)) + 10.0
     far = op.shift(by + float(op.tensors[0].abs().max()))
     assert_close(far.raised(1e-3).dense(), far.dense(), atol=1e-9, rtol=1e-9)
+
+
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 4), st.integers(1, 5), seeds)
+def test_a_diagonal_of_few_values_has_every_function_exactly(batch, dim, rank, values, seed):
+    """Also where groups are empty, or smaller than the rank."""
+    g, rank = generator(seed), min(rank, dim)
+    levels = torch.linspace(-2.0, -0.3, values, dtype=torch.float64)
+    a = levels[torch.randint(values, (batch, dim), generator=g)]
+    b = torch.randn(batch, dim, rank, generator=g, dtype=torch.float64)
+    e = torch.randn(batch, rank, generator=g, dtype=torch.float64)
+    op, whole = LowRank(a, b, e).grouped(7), Dense(LowRank(a, b, e).dense())
+    v = torch.randn(batch, dim, generator=g, dtype=torch.float64)
+    close = {"atol": 1e-8, "rtol": 1e-7}
+    assert_close(op.dense(), whole.dense(), **close)
+    for f in (torch.atan, torch.square, lambda s: s.clamp(max=0), lambda s: 3 + torch.tanh(s)):
+        got, want = op.spectral(f), whole.spectral(f)
+        assert_close(got.dense(), want.dense(), **close)
+        assert_close(got.matmul(v), want.matmul(v), **close)
+        assert_close(got.trace(), want.trace(), **close)
+        assert_close(got.diagonal(), want.diagonal(), **close)
+        assert_close(got.frobenius_squared(), want.frobenius_squared(), **close)
+    assert_close(got.log_determinant(), want.log_determinant(), **close)
+    assert_close(got.inverse_quadratic(v), want.inverse_quadratic(v), **close)
+    assert_close(got.colour(got.colour(v)), want.matmul(v), **close)
+    assert bool(got.definite().all())
+    assert_close(op.shift(0.5).dense(), whole.shift(0.5).dense(), **close)
+    assert_close(op.scale(v).dense(), whole.scale(v).dense(), **close)
+    mask = torch.arange(batch) % 2 == 0
+    picked = op.select(mask, op.spectral(torch.sin)).dense()
+    other = torch.where(mask[:, None, None], op.dense(), op.spectral(torch.sin).dense())
+    assert_close(picked, other, **close)
+
+
+def test_another_diagonal_is_rounded_within_a_part_of_its_range_and_keeps_its_trace():
+    g = generator(0)
+    a = torch.randn(5, 60, generator=g, dtype=torch.float64)
+    op = LowRank(a, torch.randn(5, 60, 3, generator=g, dtype=torch.float64))
+    off = op.grouped(8).dense() - op.dense()
+    assert_close(off, torch.diag_embed(off.diagonal(dim1=-2, dim2=-1)), atol=1e-9, rtol=0)
+    part = (a.amax(-1) - a.amin(-1)) / 8
+    assert bool((off.abs().amax((-2, -1)) < part).all())
+    assert_close(op.grouped(8).trace(), op.trace())
+    assert op.grouped(8) is op.grouped(8) and isinstance(op.grouped(4), Grouped)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from ozaki.kernels import proposals
 from ozaki.kernels.proposals import GaussianStep, concave, langevin, modified, ozaki, phi
 from ozaki.linalg import Dense, Diagonal, LowRank
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
@@ -149,3 +150,37 @@ def test_an_expansion_without_curvature_is_refused():
     x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="expansion must hold a curvature"):
         ozaki(x, score.expand(x), torch.tensor(1.0))
+
+
+def test_a_large_low_rank_has_its_diagonal_rounded_and_a_small_one_not():
+    g, h = generator(0), torch.tensor(0.7, dtype=torch.float64)
+
+    def steps(dim: int) -> tuple[GaussianStep, GaussianStep, GaussianStep]:
+        """By the low rank, by its rounded diagonal as a matrix, and by the matrix itself."""
+        x, gradient = torch.randn(2, 3, dim, generator=g, dtype=torch.float64)
+        a = -torch.rand(3, dim, generator=g, dtype=torch.float64)
+        op = LowRank(a, torch.randn(3, dim, 2, generator=g, dtype=torch.float64) / dim**0.5)
+        kinds = op, Dense(op.grouped(proposals.LEVELS).dense()), Dense(op.dense())
+        return tuple(ozaki(x, Expansion(gradient, kind, None), h) for kind in kinds)  # type: ignore
+
+    for dim, alike in ((proposals.LARGE, 2), (proposals.LARGE + 1, 1)):
+        found = steps(dim)
+        z = torch.randn(3, dim, generator=g, dtype=torch.float64)
+        assert_close(found[0].mean, found[alike].mean)
+        assert_close(found[0].sample(z), found[alike].sample(z))
+        assert_close(found[0].log_prob(z), found[alike].log_prob(z))
+        assert not torch.allclose(found[0].mean, found[3 - alike].mean)
+        # a part of the diagonal's range is an eighth of 1: the steps are alike
+        assert_close(found[0].mean, found[3 - alike].mean, atol=0.02, rtol=0)
+
+
+def test_large_low_ranks_of_one_diagonal_stay_exact_and_positive_ones_are_counted():
+    g, dim = generator(1), proposals.LARGE + 2
+    b = torch.linalg.qr(torch.randn(2, dim, 3, generator=g, dtype=torch.float64))[0]
+    op = LowRank(
+        -torch.ones(2, dim, dtype=torch.float64), b, torch.tensor([2.0, 3.0, 0.5]).double()
+    )
+    assert type(concave(op)) is LowRank
+    uneven = op.shift(torch.linspace(-0.1, 0.0, dim, dtype=torch.float64))
+    assert modified(op).tolist() == modified(uneven).tolist() == [2, 2]
+    assert float(concave(uneven).dense().diagonal(dim1=-2, dim2=-1).max()) <= 0

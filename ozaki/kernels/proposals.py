@@ -14,9 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ozaki.linalg import Diagonal, SymmetricOperator
+from ozaki.linalg import Diagonal, LowRank, SymmetricOperator
 from ozaki.scores.base import Expansion
 from ozaki.shapes import Float
+from ozaki.tracing import tracing
+
+LARGE = 128  # dimensions, above which a low rank's eigenvalues are not taken from a D × D matrix
+LEVELS = 8  # values that its diagonal is then rounded to
 
 Proposal = Callable[[Tensor, Expansion, Tensor], "GaussianStep"]
 
@@ -74,7 +78,8 @@ def ozaki(
     """The Ozaki step (eq. 20): mean x + (h/2) φ(h s2/2) s1, covariance h φ(h s2).
 
     Exact for a Gaussian when s2 is its full Hessian, whatever h. Positive curvature is flattened to
-    0 (see `concave`), in the reverse density too, since both come through here.
+    0 (see `concave`), in the reverse density too, since both come through here. In more than 128
+    dimensions the diagonal of a low rank is rounded (see `tractable`).
 
     Args:
         x: points, (*batch, D).
@@ -82,7 +87,7 @@ def ozaki(
         step_size: h > 0, a scalar or (*batch, 1).
 
     Raises:
-        ValueError: an expansion without curvature, or a low-rank one with a varying diagonal.
+        ValueError: an expansion without curvature.
     """
     if expansion.curvature is None:
         raise ValueError(
@@ -125,7 +130,7 @@ def blend(weight: float | Tensor, shift: float | Tensor) -> Proposal:
     def proposal(x: Tensor, expansion: Expansion, step_size: Tensor) -> GaussianStep:
         if expansion.curvature is None:
             return ozaki(x, expansion, step_size)  # which says what is missing
-        changed = expansion.curvature.spectral(lambda s: weight * s.clamp(max=0) + shift)
+        changed = tractable(expansion.curvature).spectral(lambda s: weight * s.clamp(max=0) + shift)
         return ozaki(x, expansion._replace(curvature=changed), step_size)
 
     return proposal
@@ -137,10 +142,23 @@ def concave(curvature: SymmetricOperator) -> SymmetricOperator:
     Where curvature is positive the Ozaki step would explode; there this tends to the Langevin step
     of the same h, and a Gaussian's curvature is left as it is.
     """
-    return curvature.spectral(lambda s: s.clamp(max=0))
+    return tractable(curvature).spectral(lambda s: s.clamp(max=0))
 
 
 def modified(curvature: SymmetricOperator) -> Float[Tensor, "*batch"]:
     """How many directions `concave` flattens: the number of positive eigenvalues, (*batch,)."""
     # the trace of the projection on them
-    return curvature.spectral(lambda s: (s > 0).to(s.dtype)).trace().round()
+    return tractable(curvature).spectral(lambda s: (s > 0).to(s.dtype)).trace().round()
+
+
+def tractable(curvature: SymmetricOperator) -> SymmetricOperator:
+    """The curvature, or where D > 128 a low rank whose diagonal is rounded to 8 values.
+
+    Functions of diag(a) + B Bᵀ need a D × D eigendecomposition unless a has few values. A step with
+    a curvature a little off is as right: a correction weighs the step that was made, and without
+    one the law's error is of the same order in h.
+    """
+    large = isinstance(curvature, LowRank) and curvature.dim > LARGE
+    if large and (tracing() or not curvature.even):  # pyright: ignore
+        return curvature.grouped(LEVELS)  # pyright: ignore
+    return curvature

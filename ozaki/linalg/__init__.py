@@ -1,9 +1,10 @@
 """Symmetric operators: the one place that knows how a curvature is stored (floor 0).
 
-Three kinds stand here, one a file, each with any batch dimensions in front:
+Four kinds stand here, one a file, each with any batch dimensions in front:
 
 * `Diagonal`: diag(a);
 * `LowRank`: diag(a) + B diag(e) Bᵀ with e of either sign, never built as a D × D matrix;
+* `Grouped`: the same with few different numbers in a, by eigenpairs, so that every f is cheap;
 * `Dense`: a symmetric matrix, or its eigendecomposition, whichever it was made from.
 
 `spectral(f)`, f applied to the eigenvalues, is exact. The contractions of the low-rank
@@ -13,6 +14,7 @@ kind are those of docs/mathematics.md, "Never build D×D".
 from ozaki.linalg.base import SymmetricOperator
 from ozaki.linalg.dense import Dense
 from ozaki.linalg.diagonal import Diagonal
+from ozaki.linalg.grouped import Grouped
 from ozaki.linalg.low_rank import LowRank
 
-__all__ = ["Dense", "Diagonal", "LowRank", "SymmetricOperator"]
+__all__ = ["Dense", "Diagonal", "Grouped", "LowRank", "SymmetricOperator"]

@@ -1,4 +1,4 @@
-"""A diagonal and a factor of few columns, never built as a D × D matrix (floor 0.2)."""
+"""A diagonal and a factor of few columns, never built as a D × D matrix (floor 0.3)."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -9,6 +9,7 @@ from torch import Tensor
 from ozaki.linalg.base import SymmetricOperator, check_vector
 from ozaki.linalg.davidson import leading_pairs
 from ozaki.linalg.dense import Dense
+from ozaki.linalg.grouped import Grouped
 from ozaki.shapes import Bool, Float
 from ozaki.tracing import tracing
 
@@ -48,6 +49,7 @@ class LowRank(SymmetricOperator):
         self._eigen: tuple[Tensor, Tensor, Tensor] | None = None
         self._squares: Tensor | None = None
         self._relative: tuple[Tensor, Tensor] | None = None
+        self._grouped: Grouped | None = None
 
     @classmethod
     def rebuild(cls, tensors: tuple[Tensor, ...]) -> "LowRank":
@@ -113,9 +115,8 @@ class LowRank(SymmetricOperator):
         With another a, f(S) is not diagonal plus low rank: it is exact all the same, as a `Dense`
         operator by a D × D eigendecomposition.
         """
-        a = self.tensors[0]
         # a traced step must not depend on values, and the dense way is right for all of them
-        if tracing() or not bool(torch.equal(a, a[..., :1].expand_as(a))):
+        if tracing() or not self.even:
             return Dense(self.dense()).spectral(f)
         a, q, shift = self._decomposed()
         base = f(a)
@@ -123,6 +124,18 @@ class LowRank(SymmetricOperator):
         factor = q * change.abs().sqrt().unsqueeze(-2)
         signs = torch.where(change < 0, -1.0, 1.0).to(change.dtype)
         return LowRank(base.expand(*change.shape[:-1], self.dim), factor, signs)
+
+    def grouped(self, count: int) -> Grouped:
+        """The same with the diagonal a rounded to `count` values, of which every f is cheap."""
+        if self._grouped is None or self._grouped.tensors[1].shape[-1] != count:
+            self._grouped = Grouped.of(*self.tensors, count)  # pyright: ignore
+        return self._grouped
+
+    @property
+    def even(self) -> bool:
+        """Whether the diagonal a is constant, so that `spectral` needs no D × D matrix."""
+        a = self.tensors[0]
+        return bool(torch.equal(a, a[..., :1].expand_as(a)))
 
     def definite(self) -> Bool[Tensor, "*batch"]:
         """Whether a > 0 and I + W diag(e) Wᵀ, with W = B/√a, has eigenvalues above 0 alone."""

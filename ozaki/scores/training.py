@@ -35,7 +35,6 @@ STORED_POINTS = 512
 # constant 17.5). A low rank's many columns are learned sooner from nothing at the whole rate (stiff
 # normal, 100-d, 2,500 steps: 0.58 against 1.67)
 WARM_RATE = 0.25
-HEADS_SHARE = 3  # a U-Net's heads of s2 are trained alone for a third as many steps as all of it
 SIGN_ROWS = 2048  # from which a normal is fitted for the first signs of low-rank weights
 
 
@@ -75,8 +74,8 @@ class DSMTrainer:
             the plain losses at one noise draw.
         joint: True trains s1 and s2 together, False s1 first and then s2 on it, in as many steps
             again. A U-Net, whose orders share a trunk, learns both at once all the same, and False
-            trains its heads of s2 once more on the s1 that is kept, in whole precision, for a third
-            as many steps. None is False for ozaki's own networks, and True for another.
+            trains its heads of s2 once more on the s1 that is kept, in whole precision. None is
+            False for ozaki's own networks, and True for another.
         baseline: whether the network learns what is left of the score of the normal with the data's
             covariance, S, which is what makes correlated data quick to learn; of data in many
             clusters more is learned without. None is True for ozaki's own network and (N, D) data,
@@ -437,8 +436,7 @@ class DSMTrainer:
         if self.joint or not self.terms:
             return [(plan, schedule)]
         if isinstance(net.network, UNet):
-            fewer = schedule._replace(max_steps=-(-schedule.max_steps // HEADS_SHARE))
-            return [(plan, schedule), (alone, fewer)]
+            return [(plan, schedule), (alone, schedule)]
         second = schedule
         if not self.shared and not net.heads.rank:
             second = schedule._replace(learning_rate=schedule.learning_rate * WARM_RATE)
