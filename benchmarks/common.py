@@ -17,9 +17,13 @@ LIBRARIES = ("ozaki", "torch", "pyro-ppl", "numpy", "arviz")
 PEERS = ("jax", "numpyro", "blackjax", "torchebm")  # optional
 
 
-def options(description: str) -> argparse.Namespace:
-    """--quick, --seed and --out."""
-    parser = argparse.ArgumentParser(description=description)
+def options(description: str, *parents: argparse.ArgumentParser) -> argparse.Namespace:
+    """--quick, --seed and --out, and what `parents` (made with add_help=False) add."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        parents=parents,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="a rough answer in a minute or two")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")

@@ -20,7 +20,6 @@ than a smaller one among them; exponents are least squares on logarithms, from 1
 import argparse
 import math
 import multiprocessing
-import sys
 import time
 from typing import Any
 
@@ -165,13 +164,12 @@ def draw(rows: list[dict], path: Any) -> None:
 def main() -> None:
     extra = argparse.ArgumentParser(add_help=False)
     extra.add_argument("--compile", action="store_true")
-    own, sys.argv[1:] = extra.parse_known_args()
-    args = options(__doc__)
+    args = options(__doc__, extra)
     chains = (1, 100, 1000, 10**4, 10**5) if args.quick else [10**i for i in range(7)]
     dims = (100, 10**4) if args.quick else (10, 100, 1000, 10**4)
     cells = sorted({(n, 2) for n in chains} | {(FEW, d) for d in dims})
     rows, bars = [], []
-    for compiled in (False, True)[: 1 + own.compile]:
+    for compiled in (False, True)[: 1 + args.compile]:
         for name in KERNELS:
             mine = [fresh(name, compiled, *cell, args.seed) for cell in cells]
             rows += mine
