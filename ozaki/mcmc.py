@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -36,7 +37,6 @@ from ozaki.walk import Store, Walk
 
 WARMUP_LEAST = 6  # steps in which a step size can be found at all
 LIKELIHOODS_MOST = 10_000_000  # numbers kept unasked
-LEAST_SIDE = 4  # pixels, from which an array is shown as an image
 SUMMARY_LEAST = 4  # draws a chain: R-hat splits them in two
 
 
@@ -529,12 +529,16 @@ class MCMC(PyroMCMC):
                 f"kernel's was a {type(target.score).__name__}; denoise the site that has one by "
                 "ozaki.denoise(estimator, mcmc.get_samples()[site])"
             )
-        x = draws.position
-        moved = torch.stack([chain + noise.square() * target.score.expand(chain)[0] for chain in x])
-        found = target.sites.unflatten(moved)
+        found = target.sites.unflatten(self._without_noise(draws.position))
         if validation.flag("group_by_chain", group_by_chain):
             return found
         return {name: value.flatten(0, 1) for name, value in found.items()}
+
+    def _without_noise(self, x: Tensor) -> Tensor:
+        """Tweedie's means of points (chains, draws, D), one chain after another."""
+        score: Any = self._target.score
+        noise = score.noise_scale.square()
+        return torch.stack([chain + noise * score.expand(chain).gradient for chain in x])
 
     def report(
         self,
@@ -569,19 +573,14 @@ class MCMC(PyroMCMC):
             stein=diagnostics.sampler_test(source, draws.position),
             bias=self._bias,
             calibration=calibration,
-            pictures=self._pictures(),
+            denoised=None if getattr(source, "noise_scale", None) is None else self._cleaned,
             run_info=self._run_info(),
         )
 
-    def _pictures(self) -> dict[str, Any]:
-        """Draws that are images, by what they are."""
-        score = self._target.score
-        found = {f"Draws of {n}": _image(v) for n, v in (self._samples or {}).items()}
-        shown = {name: value for name, value in found.items() if value is not None}
-        if shown and getattr(score, "noise_scale", None) is not None:
-            for name, value in self.denoised(group_by_chain=True).items():
-                shown[f"Draws of {name}, denoised: another law"] = _image(value)
-        return shown
+    def _cleaned(self, images: np.ndarray) -> np.ndarray:
+        """Draws (chains, draws, *shape) without their noise."""
+        flat = torch.as_tensor(images).flatten(2).to(self._target.score.device)
+        return self._without_noise(flat).cpu().numpy().reshape(images.shape)
 
     def _law(self) -> str | None:
         """Which law the draws follow, in words."""
@@ -638,15 +637,6 @@ class MCMC(PyroMCMC):
         if self._draws is None:
             raise RuntimeError("there are no draws yet: call run() first")
         return self._draws
-
-
-def _image(draws: Tensor) -> Any:
-    """Draws (chains, draws, *shape) with their channels, where they can be looked at."""
-    shape = draws.shape[2:]
-    if len(shape) == 2:
-        draws = draws.unsqueeze(2)
-    seen = len(shape) in (2, 3) and draws.shape[2] in (1, 3) and min(draws.shape[3:]) >= LEAST_SIDE
-    return draws.cpu().numpy() if seen and draws.is_floating_point() else None
 
 
 def _named(value: Any) -> str:

@@ -7,7 +7,7 @@ figures, the learned score's held-out figures, and the run's settings and versio
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from ozaki.verdict import Verdict
 
 ROWS = 50
 CHAINS_SHOWN, DRAWS_SHOWN = 4, 8  # of images
+SIDE = 4  # pixels, from which an array is shown as an image
 PACKAGES = ("ozaki", "torch", "pyro-ppl", "arviz", "numpy")
 METRICS = {
     "dsm": "Denoising loss of s1 (lower is better; its best value is below 0)",
@@ -64,7 +65,7 @@ def write_report(
     stein: SteinTest | None = None,
     bias: Any = None,
     calibration: Calibration | None = None,
-    pictures: Mapping[str, np.ndarray] | None = None,
+    denoised: Callable[[np.ndarray], np.ndarray] | None = None,
     run_info: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Write the page, whole or not at all; a file that is there is replaced.
@@ -81,8 +82,8 @@ def write_report(
         stein: a test of the draws against their score.
         bias: what `ozaki.diagnostics.step_bias` found of an unadjusted chain.
         calibration: of denoising by the learned score, as `Posterior.calibration` returned it.
-        pictures: draws of images by what they are, each (chains, draws, channels, H, W) of one
-            channel or three; a few draws of a few chains are shown.
+        denoised: draws of images (chains, draws, *shape) to means of the clean ones behind them,
+            which are then shown as well.
         run_info: the run's settings, by name; those kept with the draws when None.
 
     Returns:
@@ -107,7 +108,7 @@ def write_report(
         shown_panels=min(plots.PANELS, len(draws)),
         hidden_panels=max(0, len(draws) - plots.PANELS),
         figures=[
-            *_pictures(pictures or {}),
+            *_pictures(idata, denoised),
             *_figures(draws, _matching(data, len(draws)), data_columns),
             *_denoising(calibration),
         ],
@@ -209,24 +210,37 @@ def _figures(
     return found
 
 
-def _pictures(pictures: Mapping[str, np.ndarray]) -> list[_Figure]:
+def _pictures(idata: Any, denoised: Callable[[np.ndarray], np.ndarray] | None) -> list[_Figure]:
+    """A few draws of a few chains of each site that holds images of one channel or three."""
     found = []
-    for name, draws in pictures.items():
-        few = draws[:CHAINS_SHOWN]
-        places = np.linspace(0, draws.shape[1] - 1, min(DRAWS_SHOWN, draws.shape[1])).astype(int)
-        columns = {f"draw {place + 1}": few[:, place] for place in places.tolist()}
-        sheet = denoise_plots.contact_sheet(
-            columns, dict.fromkeys(columns, "intensity"), [f"chain {i}" for i in range(len(few))]
-        )
-        found.append(
-            _Figure(
-                name,
-                plots.encode(sheet),
-                f"{name}: a row for each of {len(few)} chains, {len(columns)} draws in order.",
-                "Chains that mix show unlike images along a row, and the same kinds in all rows.",
-            )
-        )
+    for name, draws in idata["posterior"].data_vars.items():
+        shape = draws.shape[2:]
+        if len(shape) not in (2, 3) or shape[:-2] not in ((), (1,), (3,)) or min(shape[-2:]) < SIDE:
+            continue
+        count = draws.shape[1]
+        places = np.unique(np.linspace(0, count - 1, min(DRAWS_SHOWN, count)).astype(int))
+        few = draws[:CHAINS_SHOWN, places].to_numpy()
+        if not np.issubdtype(few.dtype, np.floating):
+            continue
+        found.append(_sheet(f"Draws of {name}", few, places))
+        if denoised is not None:
+            heading = f"Draws of {name} without their noise: another law"
+            found.append(_sheet(heading, denoised(few), places))
     return found
+
+
+def _sheet(heading: str, few: np.ndarray, places: np.ndarray) -> _Figure:
+    if few.ndim == 4:
+        few = few[:, :, None]
+    columns = {f"draw {place + 1}": few[:, i] for i, place in enumerate(places)}
+    names = [f"chain {i}" for i in range(len(few))]
+    sheet = denoise_plots.contact_sheet(columns, dict.fromkeys(columns, "intensity"), names)
+    return _Figure(
+        heading,
+        plots.encode(sheet),
+        f"{heading}: a row for each of {len(few)} chains, {len(columns)} draws in order.",
+        "Chains that mix show unlike images along a row, and the same kinds in all rows.",
+    )
 
 
 def _denoising(calibration: Calibration | None) -> list[_Figure]:

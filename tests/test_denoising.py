@@ -559,7 +559,7 @@ def test_learned_images():
     assert denoise(estimator, clean + 0.35 * z).sigma == pytest.approx(0.35, rel=0.05)
 
 
-def test_draws_of_a_noisy_law_without_their_noise():
+def test_draws_of_a_noisy_law_without_their_noise(tmp_path):
     score = DenoiserScore(lambda x, sigma: x / (1 + sigma**2), 0.5, (1, 4, 5), dtype=F64)
     mcmc = MCMC(ScoreLangevinKernel(score), 20, 20, num_chains=3, seed=0, disable_progbar=True)
     with pytest.raises(RuntimeError, match="call run"):
@@ -568,9 +568,14 @@ def test_draws_of_a_noisy_law_without_their_noise():
     draws = mcmc.get_samples(group_by_chain=True)["x"]
     torch.testing.assert_close(mcmc.denoised(group_by_chain=True)["x"], draws / 1.25)
     torch.testing.assert_close(mcmc.denoised()["x"], draws.flatten(0, 1) / 1.25)
-    assert set(mcmc._pictures()) == {"Draws of x", "Draws of x, denoised: another law"}
+    few = draws[:2, ::5].numpy()
+    assert_close(torch.as_tensor(mcmc._cleaned(few)), torch.as_tensor(few / 1.25))
+    mcmc.report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Draws of x without their noise: another law" in page
     plain = MCMC(ScoreOzakiKernel(GaussianScore(torch.zeros(2), torch.eye(2))), 5, 6, seed=0)
     plain.run()
-    assert plain._pictures() == {}
+    plain.report(tmp_path / "plain.html")
+    assert "Draws of" not in (tmp_path / "plain.html").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=r"noise, such as a ScoreEstimator.*was a GaussianScore"):
         plain.denoised()

@@ -187,14 +187,28 @@ def test_the_autocorrelation_drawn_is_that_of_its_definition():
     np.testing.assert_allclose(drawn, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_and_the_calibration_are_shown(tmp_path, channels):
-    pictures = {"Draws of <x>": np.random.default_rng(1).random((6, 30, channels, 5, 7))}
+@pytest.mark.parametrize("shape", [(5, 7), (1, 5, 7), (3, 4, 4)], ids=str)
+def test_images_and_the_calibration_are_shown(tmp_path, shape):
+    seen = []
+
+    def denoised(images):
+        seen.append(images)
+        return images / 2
+
+    x = np.random.default_rng(1).random((6, 30, *shape))
     error = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     found = calibrate(error, torch.ones(50, 4), torch.ones(4), error[:, :2])
-    _, page = written(tmp_path, draws(), pictures=pictures, calibration=found)
-    assert len(page.images) == FIGURES + 3  # draws of two components are drawn over the data too
+    _, page = written(tmp_path, x, site="<x>", denoised=denoised, calibration=found)
+    assert len(page.images) == FIGURES + 3
     alts = [image["alt"] for image in page.images]
     assert alts[0] == "Draws of <x>: a row for each of 4 chains, 8 draws in order."
-    assert "predicted variance" in alts[-1]
+    assert "without their noise: another law" in alts[1] and "predicted variance" in alts[-1]
     assert f"predicted variance is {found.ratio:.2f}" in page.text
+    places = [0, 4, 8, 12, 16, 20, 24, 29]
+    assert len(seen) == 1 and np.array_equal(seen[0], x[:4, places])
+
+
+@pytest.mark.parametrize("x", [np.zeros((4, 30, 3, 9)), np.zeros((4, 30, 2, 5, 5)), draws(dim=5)])
+def test_what_is_no_image_is_not_shown_as_one(tmp_path, x):
+    _, page = written(tmp_path, x)
+    assert len(page.images) == FIGURES
