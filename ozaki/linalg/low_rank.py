@@ -127,9 +127,11 @@ class LowRank(SymmetricOperator):
 
     def grouped(self, count: int) -> Grouped:
         """The same with the diagonal a rounded to `count` values, of which every f is cheap."""
-        if self._grouped is None or self._grouped.tensors[1].shape[-1] != count:
-            self._grouped = Grouped.of(*self.tensors, count)  # pyright: ignore
-        return self._grouped
+        found = self._grouped
+        if found is None or found.tensors[1].shape[-1] != count:
+            values, factor, weights = self.tensors
+            found = self._grouped = Grouped.of(values, factor, weights, count)
+        return found
 
     @property
     def even(self) -> bool:
