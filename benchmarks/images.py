@@ -57,13 +57,13 @@ CORES = Setting("cores", "unet", 3000, 64, "bf16-mixed", "cpu", 4, 1000)
 GPU = Setting("gpu", "unet_large", 40_000, 256, "bf16-mixed", "cuda", 12, 10_000)
 
 
-def options(description: str) -> argparse.Namespace:
+def options(description: str, *parents: argparse.ArgumentParser) -> argparse.Namespace:
     """Those of every benchmark, and where data and models lie; `args.setting` is a `Setting`."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--data", type=Path, default=Path("data"), help="holds mnist/ and cifar10/")
     own.add_argument("--models", type=Path, default=Path("build/models"), help="kept there")
     own.add_argument("--gpu", action="store_true", help="large networks, on a GPU")
-    args = common.options(description, own)
+    args = common.options(description, own, *parents)
     args.setting = QUICK if args.quick else GPU if args.gpu else CORES
     return args
 

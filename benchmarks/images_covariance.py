@@ -9,6 +9,7 @@ pixels at edges, the tenth where the clean image's gradient is largest, over tha
 pixels, the half where it is least.
 """
 
+import argparse
 from itertools import pairwise
 
 import torch
@@ -145,13 +146,15 @@ def draw_images(name: str, estimator, clean: Tensor, args, count: int = 6) -> No
 
 
 def main() -> None:
-    args = images.options(__doc__ or "")
-    sets = {
-        "mnist": (images.digits(args)[0], images.digits(args, "test")[0]),
-        "cifar10": (images.photographs(args), images.photographs(args, "test")),
-    }
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--only", nargs="*", default=[""], help="parts of data sets' names")
+    args = images.options(__doc__ or "", own)
+    sets = {"mnist": lambda split: images.digits(args, split)[0]}
+    sets["cifar10"] = lambda split: images.photographs(args, split)
+    sets = {name: load for name, load in sets.items() if any(part in name for part in args.only)}
     rows = []
-    for name, (train, test) in sets.items():
+    for name, load in sets.items():
+        train, test = load("train"), load("test")
         estimator = images.model(args, name, train)
         clean = test[: args.setting.test]
         mine = [row(name, estimator, clean, sigma, args.seed) for sigma in SIGMAS]
