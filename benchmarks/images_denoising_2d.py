@@ -36,7 +36,7 @@ def ring(count: int = 24) -> GaussianMixtureScore:
 
 
 def spiral(count: int = 24) -> GaussianMixtureScore:
-    """Narrow normals on a spiral of one turn and a half."""
+    """Narrow normals on the outer arc of a spiral."""
     angles = torch.linspace(0.6, 1, count).double().mul(3 * math.pi)
     radius = angles / math.pi * 0.75
     along = angles + (math.pi / 2 - torch.atan(1 / angles))
