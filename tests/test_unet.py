@@ -92,7 +92,7 @@ def test_a_field_of_smooth_images_is_learned(generator):
     def error(a: Tensor, b: Tensor) -> float:
         return float((a - b).square().sum() / b.expand_as(a).square().sum())
 
-    options = {**UNSIGNED, "rank": 16, "max_steps": 300, "batch_size": 32}
+    options = {**UNSIGNED, "rank": 16, "width": 16, "max_steps": 600, "batch_size": 32}
     estimator = tiny(learning_rate=6e-3, **options).fit(rows)
     found = estimator.expand(x.float(), "low_rank")
     alike = -(x - 0.5) / (0.25 + 0.3**2)
