@@ -32,7 +32,7 @@ STEPS = {
     ("none", "langevin"): (0.1, 0.2, 0.5, 1.0),
     ("none", "ozaki"): (0.1, 0.2, 0.5, 1.0, 2.0, 4.0),
     ("line_integral", "langevin"): (0.2, 0.35),
-    ("line_integral", "ozaki"): (1.0, 2.0),
+    ("line_integral", "ozaki"): (0.5, 1.0, 2.0),
 }
 KERNELS = {"langevin": ScoreLangevinKernel, "ozaki": ScoreOzakiKernel}
 DARK, SLACK, SURE = 0.05, 0.01, 0.05
