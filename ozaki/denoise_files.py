@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ozaki import validation
 from ozaki.calibration import Calibration, calibrate
-from ozaki.datasets import read_array
 from ozaki.denoise_plots import calibration, contact_sheet
 from ozaki.denoising import POINTS, check_floats, denoise
 from ozaki.images import image_shape, png_files, read_png
 from ozaki.posterior import Posterior
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.storage import write_folder_atomically
+from ozaki.tables import read_array
 
 ARRAYS, SHEET, FIGURE = "denoised.npz", "contact-sheet.png", "calibration.png"
 BATCH = 256  # points a time

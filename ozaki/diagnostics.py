@@ -46,6 +46,7 @@ __all__ = [
     "effective_sample_size",
     "inference_data",
     "kernel_stein_discrepancy",
+    "load",
     "sampler_test",
     "save",
     "stein_test",
@@ -135,6 +136,40 @@ def save(idata: Any, path: str | os.PathLike[str]) -> Path:
     return storage.write_atomically(
         path, lambda file: idata.to_netcdf(str(file), engine="h5netcdf"), overwrite=True
     )
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Draws from a NetCDF file, as `save` or ArviZ wrote it, in memory.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, or one without draws (chains, draws, ...).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is not a file; give draws in a .nc")
+    try:
+        idata = az.from_netcdf(str(path), engine="h5netcdf")
+        idata.load()
+    except Exception as error:  # h5py, h5netcdf and xarray have errors of many kinds
+        raise ValueError(
+            f"{path} is truncated, or not a NetCDF file of draws ({str(error) or type(error)})"
+        ) from error
+    # a method before ArviZ 1.0, paths after
+    held: Any = idata.groups() if callable(idata.groups) else idata.groups
+    groups = [str(group).strip("/") for group in held]
+    if "posterior" not in groups or not idata["posterior"].data_vars:
+        raise ValueError(f"{path} must hold a group 'posterior' of draws, but held {groups}")
+    for name, variable in idata["posterior"].data_vars.items():
+        if not {"chain", "draw"} <= set(variable.dims) or not variable.size:
+            raise ValueError(
+                f"{path}: {name} must have dimensions chain and draw, none of them 0, but had "
+                f"{dict(variable.sizes)}"
+            )
+    return idata
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import ozaki
-from ozaki import cli
 from ozaki.cli import app
+from ozaki.commands import demo as demonstration
 from ozaki.scores.estimator import ScoreEstimator
 
 
@@ -49,8 +49,8 @@ def test_a_second_demo_refuses_and_changes_nothing(demo):
 
 def test_force_replaces_the_demo_and_leaves_the_rest(demo, monkeypatch):
     out, _ = demo
-    monkeypatch.setitem(cli.QUICK, "max_steps", 20)
-    monkeypatch.setitem(cli.QUICK, "num_samples", 50)
+    monkeypatch.setitem(demonstration.QUICK, "max_steps", 20)
+    monkeypatch.setitem(demonstration.QUICK, "num_samples", 50)
     (out / "notes.txt").write_text("mine")
     before = (out / "report.html").stat().st_mtime_ns
     result = run("demo", "--quick", "--force", "--seed", "1", "--out", str(out))

@@ -13,7 +13,7 @@ FILES = sorted(p for p in ROOT.rglob("*.py"))
 HOMES = {
     "lightning": {"scores/training.py"},
     "arviz": {"diagnostics.py"},
-    "typer": {"cli.py"},
+    "typer": {f"commands/{p.name}" for p in (ROOT / "commands").glob("*.py")},
     "jinja2": {"report.py"},
     "zarr": {"streaming.py"},
     "diffusers": {"scores/unet.py"},

@@ -1,0 +1,1 @@
+"""The commands of ``ozaki``, a file each."""

@@ -1,0 +1,180 @@
+"""What the commands share: the application, configuration files, and how a command ends (floor 9).
+
+A command is a function with ``@command("name")``. What a person reads goes through `typer.echo`,
+what a program reads through `tell`. Whatever is raised ends in one sentence: a person at a command
+line has no use for a traceback, and who has sets ``OZAKI_DEBUG=1``.
+"""
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import typer.core
+
+from ozaki.diagnostics import summary
+from ozaki.verdict import Verdict
+
+DOUBTED, USAGE_ERROR, STOPPED = 1, 2, 130  # exit statuses besides 0
+SOME_FAILED = DOUBTED
+DEBUG = "OZAKI_DEBUG"
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Second-order scores of data, models and formulas, and the chains that walk on them.",
+)
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose errors are sentences."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it; what it raises becomes a sentence on standard error and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            typer.echo("ozaki: stopped; nothing more was written", err=True)
+            raise typer.Exit(STOPPED) from None
+        except Exception as error:
+            if os.environ.get(DEBUG):
+                raise
+            refuse(_sentence(error))
+
+
+def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A function as the command of that name."""
+    return app.command(name, cls=Command)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip()
+    if text and isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
+        return text
+    first = text.splitlines()[0] if text else "no more is said"
+    return f"{type(error).__name__}: {first} (set {DEBUG}=1 to see where)"
+
+
+def refuse(message: str) -> NoReturn:
+    """Say why nothing was done, and end."""
+    typer.echo(f"ozaki: {message}", err=True)
+    raise typer.Exit(USAGE_ERROR)
+
+
+def free(out: Path, force: bool) -> None:
+    """Refuse, before any work is done, to write where something is."""
+    if out.exists() and not (force or (out.is_dir() and not any(out.iterdir()))):
+        raise ValueError(
+            f"{out} exists, and nothing in it was changed; add --force, or choose another --out"
+        )
+
+
+def tell(found: Mapping[str, Any]) -> None:
+    """One line of JSON on standard output; what is not a finite number is null."""
+    typer.echo(json.dumps(_plain(found), allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def judged(
+    idata: Any, verdict: Verdict, as_json: bool, written: list[str], *, fails: bool = True
+) -> None:
+    """Say what draws are worth; with `fails`, exit with 1 where they are not to be trusted."""
+    table = summary(idata)
+    if as_json:
+        tell(
+            {
+                "trusted": verdict.trusted,
+                "headline": verdict.headline,
+                "problems": [{"what": p.what, "remedy": p.remedy} for p in verdict.problems],
+                "summary": table.to_dict("index"),
+                "written": written,
+            }
+        )
+    else:
+        typer.echo(f"\n{table.round(3).to_string()}\n\n{verdict.headline}")
+        for problem in verdict.problems:
+            typer.echo(f"- {problem.what}. {problem.remedy}")
+        typer.echo(f"\nwritten: {', '.join(written)}")
+    if fails and not verdict.trusted:
+        raise typer.Exit(DOUBTED)
+
+
+def _configured(ctx: Any, path: Path | None) -> Path | None:
+    """The file's table of this command, as its defaults."""
+    if path is None:
+        return None
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise typer.BadParameter(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise typer.BadParameter(f"{path} is not a TOML file that can be read ({error})") from None
+    table = found.get(ctx.command.name or "")
+    if not isinstance(table, dict):
+        raise typer.BadParameter(
+            f"{path} must hold a table [{ctx.command.name}], but held {sorted(found)}"
+        )
+    names = {p.name: p.name for p in ctx.command.params if p.name not in ("config", "help")}
+    for p in ctx.command.params:
+        names |= {o[2:]: p.name for o in p.opts if o.startswith("--") and p.name in names}
+    defaults: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise typer.BadParameter(
+                f"{path}, [{ctx.command.name}]: there is no option {key!r}{hint}"
+            )
+        # low and high, as LOW:HIGH is written on the command line
+        joined = ":".join(map(str, value)) if isinstance(value, list) else value
+        defaults[str(names[key])] = joined
+    ctx.default_map = defaults
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=_configured,
+        help="A TOML file; its table of this command's name gives options by their long names. "
+        "What stands on the command line wins.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Makes the run reproducible.")]
+Json = Annotated[bool, typer.Option("--json", help="Say what was done as one line of JSON.")]
+
+
+def _say_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"ozaki {version('ozaki')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version."),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""

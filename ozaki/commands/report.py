@@ -1,0 +1,47 @@
+"""``ozaki report``: the page of draws that were made before (floor 9.5)."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ozaki.commands.app import Config, Json, command, free, judged
+from ozaki.diagnostics import load
+from ozaki.report import write_report
+from ozaki.tables import named_table
+
+
+@command("report")
+def report(
+    draws: Annotated[Path, typer.Argument(help="A .nc of draws, ozaki's or ArviZ's.")],
+    out: Annotated[Path, typer.Option(help="The .html to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="The page's heading.")] = "Markov chain report",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Points to draw under the samples, a column a component, in order."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file there.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Say whether to trust draws, on one page that needs no network.
+
+    The exit status is 1 where the page is written and the draws are not to be trusted, and 2 where
+    nothing was written.
+
+    For example: ozaki report draws/draws.nc --out report.html
+    """
+    free(out, force)
+    idata = load(draws)
+    points, columns = None, None
+    if data is not None:
+        found = named_table(data)
+        points, columns = found.values, found.columns or None
+        size = sum(v[0, 0].size for v in idata["posterior"].data_vars.values())
+        if points.ndim != 2 or points.shape[1] != size:
+            raise ValueError(
+                f"--data must have {size} columns, one for each component of the draws, but its "
+                f"shape was {tuple(points.shape)}"
+            )
+    verdict = write_report(out, idata, title=title, data=points, data_columns=columns)
+    judged(idata, verdict, as_json, [str(out)])

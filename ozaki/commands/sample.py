@@ -1,0 +1,162 @@
+"""``ozaki sample``: chains of an estimator or a Pyro model, and their verdict (floor 9.5)."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ozaki.commands.app import Config, Json, Seed, command, free, judged
+from ozaki.diagnostics import save
+from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
+from ozaki.mcmc import MCMC
+from ozaki.scores.estimator import ScoreEstimator
+from ozaki.storage import write_folder_atomically
+from ozaki.tables import Table, named_table
+from ozaki.validation import choice
+from ozaki.verdict import Verdict
+
+DRAWS, REPORT = "draws.nc", "report.html"
+MODEL = ".py:"  # FILE.py:NAME
+
+
+@command("sample")
+def sample(
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder of an estimator, as train saved it; or FILE.py:NAME, a model."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="What the model is called with: a .csv, .parquet, .npy or .npz."),
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Of an estimator of a range, the noise of the law.")
+    ] = None,
+    kernel: Annotated[str, typer.Option(help="ozaki or langevin.")] = "ozaki",
+    num_samples: Annotated[int, typer.Option(help="Draws kept a chain.")] = 1000,
+    warmup_steps: Annotated[int, typer.Option(help="Steps before them, which adapt.")] = 1000,
+    num_chains: Annotated[int, typer.Option(help="Chains, walked at once.")] = 4,
+    thinning: Annotated[int, typer.Option(help="Keep one draw in so many.")] = 1,
+    step_size: Annotated[
+        float | None, typer.Option(help="Diffusion time of a step; else found in warm-up.")
+    ] = None,
+    metropolis: Annotated[str, typer.Option(help="auto, exact, line_integral or none.")] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Walk as machine code: for long runs.")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to keep the run in, which goes on from there.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the report.")] = "Markov chain report",
+    seed: Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier draws there.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+) -> None:
+    """Draw from a learned law or a model's posterior, and say whether to trust the draws.
+
+    Writes draws.nc, for ArviZ, and report.html into the folder. The exit status is 1 where the
+    draws are written but not to be trusted, and 2 where nothing was written.
+
+    A model with one argument is called with the whole of --data: (n,) of one column, else (n, D).
+    One with several is called with the columns of their names.
+
+    For example: ozaki sample estimator --out draws --num-samples 2000
+
+    ozaki sample coins.py:model --data tosses.csv --out draws
+    """
+    free(out, force)
+    choice("--kernel", kernel, ("ozaki", "langevin"))
+    walker = ScoreOzakiKernel if kernel == "ozaki" else ScoreLangevinKernel
+    if MODEL in source:
+        if sigma is not None:
+            raise ValueError("--sigma is of an estimator, but SOURCE was a model; leave it out")
+        target: Any = _function(source)
+        arguments = {} if data is None else _arguments(target, source, named_table(data))
+    else:
+        if data is not None:
+            raise ValueError(
+                "--data is what a model is called with, but SOURCE was an estimator; leave it out"
+            )
+        target, arguments = _estimator(Path(source), sigma), {}
+    mcmc = MCMC(
+        walker(target, step_size=step_size, metropolis=metropolis, compile=compiled),
+        num_samples=num_samples,
+        warmup_steps=warmup_steps,
+        num_chains=num_chains,
+        thinning=thinning,
+        checkpoint=checkpoint,
+        seed=seed,
+    )
+    mcmc.run(**arguments)
+    idata = mcmc.to_inference_data()
+    verdicts: list[Verdict] = []
+
+    def write(folder: Path) -> None:
+        save(idata, folder / DRAWS)
+        verdicts.append(mcmc.report(folder / REPORT, title=title))
+
+    write_folder_atomically(out, write, ours=_is_ours, overwrite=force)
+    judged(idata, verdicts[0], as_json, [str(out / DRAWS), str(out / REPORT)])
+
+
+def _is_ours(folder: Path) -> bool:
+    return {p.name for p in folder.iterdir()} <= {DRAWS, REPORT}
+
+
+def _estimator(folder: Path, sigma: float | None) -> ScoreEstimator:
+    estimator = ScoreEstimator.load(folder)
+    if sigma is not None:
+        return estimator.at(sigma)
+    if isinstance(estimator.sigma, tuple):
+        low, high = estimator.sigma
+        raise ValueError(
+            f"--sigma must be given for an estimator of a range, {low:g} to {high:g}: the noise of "
+            "the law to draw from"
+        )
+    return estimator
+
+
+def _function(source: str) -> Callable[..., Any]:
+    """The model of that name, from its file."""
+    file, _, name = source.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give FILE.py:NAME, a file and a function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"{path} could not be run: {type(error).__name__}: {error}; mend it, and try "
+            f"python {path}"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        offered = [k for k, v in vars(module).items() if inspect.isfunction(v)]
+        raise ValueError(f"{path} must define the function {name!r}, but defined {offered}")
+    return found
+
+
+def _arguments(model: Callable[..., Any], source: str, found: Table) -> dict[str, Any]:
+    """The model's arguments, in torch's default dtype."""
+    values = found.values.to(torch.get_default_dtype())
+    parameters = list(inspect.signature(model).parameters.values())
+    names = [p.name for p in parameters if p.default is p.empty or p.name in found.columns]
+    if len(names) == 1:
+        alone = values.ndim == 2 and values.shape[1] == 1
+        return {names[0]: values[:, 0] if alone else values}
+    missing = [name for name in names if name not in found.columns]
+    if missing or not names:
+        raise ValueError(
+            f"--data must have columns of the names of the arguments of {source}, {names}, but had "
+            f"{found.columns or 'none with names'}; name them in the first line of a .csv"
+        )
+    return {name: values[:, found.columns.index(name)] for name in names}

@@ -1,0 +1,272 @@
+"""`ozaki sample`, `report` and `compare`, configuration files, and how every command ends."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ozaki import diagnostics
+from ozaki.cli import app
+from ozaki.commands import app as shared
+from ozaki.commands import train
+from ozaki.laws import difference
+from ozaki.scores.training import DSMTrainer
+from ozaki.tables import named_table, table
+
+MODEL = """
+import pyro, pyro.distributions as dist
+
+def line(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("obs", dist.Normal(slope * x, 1.0), obs=y)
+
+def mean(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+"""
+FEW = ("--num-samples", "600", "--warmup-steps", "300")
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An estimator of one σ and one of a range, tables, and models."""
+    folder = tmp_path_factory.mktemp("commands")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    rows = pd.DataFrame({"x": x, "y": 2 * x + rng.normal(size=300)})
+    rows.to_csv(folder / "rows.csv", index=False)
+    rows[["y"]].to_csv(folder / "y.csv.gz", index=False)
+    rows.assign(y=rows.y + 1).to_parquet(folder / "shifted.parquet")
+    (folder / "models.py").write_text(MODEL)
+    small = {"max_steps": 60, "width": 16, "seed": 0, "progress": False}
+    data = torch.tensor(rows.to_numpy())
+    DSMTrainer(sigma=0.5, **small).fit(data).save(folder / "one")
+    DSMTrainer(sigma=(0.3, 1.0), **small).fit(data).save(folder / "range")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="module")
+def drawn(folder):
+    """Chains on a model of known posterior, as the command made them."""
+    out = folder / "drawn"
+    source = f"{folder / 'models.py'}:line"
+    return out, run("sample", source, "--data", folder / "rows.csv", "--out", out, *FEW, "--json")
+
+
+def test_a_model_is_sampled_with_the_columns_of_its_arguments(drawn):
+    _, done = drawn
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["trusted"] and {Path(p).name for p in told["written"]} == {
+        "draws.nc",
+        "report.html",
+    }
+    rows = named_table("rows.csv")
+    x, y = rows.values.unbind(1)
+    precision = 1 / 25 + float(x @ x)  # of the conjugate posterior
+    slope = told["summary"]["slope"]
+    error = abs(slope["mean"] - float(x @ y) / precision)
+    assert error < 5 * slope["mcse_mean"] and slope["ess_bulk"] > 100
+    assert slope["sd"] == pytest.approx(precision**-0.5, rel=5 / (2 * slope["ess_bulk"]) ** 0.5)
+
+
+def test_a_model_of_one_argument_has_the_whole_table(folder):
+    done = run("sample", "models.py:mean", "--data", "y.csv.gz", "--out", "whole", *FEW, "--json")
+    assert done.exit_code == 0, done.output
+    mu = json.loads(done.stdout)["summary"]["mu"]
+    exact = float(table("y.csv.gz").sum()) / (300 + 1 / 25)
+    assert abs(mu["mean"] - exact) < 5 * mu["mcse_mean"]
+
+
+def test_an_estimator_is_sampled_and_of_a_range_at_a_sigma():
+    done = run("sample", "range", "--sigma", "0.5", "--out", "learned", *FEW)
+    assert done.exit_code in (0, 1), done.output  # what a minute's training is worth is its affair
+    assert "written: learned/draws.nc, learned/report.html" in done.output
+    again = run("sample", "range", "--sigma", "0.5", "--out", "learned", *FEW)
+    assert again.exit_code == 2 and "add --force" in again.output
+    more = run("sample", "one", "--out", "learned", "--force", "--kernel", "langevin", *FEW)
+    assert more.exit_code in (0, 1), more.output
+
+
+def test_report_judges_draws_and_its_status_tells(drawn, tmp_path):
+    out, _ = drawn
+    done = run("report", out / "draws.nc", "--out", tmp_path / "r.html", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["trusted"]
+    assert "<html" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    rng = np.random.default_rng(0)
+    apart = rng.normal(size=(4, 100)) + 9 * np.arange(4)[:, None]
+    diagnostics.save(diagnostics.inference_data({"x": apart}), tmp_path / "apart.nc")
+    done = run("report", tmp_path / "apart.nc", "--out", tmp_path / "apart.html")
+    assert done.exit_code == 1 and "Do not trust" in done.output
+    assert (tmp_path / "apart.html").exists()
+
+
+def test_compare_tells_one_law_from_two(drawn, tmp_path):
+    done = run("compare", "rows.csv", "shifted.parquet", "--json")
+    assert done.exit_code == 0, done.output
+    _, other = json.loads(done.stdout)["sets"]
+    assert abs(other["in_errors"]["x"]) < 1e-6 and other["in_errors"]["y"] > 5
+    assert other["p_value"] < 0.01
+    rng = np.random.default_rng(1)
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(400, 3)))
+    done = run("compare", tmp_path / "a.npy", tmp_path / "b.npy")
+    assert done.exit_code == 0 and "as of one law" in done.output
+    ranked = run("compare", "one", "--data", "rows.csv", "--json")
+    names = [c["name"] for c in json.loads(ranked.stdout)["candidates"]]
+    assert sorted(names) == ["autodiff", "constant", "head"]
+
+
+def test_energy_distance_is_that_of_its_definition_and_p_values_are_even():
+    rng = np.random.default_rng(0)
+    p = []
+    for seed in range(40):
+        one, other = ({"x": rng.normal(size=(1, 40))} for _ in range(2))
+        p.append(difference(one, other, seed, independent=(True, True)).p_value)
+    # of a uniform law: 5 standard errors of a mean of 40
+    assert abs(np.mean(p) - 0.5) < 5 / np.sqrt(12 * 40)
+    x, y = rng.normal(size=60), 1 + rng.normal(size=50)
+    found = difference({"x": x[None]}, {"x": y[None]}, independent=(True, True))
+    scale = np.concatenate([x, y]).std()
+
+    def apart(a, b):
+        return np.abs(a[:, None] - b).sum() / scale
+
+    expected = 2 * apart(x, y) / 3000 - apart(x, x) / (60 * 59) - apart(y, y) / (50 * 49)
+    assert found.energy_distance == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_configuration_file_gives_options_and_the_command_line_wins(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        f'[train]\nout = "{tmp_path}/e"\nsigma = [0.2, 0.6]\nmax-steps = 5\nwidth = 8\njson = true'
+    )
+    done = run("train", "rows.csv", "--config", config, "--width", "4")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["metrics"]["steps"] == 5
+    written = json.loads((tmp_path / "e" / "estimator.json").read_text())
+    assert "0.2" in json.dumps(written) and '"width": 4' in json.dumps(written)
+
+
+CONFIGS = {
+    "[train]\nmax-stps = 5": "no option 'max-stps'; did you mean max-steps?",
+    "[sample]\nseed = 1": "must hold a table [train], but held ['sample']",
+    "[train]\nmax-steps = 'many'": "Invalid value for '--max-steps'",
+    "[train": "is not a TOML file",
+}
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_what_a_configuration_file_cannot_say(text, tmp_path):
+    (tmp_path / "c.toml").write_text(text)
+    done = run("train", "rows.csv", "--out", tmp_path / "e", "--config", tmp_path / "c.toml")
+    assert done.exit_code == 2
+    said = " ".join(done.output.replace("│", " ").split())
+    assert CONFIGS[text] in said, said
+
+
+MISUSE = [
+    (("sample", "nowhere"), "nowhere"),
+    (("sample", "range"), "--sigma must be given for an estimator of a range, 0.3 to 1"),
+    (("sample", "range", "--sigma", 9), "sigma must lie in the range of training"),
+    (("sample", "one", "--kernel", "hmc"), "--kernel must be one of 'ozaki', 'langevin'"),
+    (("sample", "one", "--data", "rows.csv"), "SOURCE was an estimator; leave it out"),
+    (("sample", "models.py:line", "--sigma", 1), "SOURCE was a model; leave it out"),
+    (("sample", "none.py:line"), "none.py does not exist"),
+    (
+        ("sample", "models.py:lines"),
+        "must define the function 'lines', but defined ['line', 'mean']",
+    ),
+    (("sample", "broken.py:f"), "broken.py could not be run: ZeroDivisionError"),
+    (("sample", "models.py:line", "--data", "y.csv.gz"), "but had ['y']; name them in the first"),
+    (("sample", "models.py:line"), "run must be called with the arguments of the model"),
+    (
+        ("sample", "one", "--num-samples", 0),
+        "num_samples must be a whole number of at least 1, but was 0",
+    ),
+    (("sample", "one", "--step-size", -1), "step_size must be"),
+    (("report", "rows.csv"), "rows.csv is truncated, or not a NetCDF file of draws"),
+    (("report", "nowhere.nc"), "nowhere.nc does not exist"),
+    (("compare", "rows.csv"), "at least two sets of draws are needed"),
+    (("compare", "rows.csv", "y.csv.gz"), "must have the 2 columns of rows.csv"),
+    (("compare", "rows.csv", "hole.csv"), "hole.csv, line 3, column 2 (y): '' is not a number"),
+    (("train", "hole.parquet"), "column 'y', row 2: a value is missing; remove or impute it"),
+    (("train", "words.parquet"), "column 'y', must be numbers"),
+    (("train", "broken.parquet"), "broken.parquet is not a whole .parquet file"),
+    (("train", "labels-idx1-ubyte"), "labels are no table of numbers"),
+    (("train", "rows.xls"), "must be a .csv, .parquet, .npy, .npz or IDX file, but its suffix was"),
+]
+
+
+@pytest.fixture(scope="module")
+def mistakes(folder):
+    (folder / "broken.py").write_text("1 / 0")
+    (folder / "hole.csv").write_text("x,y\n1,2\n3,\n")
+    pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, np.nan]}).to_parquet(folder / "hole.parquet")
+    pd.DataFrame({"x": [1.0, 2.0], "y": ["a", "b"]}).to_parquet(folder / "words.parquet")
+    (folder / "broken.parquet").write_bytes(b"PAR1 nonsense")
+    (folder / "labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7]))
+    (folder / "rows.xls").write_text("1,2")
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISUSE, ids=lambda v: str(v)[:40])
+def test_misuse_ends_in_a_sentence(arguments, message, mistakes, tmp_path):
+    out = () if arguments[0] == "compare" else ("--out", tmp_path / "out")
+    done = run(*arguments, *out)
+    assert done.exit_code == 2, done.output
+    assert message in done.output, done.output
+    assert "Traceback" not in done.output and not (tmp_path / "out").exists()
+
+
+def test_whatever_is_raised_ends_in_a_sentence(monkeypatch, tmp_path):
+    def fit(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand much more")
+
+    monkeypatch.setattr(train.DSMTrainer, "fit", fit)
+    done = run("train", "rows.csv", "--out", tmp_path / "e")
+    assert done.exit_code == 2 and "much more" not in done.output
+    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied (set OZAKI_DEBUG" in done.output
+    monkeypatch.setenv(shared.DEBUG, "1")
+    assert isinstance(run("train", "rows.csv", "--out", tmp_path / "e").exception, RuntimeError)
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.DSMTrainer, "fit", stopped)
+    done = run("train", "rows.csv", "--out", tmp_path / "e")
+    assert done.exit_code == 130 and "nothing more was written" in done.output
+
+
+@pytest.mark.parametrize("name", ["demo", "train", "sample", "denoise", "report", "compare"])
+def test_help_has_an_example(name):
+    done = run(name, "--help")
+    assert done.exit_code == 0 and f"For example: ozaki {name} " in " ".join(done.output.split())
+
+
+def test_idx_images_and_named_columns(tmp_path):
+    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in images.shape)
+    (tmp_path / "some-idx3-ubyte").write_bytes(header + images.tobytes())
+    read = table(tmp_path / "some-idx3-ubyte")
+    assert read.shape == (2, 1, 3, 4) and read.dtype == torch.float32
+    assert torch.equal(read[:, 0], torch.from_numpy(images) / 255)
+    assert named_table("shifted.parquet").columns == ["x", "y"]
+    assert torch.equal(table("rows.csv") + torch.tensor([0.0, 1.0]), table("shifted.parquet"))
+    (tmp_path / "twice.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(ValueError, match="names a column 'a' more than once"):
+        table(tmp_path / "twice.csv")
