@@ -2,7 +2,8 @@
 
 Each function takes components by name, each (chains, draws), and returns a matplotlib `Figure`
 that no global state knows of. Only the first `PANELS` components are drawn. Colours are Okabe and
-Ito's, told apart by colour-blind readers; the ground is white, so that a figure reads on any page.
+Ito's, told apart by colour-blind readers; the ground is white, so that a figure reads on any page
+(the report turns it dark where the page is).
 """
 
 import base64

@@ -45,6 +45,7 @@ class _Figure(NamedTuple):
     source: str
     alt: str
     caption: str
+    picture: bool = False  # draws of images, whose colours are not a chart's
 
 
 class _Facts(NamedTuple):
@@ -240,6 +241,7 @@ def _sheet(heading: str, few: np.ndarray, places: np.ndarray) -> _Figure:
         plots.encode(sheet),
         f"{heading}: a row for each of {len(few)} chains, {len(columns)} draws in order.",
         "Chains that mix show unlike images along a row, and the same kinds in all rows.",
+        picture=True,
     )
 
 
