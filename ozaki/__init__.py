@@ -8,6 +8,9 @@ closed form ──────────────────┘
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ozaki import interruption as interruption  # first: the others take seconds
+
+# isort: split
 from ozaki import datasets, scores
 from ozaki.annealing import anneal
 from ozaki.denoising import denoise

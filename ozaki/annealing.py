@@ -92,8 +92,15 @@ def anneal(
         ValueError: an estimator of one σ or of none, one without s2 for Ozaki's steps, or other
             arguments that cannot be used.
 
-    Source: section 5 of Meng et al. (2021) names it as the next step; Song & Ermon, "Generative
+    Source: section 7 of Meng et al. (2021) names it as the next step; Song & Ermon, "Generative
     modeling by estimating gradients of the data distribution" (2019), algorithm 1.
+
+    Example:
+        >>> from ozaki import DSMTrainer
+        >>> data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+        >>> trainer = DSMTrainer(sigma=(0.2, 1.0), max_steps=5, seed=0)
+        >>> anneal(trainer.fit(data), 10, levels=3, steps=2, seed=0).shape
+        torch.Size([10, 2])
     """
     bounds = getattr(estimator, "sigma", None)
     if not isinstance(bounds, tuple) or not hasattr(estimator, "at"):

@@ -14,9 +14,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ozaki import validation
 from ozaki.storage import sweep, write_atomically
 
 FORMAT = "ozaki.checkpoint"
@@ -54,7 +54,9 @@ def write(
     """
     path = Path(folder) / file
     parts = {"settings": _plain(settings), "state": _plain(state)}
-    text = json.dumps({"format": FORMAT, "version": VERSION, **parts}, allow_nan=False)
+    # by its name, lest the draws of one place be taken for those of another
+    head = {"format": FORMAT, "version": VERSION, "file": file}
+    text = json.dumps({**head, **parts}, allow_nan=False)
     # cloned: safetensors refuses tensors that share memory, such as tied weights
     copies = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -66,16 +68,7 @@ def write(
         # not save_file, which writes to a temporary file of its own, and leaves it when killed
         target.write_bytes(safetensors.torch.save(copies, header))
 
-    try:
-        return write_atomically(path, save, overwrite=True)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        message = (
-            f"{path} could not be written ({error}); make room on the disk or choose another "
-            "folder, and begin again: a checkpoint that was there is as it was"
-        )
-        raise OSError(error.errno, message) from error
+    return write_atomically(path, save, overwrite=True)
 
 
 def read(folder: str | os.PathLike[str], file: str = FILE) -> Checkpoint | None:
@@ -88,21 +81,21 @@ def read(folder: str | os.PathLike[str], file: str = FILE) -> Checkpoint | None:
     path = Path(folder) / file
     if not path.exists():
         return None
+    if not path.is_file():  # a device would be read without end
+        raise ValueError(f"{path} must be a file, but is none; {REMEDY}")
     # read once: safe_open opens a file twice, between which it may be replaced
     content = path.read_bytes()
-    try:
+    text = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    wrong = "is truncated or not a safetensors file"
+    header = validation.json_text(path, text, REMEDY, wrong)
+    with validation.parsing(path, wrong, REMEDY):
         tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except (SafetensorError, ValueError, LookupError, RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); {REMEDY}"
-        ) from error
     header = header.get("__metadata__", {})
     if FORMAT not in header:
         raise ValueError(f"{path} must be of format {FORMAT!r}, but was not; {REMEDY}")
     if header.get("sha256") != _digest(header[FORMAT], tensors):
         raise ValueError(f"{path} is corrupt: its content does not match its SHA-256; {REMEDY}")
-    found = _parse(path, header[FORMAT])
+    found = _parse(path, header[FORMAT], file)
     return tensors, found["settings"], found["state"]
 
 
@@ -139,15 +132,16 @@ def clean(folder: str | os.PathLike[str], file: str = FILE) -> list[Path]:
     return sweep(Path(folder) / file)
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
+def _parse(path: Path, text: str, file: str) -> dict[str, Any]:
+    found = validation.json_text(path, text.encode(), REMEDY, "has a header that is not JSON")
+    with validation.parsing(path, "has a header that cannot be read", REMEDY):
+        if found.get("file", file) != file:
+            raise ValueError(f"it was written as {validation.short(repr(found['file']))}")
         if found["format"] == FORMAT and found["version"] == VERSION:
             return {name: dict(_revived(found[name])) for name in ("settings", "state")}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} has a header that cannot be read ({error}); {REMEDY}") from error
+        version = validation.short(repr(found["version"]))
     raise ValueError(
-        f"{path} must be of version {VERSION}, but was of {found['version']!r}; take the run up "
+        f"{path} must be of version {VERSION}, but was of {version}; take the run up "
         "with the release of ozaki that began it, or remove the file to begin anew"
     )
 

@@ -32,6 +32,11 @@ class Problem(NamedTuple):
         what: what was seen.
         remedy: what to do about it.
         fatal: whether the draws should not be trusted because of it.
+
+    Example:
+        >>> from ozaki.diagnostics import inference_data, verdict
+        >>> verdict(inference_data({"x": np.zeros((4, 100))})).problems[0].what
+        'no chain moved at all'
     """
 
     what: str

@@ -3,6 +3,7 @@
 A command is a file in `ozaki.commands`; to import it here is to offer it.
 """
 
+from ozaki import interruption
 from ozaki.commands import compare, demo, denoise, report, sample, train
 from ozaki.commands.app import app
 
@@ -11,4 +12,5 @@ __all__ = ["app", "compare", "demo", "denoise", "main", "report", "sample", "tra
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="ozaki")
+    with interruption.raised():
+        app(prog_name="ozaki")

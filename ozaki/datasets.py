@@ -6,8 +6,6 @@ file of numbers.
 """
 
 import os
-import zipfile
-import zlib
 from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from ozaki import validation
 from ozaki.shapes import Float
-from ozaki.tables import read_idx, table
+from ozaki.tables import check_zip, read_idx, table
 
 __all__ = [
     "CIFAR10_CLASSES",
@@ -31,10 +29,12 @@ __all__ = [
 ]
 
 OLD_FAITHFUL_COLUMNS = ("eruption_minutes", "waiting_minutes")
+"""What the columns of `old_faithful` hold."""
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+"""What the labels of `cifar10_subset` stand for, by number."""
 
 _MNIST_PREFIX = {"train": "train", "test": "t10k"}
 
@@ -45,6 +45,11 @@ class Images(NamedTuple):
     Attributes:
         images: intensities in [0, 1], (N, channels, height, width), float32.
         labels: class numbers, (N,), int64.
+
+    Example:
+        >>> images, labels = Images(torch.zeros(2, 1, 28, 28), torch.tensor([7, 3]))
+        >>> images[labels == 3].shape
+        torch.Size([1, 1, 28, 28])
     """
 
     images: Tensor
@@ -87,6 +92,17 @@ def mnist(root: str | os.PathLike[str], split: Literal["train", "test"] = "train
         ValueError: a file that is truncated or is not what its name says.
 
     Source: LeCun, Bottou, Bengio and Haffner (1998), Proceedings of the IEEE 86, 2278-2324.
+
+    Example:
+        >>> import tempfile
+        >>> image = bytes((0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 28, 0, 0, 0, 28)) + bytes(28 * 28)
+        >>> label = bytes((0, 0, 8, 1, 0, 0, 0, 1, 7))
+        >>> with tempfile.TemporaryDirectory() as root:  # of one black image, a seven
+        ...     _ = Path(root, "train-images-idx3-ubyte").write_bytes(image)
+        ...     _ = Path(root, "train-labels-idx1-ubyte").write_bytes(label)
+        ...     images, labels = mnist(root)
+        >>> images.shape, labels
+        (torch.Size([1, 1, 28, 28]), tensor([7]))
     """
     prefix = _MNIST_PREFIX[validation.choice("split", split, tuple(_MNIST_PREFIX))]
     folder = _folder(root)
@@ -97,7 +113,7 @@ def mnist(root: str | os.PathLike[str], split: Literal["train", "test"] = "train
             f"root must hold matching images and labels, but in {folder} the {split} images had "
             f"shape {images.shape} and the labels {labels.shape}; fetch both files again"
         )
-    pixels = torch.from_numpy(images).unsqueeze(1).float() / 255
+    pixels = torch.from_numpy(images).unsqueeze(1).float().div_(255)
     return Images(pixels, torch.from_numpy(labels).long())
 
 
@@ -119,25 +135,36 @@ def cifar10_subset(
         ValueError: a file that is damaged or lacks these arrays.
 
     Source: Krizhevsky (2009), Learning multiple layers of features from tiny images.
+
+    Example:
+        >>> import tempfile
+        >>> white = {"train_images": np.full((2, 32, 32, 3), 255, np.uint8)}
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     path = Path(root, "cifar10_subset.npz")
+        ...     np.savez(path, train_labels=np.array([8, 5], np.uint8), **white)
+        ...     images, labels = cifar10_subset(root)
+        >>> images.shape, float(images.max()), [CIFAR10_CLASSES[i] for i in labels]
+        (torch.Size([2, 3, 32, 32]), 1.0, ['ship', 'dog'])
     """
     validation.choice("split", split, ("train", "test"))
     path = _folder(root) / "cifar10_subset.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; root must be the folder that holds it")
-    try:
+    wrong = f"could not be read as the {split} images of CIFAR-10"
+    with validation.parsing(path, wrong, "fetch it again"):
+        check_zip(path)
         with np.load(path, allow_pickle=False) as archive:
             pixels, labels = archive[f"{split}_images"], archive[f"{split}_labels"]
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} could not be read as the {split} images of CIFAR-10 ({error}); fetch it again"
-        ) from error
+            if not (isinstance(pixels, np.ndarray) and isinstance(labels, np.ndarray)):
+                raise ValueError("one of its members is no array")
     whole = pixels.ndim == 4 and pixels.shape[1:] == (32, 32, 3) and pixels.dtype == np.uint8
-    if not (whole and labels.shape == pixels.shape[:1]):
+    if not (whole and labels.shape == pixels.shape[:1] and labels.dtype.kind in "iu"):
         raise ValueError(
             f"{path} must hold {split}_images (N, 32, 32, 3) of bytes and {split}_labels (N,), "
-            f"but they were {pixels.shape} {pixels.dtype} and {labels.shape}; fetch it again"
+            f"but they were {pixels.shape} {pixels.dtype} and {labels.shape} {labels.dtype}; "
+            "fetch it again"
         )
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
     return Images(images.contiguous(), torch.from_numpy(labels).long())
 
 

@@ -142,7 +142,7 @@ def run(
         for name, figure in figures.items():
             figure.savefig(temporary / name, dpi=120)
 
-    write_folder_atomically(out, write, ours=_is_ours, overwrite=overwrite)
+    write_folder_atomically(out, write, ours=is_ours, overwrite=overwrite)
     deviation = float(arrays["standard_deviation"].mean()) if learned else None
     written = [ARRAYS, *figures]
     level = float(arrays["sigma"])
@@ -290,5 +290,6 @@ def _sheet(
     return contact_sheet(columns, scales, names[:few], note.strip())
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds what `run` writes and nothing else."""
     return {p.name for p in folder.iterdir()} <= {ARRAYS, SHEET, FIGURE}

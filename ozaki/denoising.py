@@ -43,7 +43,8 @@ def denoise(
 ) -> Posterior:
     """The clean points behind noisy ones: their mean, covariance, components, draws.
 
-    The noise must be what the score was smoothed by: normal, independent, of the standard deviation
+    The mean is x̃ + N s1 (eq. 4), the covariance N + N s2 N (eq. 18), N = diag(noise_scale²). The
+    noise must be what the score was smoothed by: normal, independent, of the standard deviation
     `noise_scale` (in the data's units).
 
     Args:
@@ -63,6 +64,8 @@ def denoise(
     Raises:
         ValueError: another shape, integers, values far outside of what was trained on, a σ outside
             the range or in conflict with the score's own, or none where one is needed.
+
+    Source: Meng et al. (2021), eq. 4 and 18; Efron (2011), Tweedie's formula and selection bias.
 
     Example:
         >>> from ozaki.scores import GaussianScore

@@ -9,7 +9,8 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,17 @@ else:
     DataFrame = Any
 
 az = lazy("arviz")
+h5py = lazy("h5py")
 pd = lazy("pandas")
 xr = lazy("xarray")
 
 GROUPS = ("log_likelihood", "posterior_predictive", "prior", "prior_predictive")
+LAYOUT = 2**13  # bytes a variable in a file of draws, beside its values
+COPY = "restore it from a copy, or draw again"
+DEEPEST = 4  # groups within groups, where ArviZ has one
+TEXT = 64  # bytes of a short text in memory
 LEAST_POINTS = 50  # for a test that could fail
+TAILS = (0.05, 0.95)  # the quantiles of the tail ESS
 
 __all__ = [
     "Problem",
@@ -44,8 +51,10 @@ __all__ = [
     "components",
     "dataset",
     "effective_sample_size",
+    "groups",
     "inference_data",
     "kernel_stein_discrepancy",
+    "label",
     "load",
     "sampler_test",
     "save",
@@ -68,7 +77,7 @@ def inference_data(
 
     Args:
         posterior: draws by site, each a tensor or array (chains, draws, *shape); or an
-            `xarray.Dataset` of them, which is not read.
+            `xarray.Dataset` of them, which is not read. A '/' in a name becomes '.' (`label`).
         sample_stats: of the same kind, per-step figures by name, each (chains, draws):
             ``diverging`` (bool), ``acceptance_rate``, ``step_size`` (diffusion time), ``lp`` (log
             density), ``modified_curvature`` (directions flattened at that step).
@@ -83,26 +92,32 @@ def inference_data(
         are kept: `verdict` says so.
 
     Raises:
-        ValueError: no draws, arrays that disagree in chains and draws, or a name that is one of
-            the dimensions'.
+        ValueError: no draws, entries that are no numbers, arrays that disagree in chains and
+            draws, another group, or a name that is one of the dimensions'.
+
+    Example:
+        >>> idata = inference_data({"x": torch.zeros(4, 100, 2)}, attrs={"seed": 0})
+        >>> dict(idata["posterior"].sizes)
+        {'chain': 4, 'draw': 100, 'x_dim_0': 2}
     """
     if not posterior:
         raise ValueError("posterior must hold the draws of at least one site, but was empty")
-    groups = {"posterior": dataset(posterior)}
-    lead = groups["posterior"].sizes["chain"], groups["posterior"].sizes["draw"]
+    found = {"posterior": dataset(posterior)}
+    lead = found["posterior"].sizes["chain"], found["posterior"].sizes["draw"]
     if sample_stats:
-        groups["sample_stats"] = dataset(sample_stats, lead)
+        found["sample_stats"] = dataset(sample_stats, lead)
     if observed_data:
         observed = {name: _array(name, value) for name, value in observed_data.items()}
-        groups["observed_data"] = _dataset(observed, ())
+        found["observed_data"] = _dataset(observed, ())
     for group, contents in others.items():
         validation.choice("groups", group, GROUPS)
         if contents:
-            groups[group] = dataset(contents, None if group.startswith("prior") else lead)
-    groups["posterior"].attrs = {name: _attribute(v) for name, v in (attrs or {}).items()}
-    if hasattr(az, "InferenceData"):
-        return az.InferenceData(**groups)
-    return xr.DataTree.from_dict(groups)
+            found[group] = dataset(contents, None if group.startswith("prior") else lead)
+    found["posterior"].attrs = {name: _attribute(v) for name, v in (attrs or {}).items()}
+    # later ArviZ has an InferenceData too, which is a DataTree and takes no groups by name
+    if int(version("arviz").split(".")[0]) < 1:
+        return az.InferenceData(**found)
+    return xr.DataTree.from_dict(found)
 
 
 def dataset(draws: Any, lead: tuple[int, ...] | None = None) -> Any:
@@ -112,8 +127,16 @@ def dataset(draws: Any, lead: tuple[int, ...] | None = None) -> Any:
         draws: tensors or arrays by name.
         lead: what (chains, draws) must be; None for whatever all have.
 
+    Returns:
+        The data set, with dimensions ``chain``, ``draw`` and, of a site, ``name_dim_0``, …
+
     Raises:
-        ValueError: arrays that disagree in chains and draws, or a name that is a dimension's.
+        ValueError: entries that are no numbers, arrays that disagree in chains and draws, or a name
+            that is a dimension's.
+
+    Example:
+        >>> dict(dataset({"x": torch.zeros(4, 100)}).sizes)
+        {'chain': 4, 'draw': 100}
     """
     if isinstance(draws, xr.Dataset):
         return draws
@@ -122,24 +145,80 @@ def dataset(draws: Any, lead: tuple[int, ...] | None = None) -> Any:
     return _dataset(arrays, ("chain", "draw"))
 
 
+def label(site: str) -> str:
+    """A site's name where draws are kept for ArviZ: '.' in place of '/', which parts groups there.
+
+    Args:
+        site: as the model names it.
+
+    Returns:
+        The name of the variable.
+
+    Example:
+        >>> label("encoder/weight")
+        'encoder.weight'
+    """
+    return site.replace("/", ".")
+
+
 def save(idata: Any, path: str | os.PathLike[str]) -> Path:
     """Write draws to a NetCDF file, whole or not at all.
+
+    Args:
+        idata: what `inference_data` returned.
+        path: the file; replaced if it is there.
 
     Returns:
         The path.
 
     Raises:
+        ValueError: a `path` that is none.
         IsADirectoryError: `path` is a folder.
         FileNotFoundError: the folder of `path` does not exist.
+        OSError: it could not be written, for want of space for instance.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(inference_data({"x": torch.zeros(4, 100)}), f"{folder}/run.nc")
+        ...     load(path)["posterior"]["x"].shape
+        (4, 100)
     """
     path = existing_folder(path)
-    return storage.write_atomically(
-        path, lambda file: idata.to_netcdf(str(file), engine="h5netcdf"), overwrite=True
-    )
+    sizes = [v.nbytes for group in groups(idata) for v in idata[group].variables.values()]
+
+    def write(file: Path) -> None:
+        # where the disk is full HDF5 takes the process down when it ends
+        storage.claim(file, sum(sizes) + LAYOUT * (1 + len(sizes)))
+        idata.to_netcdf(str(file), engine="h5netcdf")
+
+    return storage.write_atomically(path, write, overwrite=True)
+
+
+def groups(idata: Any) -> list[str]:
+    """The names of the groups that draws are kept in, whichever ArviZ keeps them.
+
+    Args:
+        idata: what `inference_data` returned.
+
+    Returns:
+        Names, without that of the whole.
+
+    Example:
+        >>> import numpy as np
+        >>> groups(inference_data({"x": np.zeros((4, 10))}))
+        ['posterior']
+    """
+    # a method before ArviZ 1.0, paths after, that of the whole among them
+    held = idata.groups() if callable(idata.groups) else idata.groups
+    return [name for name in (str(group).strip("/") for group in held) if name]
 
 
 def load(path: str | os.PathLike[str]) -> Any:
     """Draws from a NetCDF file, as `save` or ArviZ wrote it, in memory.
+
+    Args:
+        path: the file.
 
     Returns:
         `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on.
@@ -147,29 +226,67 @@ def load(path: str | os.PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: no such file.
         ValueError: another kind of file, or one without draws (chains, draws, ...).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save(inference_data({"x": torch.ones(4, 100)}), f"{folder}/run.nc")
+        ...     float(load(path)["posterior"]["x"].mean())
+        1.0
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file; give draws in a .nc")
-    try:
+    with validation.parsing(path, "is truncated, or not a NetCDF file of draws", COPY):
+        _check_members(path)
         idata = az.from_netcdf(str(path), engine="h5netcdf")
         idata.load()
-    except Exception as error:  # h5py, h5netcdf and xarray have errors of many kinds
+        held = groups(idata)
+    if "posterior" not in held or not idata["posterior"].data_vars:
         raise ValueError(
-            f"{path} is truncated, or not a NetCDF file of draws ({str(error) or type(error)})"
-        ) from error
-    # a method before ArviZ 1.0, paths after
-    held: Any = idata.groups() if callable(idata.groups) else idata.groups
-    groups = [str(group).strip("/") for group in held]
-    if "posterior" not in groups or not idata["posterior"].data_vars:
-        raise ValueError(f"{path} must hold a group 'posterior' of draws, but held {groups}")
-    for name, variable in idata["posterior"].data_vars.items():
-        if not {"chain", "draw"} <= set(variable.dims) or not variable.size:
-            raise ValueError(
-                f"{path}: {name} must have dimensions chain and draw, none of them 0, but had "
-                f"{dict(variable.sizes)}"
-            )
+            f"{path} must hold a group 'posterior' of draws, but held {validation.short(str(held))}"
+        )
+    for group in {"posterior", "sample_stats"} & set(held):
+        for name, variable in idata[group].data_vars.items():
+            _check_draws(path, validation.short(str(name)), variable)
     return idata
+
+
+def _check_draws(path: Path, name: str, variable: Any) -> None:
+    if not {"chain", "draw"} <= set(variable.dims) or not variable.size:
+        raise ValueError(
+            f"{path}: {name} must have dimensions chain and draw, none of them 0, but had "
+            f"{validation.short(str(dict(variable.sizes)))}"
+        )
+    if variable.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{path}: {name} must be numbers, but its dtype was {variable.dtype}; leave it out"
+        )
+
+
+def _check_members(path: Path) -> None:
+    """Refuse a file of HDF5 that leads to other files, or would fill the memory."""
+    size = 0
+    with h5py.File(path, "r") as file:
+        for member in _members(file):
+            if isinstance(member, h5py.Dataset):
+                if member.is_virtual or member.external:
+                    raise ValueError("the values of one of its arrays lie in other files")
+                entry = max(member.dtype.itemsize, TEXT if member.dtype.kind == "O" else 1)
+                size += entry * max(math.prod(member.shape or ()), math.prod(member.chunks or ()))
+    validation.unpacked(path, size)
+
+
+def _members(group: Any, depth: int = 0) -> Iterator[Any]:
+    """All that lies in a group of HDF5, by no other way than one that stays in the file."""
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{validation.short(name)!r} in it is a link")
+        yield (member := group[name])
+        if isinstance(member, h5py.Group):
+            if depth == DEEPEST:
+                raise ValueError(f"its groups lie more than {DEEPEST} deep")
+            yield from _members(member, depth + 1)
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:
@@ -187,13 +304,25 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
         raise IsADirectoryError(f"path must name a file, but {path} is a folder")
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"path must lie in a folder that exists, but there is no {path.parent}; make it first"
+            f"path must lie in a folder that exists, but {path.parent} is none; make it first"
         )
     return path
 
 
 def components(idata: Any, group: str = "posterior") -> dict[str, np.ndarray]:
-    """Every scalar of a group by name, "x" or "x[0]" or "x[0, 1]", each (chains, draws)."""
+    """Every scalar of a group by name, "x" or "x[0]" or "x[0, 1]".
+
+    Args:
+        idata: what `inference_data` returned.
+        group: whose variables, as ArviZ names it.
+
+    Returns:
+        Arrays by name, each (chains, draws).
+
+    Example:
+        >>> sorted(components(inference_data({"x": torch.zeros(4, 100, 2)})))
+        ['x[0]', 'x[1]']
+    """
     found = {}
     for name, variable in idata[group].data_vars.items():
         values = variable.transpose("chain", "draw", ...).values
@@ -208,14 +337,46 @@ def summary(idata: Any) -> DataFrame:
 
     R-hat and ESS are NaN for a component that is constant or not finite. For one chain, R-hat
     compares its halves.
+
+    Args:
+        idata: what `inference_data` returned.
+
+    Returns:
+        A pandas frame, a row for each component, with columns ``mean``, ``sd``, ``mcse_mean``,
+        ``ess_bulk``, ``ess_tail`` and ``r_hat``.
+
+    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and
+    localization.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(4, 500))
+        >>> float(summary(inference_data({"x": x})).loc["x", "r_hat"].round(2))
+        1.0
     """
     rows = {name: _figures(draws) for name, draws in components(idata).items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def effective_sample_size(draws: np.ndarray, method: str = "bulk") -> float:
-    """ArviZ's ESS of draws (chains, draws); NaN where it is not defined."""
-    return float(az.ess(draws, method=method)) if _usable(draws) else math.nan
+    """ArviZ's effective sample size of draws; NaN where it is not defined.
+
+    Args:
+        draws: (chains, draws).
+        method: of ArviZ's, such as "bulk", of which the mean is known, or "tail", the quantiles.
+
+    Returns:
+        A number of independent draws.
+
+    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and
+    localization.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(4, 500))
+        >>> effective_sample_size(x) > 1500, effective_sample_size(0 * x)
+        (True, nan)
+    """
+    options = {"prob": TAILS} if method == "tail" else {}
+    return float(az.ess(draws, method=method, **options)) if _usable(draws) else math.nan
 
 
 def thinning(draws: np.ndarray) -> int:
@@ -226,6 +387,16 @@ def thinning(draws: np.ndarray) -> int:
 
     Args:
         draws: (chains, draws, D).
+
+    Returns:
+        k: every k-th draw is to be kept; 1 for independent draws.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(4, 5000, 1))
+        >>> for i in range(1, 5000):  # correlation ρᵏ, ρ = ½: log 0.02 / log ½ = 5.6
+        ...     x[:, i] += 0.5 * x[:, i - 1]
+        >>> thinning(x)
+        6
     """
     count = draws.shape[0] * draws.shape[1]
     sizes = [effective_sample_size(draws[..., i]) for i in range(draws.shape[-1])]
@@ -244,6 +415,15 @@ def sampler_test(score: Score, draws: Float[Tensor, "chains draws dim"]) -> Stei
     Returns:
         The test, or None where draws are not finite or too few are nearly independent (fewer
         than 50): it would pass anything.
+
+    Source: Chwialkowski, Strathmann and Gretton (2016), A kernel test of goodness of fit.
+
+    Example:
+        >>> from ozaki.scores import GaussianScore
+        >>> score = GaussianScore(torch.zeros(2), torch.eye(2))
+        >>> draws = score.sample(400, torch.Generator().manual_seed(0)).reshape(4, 100, 2)
+        >>> sampler_test(score, draws).p_value > 0.05, sampler_test(score, draws[:, :10])
+        (True, None)
     """
     if not bool(torch.isfinite(draws).all()):
         return None
@@ -263,6 +443,7 @@ def verdict(
     estimator_metrics: Mapping[str, Any] | None = None,
     stein: SteinTest | None = None,
     bias: DataFrame | None = None,
+    table: DataFrame | None = None,
 ) -> Verdict:
     """Whether to trust the draws, in plain words, with a remedy for each problem.
 
@@ -272,9 +453,21 @@ def verdict(
         estimator_metrics: held-out figures of a learned score; ``calibration`` is judged.
         stein: a test of the draws against their score.
         bias: what `step_bias` found of an unadjusted chain.
+        table: what `summary` returned of the same draws, where it is at hand.
+
+    Returns:
+        The verdict; it is not trusted where a problem is fatal.
+
+    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and
+    localization.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(4, 500))
+        >>> verdict(inference_data({"x": x})).trusted
+        True
     """
     draws = components(idata)
-    table = summary(idata)
+    table = summary(idata) if table is None else table
     relative = (table["mcse_mean"] / table["sd"]).to_numpy()
     known = relative[np.isfinite(relative)]
     return judge(
@@ -304,9 +497,18 @@ def step_bias(whole: Mapping[str, Any], half: Mapping[str, Any]) -> DataFrame:
 
     Returns:
         A row for each component: `mean`, its bias in standard deviations, and `sd`, that of the
-        standard deviation as a share of it, with their Monte Carlo standard errors.
+        standard deviation as a share of it, with their Monte Carlo standard errors, `mean_error`
+        and `sd_error`.
+
+    Raises:
+        ValueError: no draws, or arrays that disagree in chains and draws.
 
     Source: Talay and Tubaro (1990), Expansion of the global error for numerical schemes.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(4, 500))
+        >>> float(step_bias({"x": 1.1 * x}, {"x": x}).loc["x", "sd"].round(3))  # 2 (1.1 − 1)
+        0.2
     """
     rows = {}
     one, other = (components(inference_data(draws)) for draws in (whole, half))
@@ -373,7 +575,13 @@ def _lead(arrays: Mapping[str, np.ndarray], expected: tuple[int, ...] | None) ->
 
 def _dataset(arrays: Mapping[str, np.ndarray], lead: tuple[str, ...]) -> Any:
     variables, coordinates = {}, {}
-    for name, array in arrays.items():
+    for site, array in arrays.items():
+        name = label(site)
+        if name in variables:
+            raise ValueError(
+                f"names must differ with '.' for '/', but {site!r} is {name!r} then, which is "
+                "another site's; rename one"
+            )
         own = tuple(f"{name}_dim_{i}" for i in range(array.ndim - len(lead)))
         variables[name] = (lead + own, array)
         coordinates |= {

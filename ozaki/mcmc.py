@@ -151,7 +151,14 @@ class MCMC(PyroMCMC):
         Ctrl-C after warm-up keeps the draws made so far and says how many there are.
 
         Args:
-            args, kwargs: passed to the Pyro model.
+            args: passed to the Pyro model.
+            kwargs: passed to it by name.
+
+        Raises:
+            ValueError: what cannot be walked: a model without continuous sites, settings, starting
+                points or a checkpoint that do not fit it; by name.
+            TypeError: arguments that the model does not take.
+            BlockingIOError: another run uses `checkpoint`.
         """
         self._args, self._kwargs = args, kwargs
         self._draws, self._samples = None, None
@@ -265,6 +272,7 @@ class MCMC(PyroMCMC):
 
         Raises:
             RuntimeError: `run` has not been called.
+            ValueError: a `num_samples` that is no whole number above 0.
         """
         validation.count("num_samples", num_samples)
         self._ran()
@@ -371,11 +379,16 @@ class MCMC(PyroMCMC):
         """The draws, site → constrained tensor.
 
         Args:
-            num_samples: so many of them, drawn with replacement; all if None.
+            num_samples: so many of them, of each chain if grouped, drawn with replacement; all if
+                None.
             group_by_chain: (chains, draws, *shape) in place of (chains × draws, *shape).
+
+        Returns:
+            Site → tensor, deterministic sites among them.
 
         Raises:
             RuntimeError: `run` has not been called.
+            ValueError: a `num_samples` that is no whole number above 0.
         """
         self._ran()
         if num_samples is not None:
@@ -384,6 +397,10 @@ class MCMC(PyroMCMC):
 
     def diagnostics(self) -> dict[str, Any]:
         """ESS and R-hat by site, divergences and acceptance by chain, as Pyro has them.
+
+        Returns:
+            Site → {"n_eff", "r_hat"}, each of the site's shape; "divergences" and "acceptance rate"
+            → "chain 0", "chain 1", … → the draws that diverged, and the mean after warm-up.
 
         Raises:
             RuntimeError: `run` has not been called.
@@ -488,7 +505,8 @@ class MCMC(PyroMCMC):
 
         Raises:
             RuntimeError: `run` has not been called.
-            ValueError: fewer than 4 draws a chain, which R-hat splits in two.
+            ValueError: fewer than 4 draws a chain, which R-hat splits in two, or a `prob` that does
+                not lie between 0 and 1.
         """
         prob = validation.positive("prob", prob)
         if prob >= 1:
@@ -561,6 +579,9 @@ class MCMC(PyroMCMC):
 
         Raises:
             RuntimeError: `run` has not been called.
+            ValueError: a `path` that is none.
+            IsADirectoryError: `path` is a folder.
+            FileNotFoundError: the folder of `path` does not exist.
         """
         draws, source = self._ran(), self._target.score
         return report.write_report(

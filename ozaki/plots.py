@@ -1,9 +1,9 @@
 """Figures of draws (floor 5).
 
 Each function takes components by name, each (chains, draws), and returns a matplotlib `Figure`
-that no global state knows of. Only the first `PANELS` components are drawn. Colours are Okabe and
-Ito's, told apart by colour-blind readers; the ground is white, so that a figure reads on any page
-(the report turns it dark where the page is).
+that no global state knows of. Only the first `PANELS` components are drawn, and of many chains the
+lines of `CHAINS`. Colours are Okabe and Ito's, told apart by colour-blind readers; the ground is
+white, so that a figure reads on any page (the report turns it dark where the page is).
 """
 
 import base64
@@ -26,6 +26,7 @@ mpl_figure = lazy("matplotlib.figure")
 mpl_lines = lazy("matplotlib.lines")
 
 PANELS = 8
+CHAINS = 40  # with a line: more are not told apart
 CHAINS_IN_LEGEND = 8
 POINTS = 1000  # drawn per line or cloud
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -40,7 +41,7 @@ def trace(components: Components) -> Figure:
     figure, panels = _panels(components, 1.5)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
         step = max(1, draws.shape[1] // POINTS)
-        for chain, row in enumerate(draws):
+        for chain, row in _lines(draws):
             steps = np.arange(len(row))[::step]
             axes.plot(steps, row[::step], color=_colour(chain), lw=0.6, alpha=0.8)
         axes.set_ylabel(name)
@@ -56,15 +57,15 @@ def rank(components: Components, bins: int = 20) -> Figure:
     """
     figure, panels = _panels(components, 1.6)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
-        chains, count = draws.shape
+        count = draws.shape[1]
         order = np.argsort(np.argsort(draws, axis=None, kind="stable")).reshape(draws.shape)
         edges = np.linspace(0, draws.size, min(bins, count) + 1)
         share = count / (len(edges) - 1)
         low, high = binom.interval(0.95, count, 1 / (len(edges) - 1))
         axes.axhspan(low / share, high / share, color="#dddddd", lw=0)
         axes.axhline(1, color=FAINT, lw=0.8, ls="--")
-        for chain in range(chains):
-            held, _ = np.histogram(order[chain], edges)
+        for chain, row in _lines(order):
+            held, _ = np.histogram(row, edges)
             axes.stairs(
                 held / share, edges / draws.size, baseline=None, color=_colour(chain), lw=1.2
             )
@@ -81,7 +82,7 @@ def autocorrelation(components: Components, lags: int = 60) -> Figure:
     figure, panels = _panels(components, 1.4)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
         axes.axhline(0, color=FAINT, lw=0.8)
-        for chain, row in enumerate(draws):
+        for chain, row in _lines(draws):
             axes.plot(_correlation(row, lags), color=_colour(chain), lw=1.2)
         axes.set_ylim(-0.25, 1.05)
         axes.set_ylabel(name)
@@ -127,7 +128,7 @@ def marginals(components: Components, data: np.ndarray | None = None) -> Figure:
             if data is not None:
                 held, _ = np.histogram(data[:, i], edges, density=True)
                 axes.stairs(held, edges, fill=True, color="#cccccc", label="data")
-            for chain, row in enumerate(draws):
+            for chain, row in _lines(draws):
                 if np.isfinite(row).any() and edges[-1] > edges[0]:
                     held, _ = np.histogram(row[np.isfinite(row)], edges, density=True)
                     axes.stairs(held, edges, color=_colour(chain), lw=1.2)
@@ -185,6 +186,13 @@ def _shown(components: Components) -> list[tuple[str, np.ndarray]]:
     """The first components, in float64, infinities as NaN: matplotlib leaves gaps there."""
     few = list(components.items())[:PANELS]
     return [(name, np.where(np.isfinite(d), d, np.nan).astype(float)) for name, d in few]
+
+
+def _lines(draws: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The chains with a line, by number, evenly spaced among all."""
+    chains = len(draws)
+    few = np.linspace(0, chains - 1, min(CHAINS, chains)).astype(int)
+    return [(int(chain), draws[chain]) for chain in few]
 
 
 def _panels(components: Components, height: float) -> tuple[Any, list[Any]]:

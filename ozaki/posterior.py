@@ -30,14 +30,30 @@ LEAST = 1e-4  # of the noise's variance: what `repaired` leaves to a direction t
 class Posterior:
     """The mean and the covariance of clean points given noisy ones, (*batch, *event_shape).
 
+    The mean is x̃ + N s1 (eq. 4) and the covariance C = N + N s2 N (eq. 18), N the diagonal matrix
+    of the noise's variances. `log_prob` and `sample` are those of the normal that has them.
+
     Args:
         mean: flat, (*batch, D).
         covariance: the operator C, or None where only s1 is known.
         noise_scale: the standard deviation of the noise, (D,).
         event_shape: the shape in which points come and go.
-        sigma: the σ that the estimator was asked at, in its standardised units; None if it has one.
+        sigma: the σ that the estimator was asked at, in its standardised units; None of a score
+            that is no `ScoreEstimator`.
         moments: called for the central moments of each coordinate, flat, (*batch, D) each.
         repaired_points: of how many points C was made positive definite.
+
+    Source: Meng et al. (2021), sections 2.3 and 5.
+
+    Example:
+        >>> from ozaki import denoise
+        >>> from ozaki.scores import GaussianScore
+        >>> law = GaussianScore(torch.zeros(2), torch.diag(torch.tensor([1.0, 4.0])))
+        >>> posterior = denoise(law.smooth(1.0), torch.tensor([2.0, 5.0]), sigma=1.0)
+        >>> posterior.mean, posterior.variance  # 2 · 1/(1 + 1), 5 · 4/(4 + 1)
+        (tensor([1., 4.]), tensor([0.5000, 0.8000]))
+        >>> posterior.principal_components(1)[1]
+        tensor([[0., 1.]])
     """
 
     def __init__(
@@ -66,7 +82,7 @@ class Posterior:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """D, the product of `event_shape`."""
         return self._mean.shape[-1]
 
     @property
@@ -109,6 +125,9 @@ class Posterior:
         """Whether C is positive definite, for each point.
 
         Of a low rank its diagonal part must be positive too, as that of a trained one is.
+
+        Raises:
+            ValueError: only s1 is known.
         """
         if self._definite is None:
             self._definite = self.covariance.definite().expand(self.batch)
@@ -151,7 +170,11 @@ class Posterior:
             share: the variance that is left to a direction, as a share of the noise's, in (0, 1).
 
         Returns:
-            A posterior whose `repaired_points` says how many points were changed.
+            A posterior whose `repaired_points` says how many points were changed; this one where
+            none was.
+
+        Raises:
+            ValueError: only s1 is known, or a `share` out of its range.
         """
         if not 0 < validation.positive("share", share) < 1:
             raise ValueError(f"share must be above 0 and below 1, but was {share}")
@@ -182,6 +205,9 @@ class Posterior:
 
         Returns:
             Variances (*batch, k), descending, and unit directions (*batch, k, *event_shape).
+
+        Raises:
+            ValueError: only s1 is known, or a k above D.
         """
         if validation.count("k", k) > self.dim:
             raise ValueError(f"k must be at most the dimension {self.dim}, but was {k}")
@@ -237,6 +263,9 @@ class Posterior:
             clean: the truth, of the shape of `mean`.
             bins: of predicted variance.
             components: how many principal components to weigh; 0 for none.
+
+        Returns:
+            The figures, to be printed or given to `MCMC.report`.
 
         Raises:
             ValueError: another shape, or a variance that is not above 0.

@@ -95,9 +95,17 @@ def write_report(
         FileNotFoundError: the folder of `path` does not exist.
     """
     path = existing_folder(path)
-    judged = verdict(idata, law=law, estimator_metrics=estimator_metrics, stein=stein, bias=bias)
+    table = summary(idata)
+    judged = verdict(
+        idata,
+        law=law,
+        estimator_metrics=estimator_metrics,
+        stein=stein,
+        bias=bias,
+        table=table,
+    )
     draws = components(idata)
-    rows = _rows(summary(idata))
+    rows = _rows(table)
     settings = idata["posterior"].attrs if run_info is None else run_info
     page = _PAGES.get_template("report.html.j2").render(
         title=title,
@@ -108,6 +116,8 @@ def write_report(
         hidden_rows=len(draws) - len(rows),
         shown_panels=min(plots.PANELS, len(draws)),
         hidden_panels=max(0, len(draws) - plots.PANELS),
+        lines=plots.CHAINS,
+        chains=idata["posterior"].sizes["chain"],
         figures=[
             *_pictures(idata, denoised),
             *_figures(draws, _matching(data, len(draws)), data_columns),
@@ -163,6 +173,9 @@ def _figures(
 ) -> list[_Figure]:
     names = ", ".join(list(draws)[: plots.PANELS])
     chains = len(next(iter(draws.values())))
+    lines = f"{chains} chains"
+    if chains > plots.CHAINS:
+        lines = f"{plots.CHAINS} of {chains:,} chains, evenly spaced"
     found = []
     if len(draws) == 2:
         over = " over the data" if data is not None else ""
@@ -178,26 +191,27 @@ def _figures(
         _Figure(
             "Densities",
             plots.encode(plots.marginals(draws, data)),
-            f"Histogram of the draws of {names}, one line for each of {chains} chains.",
+            f"Histogram of the draws of {names}, one line for each of {lines}.",
             "The lines of all chains should lie on one another.",
         ),
         _Figure(
             "Trace",
             plots.encode(plots.trace(draws)),
-            f"The draws of {names} in order, one line for each of {chains} chains.",
+            f"The draws of {names} in order, one line for each of {lines}.",
             "Each chain should look like the others, without drift and without flat stretches.",
         ),
         _Figure(
             "Ranks",
             plots.encode(plots.rank(draws)),
-            f"Histogram of each chain's ranks among all draws, for {names}.",
+            f"Histogram of a chain's ranks among all draws, for {names}, one line for each of "
+            f"{lines}.",
             "Each line should wander about 1, mostly within the grey band; a slope or a hump is a "
             "chain that differs from the rest. Correlated draws stray further.",
         ),
         _Figure(
             "Autocorrelation",
             plots.encode(plots.autocorrelation(draws)),
-            f"Autocorrelation of {names} against the lag, one line for each chain.",
+            f"Autocorrelation of {names} against the lag, one line for each of {lines}.",
             "The sooner it falls to 0, the more each draw is worth.",
         ),
         _Figure(

@@ -1,12 +1,13 @@
 """Atomic writes, of which a reader sees the old thing or the new one, and locks (floor 0)."""
 
+import errno
 import os
 import re
 import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform == "win32":
@@ -15,6 +16,8 @@ else:
     import fcntl
 
 LOCK = ".lock"
+RESERVED = ".reserved.lock"  # longer than what `_sibling` adds: a name too long is told early
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _locked: set[int] = set()  # descriptors of the locks that this process holds
 
 
@@ -34,21 +37,41 @@ def write_atomically(
     Raises:
         FileExistsError: `path` exists and may not be replaced. It is as it was, as it is whenever
             `write` raises.
+        OSError: it could not be written, for want of space for instance.
     """
     target = Path(path)
-    if target.is_dir():
-        raise FileExistsError(f"{target} is a folder; give the path of a file")
-    _refuse(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(target)
-    try:
-        write(temporary)
-        sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(target.parent)
+    with _told(target):
+        if target.is_dir():
+            raise FileExistsError(f"{target} is a folder; give the path of a file")
+        _refuse(target, overwrite)
+        _make(target.parent)
+        temporary = _sibling(target)
+        try:
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(target.parent)
     return target
+
+
+def claim(file: Path, size: int) -> None:
+    """See that the disk has room for a file, for what does not bear it to be full.
+
+    Args:
+        file: to be written next; made, if it is missing, and empty afterwards.
+        size: in bytes.
+
+    Raises:
+        OSError: there is less.
+    """
+    with file.open("wb") as descriptor:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor.fileno(), 0, size)
+            descriptor.truncate()
+        elif shutil.disk_usage(file.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sweep(path: str | os.PathLike[str]) -> list[Path]:
@@ -86,27 +109,84 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         OSError: the file system knows no locks.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    with _told(path):
+        _make(path)
     # the file is never removed: one that waits on the old file and one on a new would both have it
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _take(descriptor, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
+    with _held(path / LOCK, path):
+        yield
+
+
+@contextmanager
+def reserve(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep every other process from reserving `path`, and see that it can be written.
+
+    For work that is written when it is done: that it cannot be is better told before. Nothing is
+    made but a file beside `path`, or beside the first of its folders that is missing, and that
+    lasts as long as the block. A file system without locks reserves nothing.
+
+    Args:
+        path: of a file or a folder, which may be there or not.
+
+    Raises:
+        BlockingIOError: it is reserved.
+        OSError: it could not be written.
+    """
+    target = Path(path).resolve()
+    with _told(target):
+        there = next(p for p in target.parents if p.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+    name = "-".join(target.relative_to(there).parts)
+    with _held(there / f".{name}{RESERVED}", target, passing=True):
+        yield
+
+
+@contextmanager
+def _held(file: Path, what: Path, *, passing: bool = False) -> Iterator[None]:
+    """The lock on `file`, which is that of `what`; a `passing` one leaves no file."""
+    descriptor = _opened(file, what, passing)
     _locked.add(descriptor)
     try:
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        os.write(descriptor, str(os.getpid()).encode())
+        with _told(what):
+            os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
         if descriptor in _locked:  # not in a forked child, which has closed its own
             _locked.remove(descriptor)
+            if passing:
+                with suppress(OSError):
+                    file.unlink()
             os.close(descriptor)
 
 
-def _take(descriptor: int, folder: Path) -> None:
+def _opened(file: Path, what: Path, passing: bool) -> int:
+    """The descriptor of `file`, locked."""
+    while True:
+        with _told(what):
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _take(descriptor, file, what)
+        except BaseException as error:
+            if passing and isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+                return descriptor  # no locks there
+            os.close(descriptor)
+            raise
+        if not passing or _is(descriptor, file):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is(descriptor: int, file: Path) -> bool:
+    """Whether that is still the file of that name: one that was removed keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take(descriptor: int, file: Path, what: Path) -> None:
     try:
         if sys.platform == "win32":
             os.lseek(descriptor, 2**30, os.SEEK_SET)  # beyond the text, which stays readable
@@ -114,14 +194,15 @@ def _take(descriptor: int, folder: Path) -> None:
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        holder = (folder / LOCK).read_text(errors="replace").strip() or "unknown"
+        holder = file.read_text(errors="replace").strip() or "unknown"
         whose = "this process" if holder == str(os.getpid()) else f"another process (pid {holder})"
+        other = "folder" if file.name == LOCK else "path"
         raise BlockingIOError(
-            f"{folder} is in use: {whose} is using it; wait until it ends, or choose another folder"
+            f"{what} is in use: {whose} is using it; wait until it ends, or choose another {other}"
         ) from None
     except OSError as error:
         raise OSError(
-            error.errno, f"{folder} cannot be locked ({error}); choose a folder on a local disk"
+            error.errno, f"{what} cannot be locked ({error}); choose a folder on a local disk"
         ) from error
 
 
@@ -165,6 +246,52 @@ def write_folder_atomically(
     """
     # resolved, so that a link keeps pointing at the folder that is replaced
     target = Path(path).resolve()
+    with _told(target):
+        taken = check_folder(target, ours=ours, overwrite=overwrite)
+        _make(target.parent)
+        temporary, old = _sibling(target), _sibling(target)
+        try:
+            temporary.mkdir()
+            write(temporary)
+            for file in [*temporary.rglob("*"), temporary]:
+                sync(file)
+            _exchange(temporary, target, old if taken else None)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync(target.parent)
+    return Path(path)
+
+
+def _exchange(temporary: Path, target: Path, old: Path | None) -> None:
+    """Give the folder `temporary` its name; what has it goes by way of `old`."""
+    try:
+        if old is not None:
+            os.replace(target, old)
+        os.replace(temporary, target)  # onto nothing, or onto an empty folder
+    except BaseException as error:
+        # of all, since Ctrl-C may fall between the two
+        if old is not None and not target.exists():
+            os.replace(old, target)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(
+                f"{target} was made by another process in the meantime, and is left alone; choose "
+                "another path"
+            ) from error
+        raise
+    finally:
+        if old is not None and target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def check_folder(
+    path: str | os.PathLike[str], *, ours: Callable[[Path], bool], overwrite: bool = False
+) -> bool:
+    """Whether `write_folder_atomically` would replace a folder; asked before the work is done.
+
+    Raises:
+        FileExistsError: it would refuse.
+    """
+    target = Path(path)
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file; give the path of a folder")
     taken = target.is_dir() and any(target.iterdir())
@@ -175,26 +302,33 @@ def write_folder_atomically(
         )
     if taken:
         _refuse(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _sibling(target), _sibling(target)
-    temporary.mkdir()
+    return taken
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """What the system says, as a sentence about `target`."""
     try:
-        write(temporary)
-        for file in [*temporary.rglob("*"), temporary]:
-            sync(file)
-        if taken:
-            os.replace(target, old)
-        try:
-            os.replace(temporary, target)  # onto nothing, or onto an empty folder
-        except BaseException:
-            if taken:
-                os.replace(old, target)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    sync(target.parent)
-    return Path(path)
+        yield
+    except (FileExistsError, BlockingIOError):
+        raise
+    except OSError as error:
+        # one that is a sentence already, of a file in a folder, says no more than what caused it
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        full = error.errno in FULL
+        message = (
+            f"{target} could not be written ({cause.strerror or cause}); "
+            f"{'make room on the disk' if full else 'see that its folder can be written'}, or "
+            "choose another path: what was there before is as it was"
+        )
+        raise OSError(*filter(None, (error.errno, message))) from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise FileExistsError(f"{folder} is a file; give a path in a folder") from None
 
 
 def _refuse(target: Path, overwrite: bool) -> None:

@@ -8,9 +8,10 @@ The only file that imports Zarr.
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ zarr = lazy("zarr")
 NUMBERS, DRAWS = 2**20, 1000  # in a block of the largest array, at most
 POSTERIOR, UNCONSTRAINED, STATS = "posterior", "unconstrained_posterior", "sample_stats"
 MARK = "ozaki_run"
+OURS = {"zarr_format": 3, "use_consolidated": False}  # the second format knows pickled arrays
 
 
 class Archive:
@@ -59,7 +61,7 @@ class Archive:
         """Make the folder, all or nothing.
 
         Args:
-            groups: by name, a data set of one draw.
+            groups: by name, one draw of each site, (chains, 1, *shape).
             room: draws a chain to come.
             chunk: draws a chain in one file of an array.
 
@@ -71,8 +73,8 @@ class Archive:
         def fill(folder: Path) -> None:
             root = zarr.create_group(str(folder), attributes={MARK: self.run, "draws": 0})
             for name, found in groups.items():
-                group = root.create_group(name, attributes={"names": list(found.data_vars)})
-                for label, variable in found.variables.items():
+                group = root.create_group(name, attributes={"names": list(found)})
+                for label, variable in diagnostics.dataset(found).variables.items():
                     _array(group, str(label), variable, room, chunk)
 
         try:
@@ -90,11 +92,15 @@ class Archive:
         """Which run of ozaki's is there; None for none."""
         return _run(self.path)
 
-    def find(self, count: int) -> None:
+    def find(self, count: int, groups: Mapping[str, Any]) -> None:
         """Open the folder, which is this run's and holds `count` draws or more.
 
+        Args:
+            count: draws a chain.
+            groups: as `create` was given them.
+
         Raises:
-            ValueError: it is missing, of another run, or holds fewer draws.
+            ValueError: it is missing, damaged, of another run, or holds fewer draws.
         """
         if not self.path.exists() or _run(self.path) != self.run:
             what = "holds other draws" if self.path.exists() else "is missing"
@@ -102,13 +108,18 @@ class Archive:
                 f"store must hold the {count} draws a chain that the checkpoint counts, but "
                 f"{self.path} {what}; give the path where they are, or choose another checkpoint"
             )
-        self._open()
-        if self._root.attrs["draws"] < count:
+        with self._reading():
+            _refuse_links(self.path)
+            self._open()
+            held = validation.count("draws", self._root.attrs["draws"], minimum=0)
+        if held < count:
             raise ValueError(
                 f"store must hold the {count} draws a chain that the checkpoint counts, but "
-                f"{self.path} holds {self._root.attrs['draws']}; restore it from a copy, or choose "
-                "another checkpoint"
+                f"{self.path} holds {held}; restore it from a copy, or choose another checkpoint"
             )
+        with self._reading():
+            for name, sites in groups.items():
+                _check(self._root[name], sites, count, self.chunk)
 
     def sweep(self) -> None:
         """Remove what a process that was killed left unfinished."""
@@ -116,7 +127,7 @@ class Archive:
             stale.unlink(missing_ok=True)
 
     def _open(self) -> None:
-        self._root = zarr.open_group(str(self.path), mode="r+")
+        self._root = zarr.open_group(str(self.path), mode="r+", **OURS)
         self._drawn = [
             (self.path / name / label, array, array.metadata.dimension_names.index("draw"))
             for name, group in self._root.groups()
@@ -142,7 +153,8 @@ class Archive:
         place = slice(first, first + lead.shape[1])
         with self._writing(first):
             for name, group in groups.items():
-                for label, value in group.items():
+                for site, value in group.items():
+                    label = diagnostics.label(site)
                     self._root[name][label][:, place] = value.detach().cpu().numpy()
                 self._root[name]["draw"][place] = np.arange(place.start, place.stop)
             self._root.attrs["draws"] = place.stop
@@ -165,7 +177,9 @@ class Archive:
 
     def read(self, group: str, name: str, first: int = 0, stop: int | None = None) -> Tensor:
         """The draws from `first` to `stop` of one array."""
-        return torch.from_numpy(np.asarray(self._root[group][name][:, first:stop]))
+        with self._reading():
+            drawn = self._root[group][diagnostics.label(name)]
+            return torch.from_numpy(np.asarray(drawn[:, first:stop]))
 
     def names(self, group: str) -> list[str]:
         """What is drawn, in its order."""
@@ -173,9 +187,15 @@ class Archive:
 
     def dataset(self, group: str) -> Any:
         """A group as an `xarray.Dataset`, of which nothing is read but the coordinates."""
-        found = xr.open_zarr(
-            str(self.path), group=group, chunks=None, consolidated=False, mask_and_scale=False
-        )[self.names(group)]
+        with self._reading():
+            found = xr.open_zarr(
+                str(self.path),
+                group=group,
+                chunks=None,
+                consolidated=False,
+                mask_and_scale=False,
+                zarr_format=3,
+            )[[diagnostics.label(name) for name in self.names(group)]]
         found.attrs = {}
         return found
 
@@ -184,6 +204,11 @@ class Archive:
         shutil.rmtree(self.path, ignore_errors=True)
         self._root = None
 
+    def _reading(self) -> AbstractContextManager[None]:
+        return validation.parsing(
+            self.path, "is damaged", "restore it from a copy, or choose another store"
+        )
+
     @contextmanager
     def _writing(self, safe: int) -> Iterator[None]:
         try:
@@ -191,8 +216,9 @@ class Archive:
         except FileExistsError:
             raise
         except OSError as error:
+            cause = error.__cause__ or error  # what storage says of it is said here
             message = (
-                f"store={str(self.path)!r} could not be written ({error}); make room on the disk "
+                f"store={str(self.path)!r} could not be written ({cause}); make room on the disk "
                 f"or choose another path: the {safe} draws a chain before are there as they were"
             )
             raise OSError(error.errno, message) from error
@@ -240,7 +266,7 @@ class Streamed(Draws):
             if self.count == 0:
                 team.first(lambda: self._create(engine))
             team.agree({"store": archive.seen()}, "keep it on a disk that all of them share")
-            archive.find(self.count)
+            archive.find(self.count, self._one(engine))
             team.first(archive.sweep)
             self._allocate(engine)
         self._resize()
@@ -249,17 +275,22 @@ class Streamed(Draws):
         self._team.first(lambda: self._archive.resize(self.room))
 
     def _create(self, engine: Engine) -> None:
+        one = self._one(engine)
+        largest = max(v.numel() for group in one.values() for v in group.values())
+        self._archive.create(one, self.room, max(1, min(DRAWS, NUMBERS // largest)))
+
+    def _one(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
+        """One draw of each site, by group."""
         x = engine.position.unsqueeze(1)
         one = {
-            POSTERIOR: diagnostics.dataset(self._constrain(x)),
-            UNCONSTRAINED: diagnostics.dataset(self._sites.unflatten(x)),
+            POSTERIOR: dict(self._constrain(x)),
+            UNCONSTRAINED: dict(self._sites.unflatten(x)),
         }
         stats = Draws(self._chains, 1, self._score)._stats
         if not engine.state.expansion.has_density:
             del stats["lp"]
-        one[STATS] = diagnostics.dataset(stats)
-        largest = max(v.size for group in one.values() for v in group.data_vars.values())
-        self._archive.create(one, self.room, max(1, min(DRAWS, NUMBERS // largest)))
+        one[STATS] = stats
+        return one
 
     def _allocate(self, engine: Engine) -> None:
         block = Draws(self._chains, self._archive.chunk, self._score)
@@ -315,11 +346,12 @@ class Streamed(Draws):
 
     def leave(self) -> None:
         """Keep what can be kept of a run that failed; where that is nothing, leave nothing."""
-        if not (self._archive.opened and self._team.chief):
+        if not self._team.chief:
             return
         if self.count == 0:
-            self._archive.remove()
-        elif self.count > self._written:
+            if self._archive.seen() == self._archive.run:  # made, though perhaps not opened yet
+                self._archive.remove()
+        elif self._archive.opened and self.count > self._written:
             with suppress(OSError):
                 self._put()
 
@@ -395,14 +427,55 @@ def _array(group: Any, name: str, variable: Any, room: int, chunk: int) -> None:
         dtype=value.dtype,
         fill_value=empty,
         dimension_names=variable.dims,
+        compressors=zarr.codecs.ZstdCodec(level=0, checksum=True),  # a flipped bit is no number
     )
     if not drawn:
         array[...] = value
 
 
+def _check(group: Any, sites: Mapping[str, Any], count: int, chunk: int) -> None:
+    """That a group's arrays are as `_array` made them, and hold `count` draws.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    if list(group.attrs["names"]) != list(sites):
+        raise ValueError(f"{group.basename} must hold {list(sites)}, but does not")
+    for label, variable in diagnostics.dataset(sites).variables.items():
+        array, wanted = group[str(label)], variable.sizes
+        along = {"draw": max(1, chunk)}
+        found = array.metadata
+        sound = (
+            found.dimension_names == variable.dims
+            and array.dtype == variable.dtype
+            and array.chunks == tuple(along.get(d, max(1, n)) for d, n in wanted.items())
+            and all(n == wanted[d] or d == "draw" for d, n in zip(wanted, array.shape, strict=True))
+            and {codec.to_dict()["name"] for codec in found.codecs} <= {"bytes", "zstd"}
+            and not dict(array.attrs)  # which could change what is read
+        )
+        if not sound:
+            raise ValueError(f"{group.basename}/{label} is not as it was made")
+        if "draw" not in variable.dims and not np.array_equal(array[...], variable.values):
+            raise ValueError(f"{group.basename}/{label} does not count from 0")
+    if not np.array_equal(group["draw"][:count], np.arange(count)):
+        raise ValueError(f"{group.basename} lacks draws that it counts")
+
+
+def _refuse_links(folder: Path) -> None:
+    """What is written to a store must stay in it, and what is read must end."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(place, name)).st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise ValueError(f"{name!r} in it is neither a file nor a folder")
+
+
 def _run(path: Path) -> str | None:
     """Which run of ozaki's a folder holds; None where it holds none."""
-    try:
-        return zarr.open_group(str(path), mode="r").attrs.get(MARK)
-    except (OSError, ValueError):  # no folder of Zarr's, or a spoiled one
+    if not (path / "zarr.json").is_file():
         return None
+    try:
+        found = zarr.open_group(str(path), mode="r", **OURS).attrs.get(MARK)
+    except Exception:  # a spoiled one, of which zarr says this and that
+        return None
+    return found if isinstance(found, str) else None

@@ -9,7 +9,8 @@ import gzip
 import os
 import struct
 import zipfile
-import zlib
+from array import array
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +22,13 @@ from ozaki import validation
 from ozaki.lazy import lazy
 
 pd = lazy("pandas")
+parquet = lazy("pyarrow.parquet")
 
 FORMATS = ".csv, .parquet, .npy, .npz or IDX file"
+SOUND = "restore it from a copy, or save it again"
+LINE = 2**21  # letters in a line of a .csv, whose entries take twenty times as much in memory
 _IDX_UNSIGNED_BYTE = 0x08
+_MOST_DIMENSIONS = 32  # NumPy before 2 has no more
 
 
 class Table(NamedTuple):
@@ -55,6 +60,15 @@ def table(path: str | os.PathLike[str]) -> Tensor:
         ImportError: a .parquet, without what reads it.
         ValueError: another kind of file, several arrays, a line of another length, an entry that
             is not a number: with its line and column; or whole numbers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "two.csv")
+        ...     _ = path.write_text("length,width\\n1.5,2\\n3,4\\n")
+        ...     table(path)
+        tensor([[1.5000, 2.0000],
+                [3.0000, 4.0000]], dtype=torch.float64)
     """
     return named_table(path).values
 
@@ -75,6 +89,7 @@ def named_table(path: str | os.PathLike[str]) -> Table:
         values = read_array(path)
     if len(set(columns)) < len(columns):
         again = next(c for c in columns if columns.count(c) > 1)
+        again = validation.short(again)
         raise ValueError(f"{path} names a column {again!r} more than once; rename one")
     return Table(validation.floating(str(path), values), columns)
 
@@ -96,21 +111,33 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
         return _idx_images(path)
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"{path} must be a {FORMATS}, but its suffix was {path.suffix!r}")
-    try:
+    with validation.parsing(path, "is truncated, or not a numpy file of numbers", SOUND):
+        check_zip(path)
         with path.open("rb") as file:
             found: Any = np.load(file, allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return found
             names = found.files
             if len(names) == 1:
-                return found[names[0]]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} is truncated, or not a numpy file of numbers ({error})"
-        ) from error
+                found = found[names[0]]
+                if not isinstance(found, np.ndarray):  # but bytes
+                    raise ValueError(f"{validation.short(names[0])!r} in it is no array")
+                return found
     raise ValueError(
-        f"{path} must hold one array, but held {names}; save the one that is meant alone"
+        f"{path} must hold one array, but held {validation.short(str(names))}; save the one that "
+        "is meant alone"
     )
+
+
+def check_zip(path: Path) -> None:
+    """Refuse a .npz that would fill the memory, by what its members say of their size.
+
+    No more is unpacked of a member than it says. A file that is no .npz is not looked at.
+    """
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            with zipfile.ZipFile(file) as members:
+                validation.unpacked(path, sum(m.file_size for m in members.infolist()))
 
 
 def _plain_suffix(path: Path) -> str:
@@ -130,26 +157,28 @@ def _idx_images(path: Path) -> np.ndarray:
             f"{path} must hold images, (N, height, width), but its shape was {images.shape}; "
             "labels are no table of numbers"
         )
-    return (images[:, None] / 255).astype(np.float32)
+    return np.divide(images[:, None], 255, dtype=np.float32)
 
 
 def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
     try:
-        frame = pd.read_parquet(path)
+        with validation.parsing(path, "is not a whole .parquet file", SOUND):
+            said = parquet.read_metadata(path)
+            validation.unpacked(path, 8 * said.num_rows * said.num_columns)
+            frame = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(
             "reading .parquet needs pandas and pyarrow, which are not both installed: "
             "pip install 'ozaki[tables]'"
         ) from error
-    except Exception as error:  # what reads it has errors of its own
-        raise ValueError(f"{path} is not a whole .parquet file ({error})") from error
     if not frame.shape[0] or not frame.shape[1]:
         raise ValueError(f"{path} holds no rows of numbers")
     for name, column in frame.items():
+        name = validation.short(str(name))
         if column.dtype.kind not in "biuf":
             raise ValueError(
-                f"{path}, column {name!r}, must be numbers, but its dtype was {column.dtype}; drop "
-                "or encode it"
+                f"{path}, column {name!r}, must be numbers, but its dtype was "
+                f"{validation.short(str(column.dtype))}; drop or encode it"
             )
         missing = column.isna().to_numpy()
         if missing.any():
@@ -161,35 +190,50 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            lines = [(i, line) for i, line in enumerate(csv.reader(file), 1) if line]
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path} is not a text file of comma-separated numbers ({error})"
-        ) from error
+    entries, width = array("d"), 0  # a list of rows would take twenty times as much as the file
     names: list[str] = []
-    if lines and not any(_is_number(cell) for cell in lines[0][1]):
-        names = lines.pop(0)[1]
-    if not lines:
-        raise ValueError(f"{path} holds no rows of numbers")
-    width = len(lines[0][1])
-    rows = np.empty((len(lines), width))
-    for row, (number, line) in zip(rows, lines, strict=True):
-        if len(line) != width:
-            raise ValueError(
-                f"{path}, line {number}, has {len(line)} entries where others have {width}"
-            )
-        for j, cell in enumerate(line):
-            if not _is_number(cell):
-                column = f" ({names[j]})" if j < len(names) else ""
+    with validation.parsing(path, "is not a text file of comma-separated numbers", SOUND):
+        for number, line in _lines(path):
+            if not width:
+                if not (names or any(_is_number(cell) for cell in line)):
+                    names = line
+                    continue
+                width = len(line)
+            if len(line) != width:
                 raise ValueError(
-                    f"{path}, line {number}, column {j + 1}{column}: {cell!r} is not a number; "
-                    "remove or impute it"
+                    f"{path}, line {number}, has {len(line)} entries where others have {width}"
                 )
-            row[j] = float(cell)
-    return rows, [name.strip() for name in names]
+            try:
+                entries.extend(map(float, line))
+            except ValueError:
+                j = next(j for j, cell in enumerate(line) if not _is_number(cell))
+                column = f" ({validation.short(names[j])})" if j < len(names) else ""
+                raise ValueError(
+                    f"{path}, line {number}, column {j + 1}{column}: "
+                    f"{validation.short(line[j])!r} is not a number; remove or impute it"
+                ) from None
+    if not entries:
+        raise ValueError(f"{path} holds no rows of numbers")
+    return np.frombuffer(entries).reshape(-1, width), [name.strip() for name in names]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The entries of each line that has any, and its number, one at a time."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    size, due = 0, validation.SPARE
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        for number, text in enumerate(iter(lambda: file.readline(LINE), ""), 1):
+            if len(text) == LINE:
+                raise ValueError(
+                    f"{path}, line {number}, is longer than {LINE - 1} letters; break the lines, "
+                    "or save the numbers as .npy"
+                )
+            size += len(text)
+            if size > due:
+                validation.unpacked(path, size)
+                due = size + 2**20
+            if line := next(csv.reader([text])):
+                yield number, line
 
 
 def _is_number(cell: str) -> bool:
@@ -211,22 +255,42 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: another format, a damaged archive, too few or too many bytes.
     """
     path = Path(path)
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}); fetch it again") from error
-    if len(raw) < 4 or raw[:3] != bytes((0, 0, _IDX_UNSIGNED_BYTE)):
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with (
+        validation.parsing(path, "is not a whole gzip file", "fetch it again"),
+        opener(path, "rb") as file,
+    ):
+        shape = _idx_shape(path, file)
+        size = prod(shape)
+        # before room is made for them
+        if path.suffix == ".gz":
+            validation.unpacked(path, 4 * size)  # of floats, which they become
+            entries = file.read(size + 1)  # to the checksum at the end
+            held = f"holds {len(entries)}" if len(entries) <= size else "holds more"
+        else:
+            entries = file.read()
+            held = f"holds {len(entries)}"
+    if len(entries) != size:
+        raise ValueError(
+            f"{path} announces {size} entries of shape {shape} but {held}; fetch it again"
+        )
+    return np.frombuffer(entries, np.uint8).reshape(shape).copy()
+
+
+def _idx_shape(path: Path, file: Any) -> tuple[int, ...]:
+    """What the header of an IDX file announces."""
+    begin = file.read(4)
+    if len(begin) < 4 or begin[:3] != bytes((0, 0, _IDX_UNSIGNED_BYTE)):
         raise ValueError(
             f"{path} must be an IDX file of unsigned bytes, which begins 00 00 08, but it began "
-            f"{raw[:4].hex(' ') or 'nowhere: it is empty'}; fetch it again"
+            f"{begin.hex(' ') or 'nowhere: it is empty'}; fetch it again"
         )
-    begin = 4 + 4 * raw[3]
-    if len(raw) < begin:
+    sizes = file.read(4 * begin[3])
+    if len(sizes) < 4 * begin[3]:
         raise ValueError(f"{path} ends inside its header; fetch it again")
-    shape = struct.unpack(f">{raw[3]}I", raw[4:begin])
-    if len(raw) != begin + prod(shape):
+    if begin[3] > _MOST_DIMENSIONS:
         raise ValueError(
-            f"{path} announces {prod(shape)} entries of shape {shape} but holds "
-            f"{len(raw) - begin}; fetch it again"
+            f"{path} announces {begin[3]} dimensions, where {_MOST_DIMENSIONS} are the most; fetch "
+            "it again"
         )
-    return np.frombuffer(raw, np.uint8, offset=begin).reshape(shape).copy()
+    return struct.unpack(f">{begin[3]}I", sizes)

@@ -1,17 +1,24 @@
-"""Checks whose message names the argument, what it was, and what to do (floor 0).
+"""Checks whose message names the argument or the file, what it was, and what to do (floor 0).
 
 Every check returns what it checked, so that it can stand where the value is used.
 """
 
+import json
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+RATIO = 20  # of what a packed file may hold to its size: MNIST's images have 5, zip bombs 1000
+SPARE = 2**24  # bytes that a packed file may hold whatever its size
+DEAREST = 2**26  # bytes that a JSON text may take in memory, beside twice its size
+LONGEST = 200  # letters of what a parser says that a person is told
 
 
 def positive(name: str, value: Any) -> float:
@@ -149,6 +156,74 @@ def weights(name: str, tensor: Tensor) -> Tensor:
     if bool((tensor <= 0).any()) or abs(total - 1) > 1e-4:
         raise ValueError(f"{name} must be above 0 and sum to 1, but were {tensor.tolist()}")
     return tensor
+
+
+@contextmanager
+def parsing(path: str | os.PathLike[str], wrong: str, remedy: str) -> Iterator[None]:
+    """What a parser of others raises of a file, as one sentence: path, `wrong`, and `remedy`.
+
+    Of any kind: parsers raise what a spoiled file happens to lead to. Files that are missing or
+    may not be read are told of by the system, and libraries that are missing by their own error.
+
+    Raises:
+        ValueError: in place of what was raised in the block.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise  # a sentence already
+        raise ValueError(f"{path} {wrong} ({said(error)}); {remedy}") from error
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line, cut where it is long."""
+    text = short(" ".join(str(error).split()))
+    plain = isinstance(error, (ValueError, OSError)) and not isinstance(error, UnicodeError)
+    return text if plain and text else f"{type(error).__name__}: {text}"
+
+
+def short(text: str) -> str:
+    """As much of what a file holds as a person is told."""
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def unpacked(path: str | os.PathLike[str], size: int) -> None:
+    """Refuse a packed file that says that it holds far more than it is: it may fill the memory.
+
+    Args:
+        path: the file.
+        size: bytes that it would unpack to.
+
+    Raises:
+        ValueError: they are more than twenty times the file and 16 MB.
+    """
+    own = os.path.getsize(path)
+    if size > SPARE + RATIO * own:
+        raise ValueError(
+            f"{path} must not unpack to more than {RATIO} times its {own} bytes, lest it fill the "
+            f"memory, but would to {size}; if it is sound, save it without compression"
+        )
+
+
+def json_text(
+    path: str | os.PathLike[str], content: bytes, remedy: str, wrong: str = "is not JSON"
+) -> Any:
+    """What a JSON text in a file holds: strict JSON, and not made of millions of small things.
+
+    An empty list is two letters, and 64 bytes in memory.
+    """
+    marks = sum(content.count(mark) for mark in b'"[{')
+    if 40 * content.count(b",") + 200 * marks > DEAREST + 2 * len(content):
+        raise ValueError(f"{path} {wrong} that ozaki wrote: it has too many parts; {remedy}")
+    with parsing(path, wrong, remedy):
+        return json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _number(name: str, value: Any) -> float:

@@ -29,6 +29,12 @@ class Verdict(NamedTuple):
         headline: one sentence.
         problems: what is wrong and what to do, fatal ones first.
         notes: what else to know.
+
+    Example:
+        >>> from ozaki.diagnostics import inference_data, verdict
+        >>> found = verdict(inference_data({"x": np.zeros((4, 100))}))
+        >>> found.trusted, found.headline
+        (False, 'Do not trust these draws: no chain moved at all')
     """
 
     trusted: bool

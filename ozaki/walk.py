@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ozaki import checkpoint
+from ozaki import checkpoint, progress
 from ozaki.draws import Draws
 from ozaki.kernels.score_kernel import ScoreKernel, Suspended
 from ozaki.shapes import Float
@@ -173,7 +172,7 @@ class Walk:
         end = self.warmup + draws.room * self.thinning
         team = self.kernel.team
         quiet = True if self._quiet or not team.chief else None
-        bar = tqdm(total=end, initial=self.step, disable=quiet, mininterval=0.2)
+        bar = progress.bar(total=end, initial=self.step, disable=quiet, mininterval=0.2)
         try:
             with bar:
                 self.kernel.place(params)

@@ -1,7 +1,11 @@
 """What every sampler must meet, with tolerances that come from the estimator."""
 
+from importlib.metadata import version
+
 import arviz as az
 import numpy as np
+
+ARVIZ = int(version("arviz").split(".")[0])
 
 
 def moments_match(draws, mean, covariance, *, minimum_ess=400, mcse=5.0):

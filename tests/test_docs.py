@@ -1,4 +1,7 @@
-"""Every Python block of the README and the docs runs, in order, in an empty folder."""
+"""Every Python block of the README and the docs runs, in order, in an empty folder.
+
+Tutorials take minutes and are run whenever the site is built, which CI does; here under `-m slow`.
+"""
 
 import os
 import re
@@ -11,15 +14,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = [
     p
-    for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for p in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "```python" in p.read_text()
 ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def is_long(page: Path) -> bool:
+    return page.parent.name == "tutorials"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * is_long(p)) for p in PAGES],
+)
 def test_the_code_on_the_page_runs(page, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # the suite has the other cores
+    # the suite has the other cores, and no window is to be opened
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -32,7 +43,7 @@ def test_the_code_on_the_page_runs(page, tmp_path):
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#]+\.md)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} → {target}"
 

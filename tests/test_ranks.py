@@ -15,7 +15,7 @@ import xarray as xr
 from torch import distributed as dist
 from torch.testing import assert_close
 
-from ozaki import MCMC, ScoreOzakiKernel, streaming
+from ozaki import MCMC, ScoreOzakiKernel, diagnostics, streaming
 from ozaki.kernels import ranks, transition
 from ozaki.kernels.noise import Share
 from ozaki.kernels.proposals import langevin
@@ -157,7 +157,8 @@ def _without_a_seed():
     mcmc = MCMC(ScoreOzakiKernel(model), **{**SMALL, "seed": None, "warmup_steps": 20})
     mcmc.run(DATA)
     idata = mcmc.to_inference_data(posterior_predictive=True, prior=5)
-    return {g: {n: v.values for n, v in idata[g].data_vars.items()} for g in idata.groups()}
+    groups = {g: idata[g].data_vars for g in diagnostics.groups(idata)}
+    return {g: {n: v.values for n, v in found.items()} for g, found in groups.items()}
 
 
 def test_without_a_seed_all_take_the_first_ones(tmp_path):

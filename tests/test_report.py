@@ -77,7 +77,8 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path):
     for tag, attributes in page.tags:
         assert tag not in {"script", "link", "iframe", "object"}
         assert not {"href", "srcset", "onload", "onerror"} & set(attributes)
-    assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
+    for outward in ("http:", "https:", "url(", "@import"):
+        assert outward not in text
     assert dict(page.tags[0][1]) == {"lang": "en"}
     assert next(t for t, _ in page.tags if t in ("h1", "h2")) == "h1"
     assert len(text) < 5e6
@@ -110,7 +111,21 @@ def test_names_are_escaped(tmp_path):
     )
     assert "<script" not in text and "<b>" not in text
     assert all("<script>" not in (image["src"] or "") for image in page.images)
-    assert "<script>alert(1)</script>[0]" in page.text
+    assert "<script>alert(1)<.script>[0]" in page.text
+
+
+def test_of_many_chains_some_have_lines_and_the_page_says_so(tmp_path, monkeypatch):
+    drawn = []
+    encode = plots.encode
+    monkeypatch.setattr(plots, "encode", lambda f: (drawn.append(f), encode(f))[1])
+    _, page = written(tmp_path, draws(1500, 12))
+    assert "A line each for 40 of 1,500 chains, evenly spaced" in page.text
+    assert sum("40 of 1,500 chains" in (image["alt"] or "") for image in page.images) == 4
+    (trace,) = (f for f in drawn if f.axes[-1].get_xlabel() == "draw")
+    assert [len(axes.lines) for axes in trace.axes] == [plots.CHAINS, plots.CHAINS]
+    first, last = (trace.axes[0].lines[i].get_ydata() for i in (0, -1))
+    np.testing.assert_allclose(first, draws(1500, 12)[0, :, 0])
+    np.testing.assert_allclose(last, draws(1500, 12)[-1, :, 0])
 
 
 def test_many_components_are_cut_short_and_the_page_says_so(tmp_path):

@@ -9,20 +9,28 @@ import difflib
 import json
 import os
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from traceback import extract_tb
 from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
+from ozaki import validation
 from ozaki.diagnostics import summary
+from ozaki.interruption import STOPPED
+from ozaki.mcmc import MCMC
+from ozaki.storage import check_folder, reserve
 from ozaki.verdict import Verdict
 
-DOUBTED, USAGE_ERROR, STOPPED = 1, 2, 130  # exit statuses besides 0
+DOUBTED, USAGE_ERROR = 1, 2  # exit statuses besides 0 and STOPPED
 SOME_FAILED = DOUBTED
 DEBUG = "OZAKI_DEBUG"
+UNHEARD = "standard output could not be written ({}); whatever was written to files is whole"
 
 app = typer.Typer(
     add_completion=False,
@@ -32,22 +40,28 @@ app = typer.Typer(
 )
 
 
+_held = ExitStack()  # what a command keeps to its end
+
+
 class Command(typer.core.TyperCommand):
     """A command whose errors are sentences."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run it; what it raises becomes a sentence on standard error and an exit status."""
         try:
-            return super().invoke(ctx)
+            with _held:
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
-            typer.echo("ozaki: stopped; nothing more was written", err=True)
+            kept = _kept(ctx.params)
+            typer.echo(f"ozaki: stopped; nothing more was written{kept}", err=True)
             raise typer.Exit(STOPPED) from None
         except Exception as error:
             if os.environ.get(DEBUG):
                 raise
-            refuse(_sentence(error))
+            unheard = extract_tb(error.__traceback__)[-1].name == typer.echo.__name__
+            refuse(UNHEARD.format(_sentence(error)) if unheard else _sentence(error))
 
 
 def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -55,8 +69,19 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return app.command(name, cls=Command)
 
 
+def _kept(given: Mapping[str, Any]) -> str:
+    """How to go on with a run that was stopped, where it is kept."""
+    folder = given.get("checkpoint")
+    if folder is None or not any(folder.glob("*.safetensors")):
+        return ""
+    how = " and --resume" if "resume" in given else ""
+    return f", and {folder} holds the run: give the same command{how} to go on with it"
+
+
 def _sentence(error: Exception) -> str:
     text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        text = error.strerror  # a sentence of ozaki's, without the number
     if text and isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
         return text
     first = text.splitlines()[0] if text else "no more is said"
@@ -69,12 +94,37 @@ def refuse(message: str) -> NoReturn:
     raise typer.Exit(USAGE_ERROR)
 
 
-def free(out: Path, force: bool) -> None:
-    """Refuse, before any work is done, to write where something is."""
+def free(out: Path, force: bool, ours: Callable[[Path], bool] | None = None) -> None:
+    """Refuse, before any work is done, to write where something is, or where nothing can be.
+
+    Until the command ends, no other can write there.
+
+    Args:
+        out: of a file, or of a folder.
+        force: replace what is there.
+        ours: of a folder, whether what is there may be replaced.
+    """
     if out.exists() and not (force or (out.is_dir() and not any(out.iterdir()))):
         raise ValueError(
             f"{out} exists, and nothing in it was changed; add --force, or choose another --out"
         )
+    if ours is not None:
+        check_folder(out, ours=ours, overwrite=force)
+    _held.enter_context(reserve(out))
+
+
+def drawn(mcmc: MCMC, **arguments: Any) -> Any:
+    """Walk to the end, and give the draws for ArviZ.
+
+    Some of the draws would pass for all of them: Ctrl-C ends the command, as anywhere else.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "interrupted: ")
+        try:
+            mcmc.run(**arguments)
+        except UserWarning:
+            raise KeyboardInterrupt from None
+    return mcmc.to_inference_data()
 
 
 def tell(found: Mapping[str, Any]) -> None:
@@ -124,12 +174,15 @@ def _configured(ctx: Any, path: Path | None) -> Path | None:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise typer.BadParameter(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise typer.BadParameter(f"{path} is not a TOML file that can be read ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise typer.BadParameter(
+            f"{path} is not a TOML file that can be read ({validation.said(error)})"
+        ) from None
     table = found.get(ctx.command.name or "")
     if not isinstance(table, dict):
         raise typer.BadParameter(
-            f"{path} must hold a table [{ctx.command.name}], but held {sorted(found)}"
+            f"{path} must hold a table [{ctx.command.name}], but held "
+            f"{validation.short(str(sorted(found)))}"
         )
     names = {p.name: p.name for p in ctx.command.params if p.name not in ("config", "help")}
     for p in ctx.command.params:
@@ -140,7 +193,11 @@ def _configured(ctx: Any, path: Path | None) -> Path | None:
             near = difflib.get_close_matches(key, names, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise typer.BadParameter(
-                f"{path}, [{ctx.command.name}]: there is no option {key!r}{hint}"
+                f"{path}, [{ctx.command.name}]: there is no option {validation.short(key)!r}{hint}"
+            )
+        if isinstance(value, dict):
+            raise typer.BadParameter(
+                f"{path}, [{ctx.command.name}]: {key} must be a value, but was a table"
             )
         # low and high, as LOW:HIGH is written on the command line
         joined = ":".join(map(str, value)) if isinstance(value, list) else value

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ozaki.commands.app import Config, Json, Seed, command, judged, refuse
+from ozaki.commands.app import Config, Json, Seed, command, drawn, free, judged, refuse
 from ozaki.datasets import OLD_FAITHFUL_COLUMNS, old_faithful
 from ozaki.diagnostics import sampler_test, save
 from ozaki.kernels.pyro_kernel import ScoreOzakiKernel
@@ -35,7 +35,9 @@ def demo(
 
     For example: ozaki demo --quick --out try
     """
+    free(out, force=True)  # of another demo under way; what is there is looked at next
     _prepare(out, force)
+    free(out / WRITTEN[0], force=True)
     size = QUICK if quick else FULL
     data = old_faithful()
     typer.echo(
@@ -53,9 +55,8 @@ def demo(
         thinning=size["thinning"],
         seed=seed,
     )
-    mcmc.run()
+    idata = drawn(mcmc)
     typer.echo(f"Drawn in {time.perf_counter() - began:.0f} s.", err=as_json)
-    idata = mcmc.to_inference_data()
     eruption, waiting = estimator.noise_scale.tolist()
     save(idata, out / "draws.nc")
     estimator.save(out / "estimator", overwrite=True)

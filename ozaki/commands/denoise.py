@@ -47,7 +47,7 @@ def denoise(
 
     For example: ozaki denoise noisy/ --estimator digits --out clean --sigma 0.5
     """
-    free(out, force)
+    free(out, force, denoise_files.is_ours)
     done = denoise_files.run(
         source, estimator, out, sigma, samples, components, seed, clean, overwrite=force
     )

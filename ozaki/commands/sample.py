@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ozaki.commands.app import Config, Json, Seed, command, free, judged
+from ozaki.commands.app import Config, Json, Seed, command, drawn, free, judged
 from ozaki.diagnostics import save
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.mcmc import MCMC
@@ -70,7 +70,7 @@ def sample(
 
     ozaki sample coins.py:model --data tosses.csv --out draws
     """
-    free(out, force)
+    free(out, force, _is_ours)
     choice("--kernel", kernel, ("ozaki", "langevin"))
     walker = ScoreOzakiKernel if kernel == "ozaki" else ScoreLangevinKernel
     if MODEL in source:
@@ -93,8 +93,7 @@ def sample(
         checkpoint=checkpoint,
         seed=seed,
     )
-    mcmc.run(**arguments)
-    idata = mcmc.to_inference_data()
+    idata = drawn(mcmc, **arguments)
     verdicts: list[Verdict] = []
 
     def write(folder: Path) -> None:

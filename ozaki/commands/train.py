@@ -8,6 +8,7 @@ import typer
 
 from ozaki.commands.app import SOME_FAILED, Config, Json, Seed, command, free, tell
 from ozaki.images import read_folder
+from ozaki.scores import archive
 from ozaki.scores.training import DSMTrainer
 from ozaki.tables import table
 
@@ -77,7 +78,7 @@ def train(
     """
     chief = os.environ.get("RANK", "0") == "0"
     if chief:
-        free(out, force)
+        free(out, force, archive.is_ours)
     trainer = DSMTrainer(
         _sigma(sigma),
         objective=objective,

@@ -37,8 +37,13 @@ class ScoreLangevinKernel(ScoreKernel):
     convergence of Langevin distributions and their discrete approximations" (1996).
 
     Example:
-        >>> from ozaki.scores.analytic import GaussianScore
-        >>> kernel = ScoreLangevinKernel(GaussianScore([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]))
+        >>> from ozaki import MCMC
+        >>> from ozaki.scores import GaussianScore
+        >>> score = GaussianScore([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
+        >>> mcmc = MCMC(ScoreLangevinKernel(score, step_size=0.5), 50, 0, seed=0)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["x"].shape
+        torch.Size([200, 2])
     """
 
     _proposal = staticmethod(proposals.langevin)
@@ -91,7 +96,8 @@ class ScoreOzakiKernel(ScoreKernel):
         frozen: one curvature for all points, factorised once: its mean over warm-up and chains, or
             the pooled covariance of the chains where that moves further. "auto" is True where
             curvature="auto" would be a density's dense Hessian in more than 10 dimensions, which
-            costs as much as ten steps and more.
+            costs as much as ten steps and more, if warm-up finds the step_size and the correction
+            is exact.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
         compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model
@@ -105,8 +111,13 @@ class ScoreOzakiKernel(ScoreKernel):
     Source: eq. 20 of Meng et al. (2021), after Ozaki (1992).
 
     Example:
-        >>> from ozaki.scores.analytic import GaussianScore
-        >>> kernel = ScoreOzakiKernel(GaussianScore([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]))
+        >>> from ozaki import MCMC
+        >>> from ozaki.scores import GaussianScore
+        >>> score = GaussianScore([0.0, 0.0], [[1.0, 0.0], [0.0, 0.01]])
+        >>> mcmc = MCMC(ScoreOzakiKernel(score, step_size=2.0), 50, 0, seed=0)
+        >>> mcmc.run()
+        >>> round(mcmc.diagnostics()["acceptance rate"]["chain 0"], 3)  # exact on a normal
+        1.0
     """
 
     _proposal = staticmethod(proposals.ozaki)

@@ -318,6 +318,13 @@ def unconstrain(
 
     Raises:
         ValueError: sites missing or too many, shapes that do not fit, draws outside the support.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> model = lambda: pyro.sample("scale", dist.Exponential(2.0))
+        >>> unconstrain(model, {"scale": torch.tensor([1.0, 2.0])})  # its logarithm
+        tensor([[0.0000],
+                [0.6931]])
     """
     score = PyroModelScore(model, args, kwargs, vectorize=False)
     unknown = sorted(set(samples) ^ set(score.names))

@@ -14,6 +14,14 @@ class Dense(SymmetricOperator):
 
     Args:
         matrix: (*batch, D, D), symmetric: only its lower triangle enters `spectral`.
+
+    Raises:
+        ValueError: a matrix that is not square.
+
+    Example:
+        >>> s = Dense(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))  # eigenvalues 3 and 1
+        >>> s.quadratic(torch.tensor([1.0, 1.0])), s.leading(1)[0]
+        (tensor(6.), tensor([3.]))
     """
 
     def __init__(self, matrix: Tensor):
@@ -26,7 +34,15 @@ class Dense(SymmetricOperator):
     def from_eigen(
         cls, values: Float[Tensor, "*batch dim"], vectors: Float[Tensor, "*vbatch dim dim"]
     ) -> "Dense":
-        """V diag(λ) Vᵀ, kept in that form: `matmul` and `trace` never build the matrix."""
+        """V diag(λ) Vᵀ, kept in that form: `matmul` and `trace` never build the matrix.
+
+        Args:
+            values: λ, (*batch, D), in any order.
+            vectors: V, orthonormal in columns, (*batch, D, D), or (D, D) for all.
+
+        Returns:
+            The operator.
+        """
         operator = cls.__new__(cls)
         operator._matrix = None
         operator._eigen = (values, vectors)
@@ -55,7 +71,12 @@ class Dense(SymmetricOperator):
         return self.rebuild(super().select(mask, other).tensors)
 
     def eigen(self) -> tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*vbatch dim dim"]]:
-        """Eigenvalues, ascending, and the matrix whose columns are the eigenvectors."""
+        """Eigenvalues, and the matrix whose columns are the eigenvectors.
+
+        Returns:
+            (*batch, D), ascending where the operator was made of a matrix, else as given; and
+            (*batch, D, D), or (D, D) if one was given for all.
+        """
         if self._eigen is None:
             assert self._matrix is not None
             values, vectors = torch.linalg.eigh(self._matrix)
@@ -63,7 +84,7 @@ class Dense(SymmetricOperator):
         return self._eigen
 
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
-        """S v."""
+        """S v, of an eigendecomposition V (λ ⊙ Vᵀv)."""
         if self._matrix is not None:
             return (self._matrix @ v.unsqueeze(-1)).squeeze(-1)
         values, vectors = self.eigen()
@@ -73,25 +94,25 @@ class Dense(SymmetricOperator):
         return (vectors @ inner.unsqueeze(-1)).squeeze(-1)
 
     def quadratics(self, v: Float[Tensor, "*vbatch dim k"]) -> Float[Tensor, "*obatch k"]:
-        """The vᵀSv of each column."""
+        """vᵀSv of each column, of an eigendecomposition Σ_j λ_j (Vᵀv)_j²."""
         if self._matrix is not None:
             return (v * (self._matrix @ v)).sum(-2)
         values, vectors = self.eigen()
         return (values.unsqueeze(-1) * (vectors.mT @ v).square()).sum(-2)
 
     def diagonal(self) -> Float[Tensor, "*batch dim"]:
-        """S_ii."""
+        """S_ii, of an eigendecomposition Σ_j λ_j V_ij²."""
         if self._matrix is not None:
             return self._matrix.diagonal(dim1=-2, dim2=-1)
         values, vectors = self.eigen()
         return (vectors.square() @ values.unsqueeze(-1)).squeeze(-1)
 
     def trace(self) -> Float[Tensor, "*batch"]:
-        """Σ_i S_ii."""
+        """Σ_i S_ii, of an eigendecomposition Σ λ."""
         return self.diagonal().sum(-1) if self._eigen is None else self._eigen[0].sum(-1)
 
     def frobenius_squared(self) -> Float[Tensor, "*batch"]:
-        """Σ S_ij²."""
+        """Σ_ij S_ij², of an eigendecomposition Σ λ²."""
         if self._matrix is not None:
             return self._matrix.square().sum((-2, -1))
         return self.eigen()[0].square().sum(-1)
@@ -120,7 +141,7 @@ class Dense(SymmetricOperator):
         return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
-        """‖L⁻¹v‖²."""
+        """‖L⁻¹v‖², with L the Cholesky factor."""
         factor = torch.linalg.cholesky(self.dense())
         white = torch.linalg.solve_triangular(factor, v.unsqueeze(-1), upper=False)
         return white.squeeze(-1).square().sum(-1)
@@ -146,7 +167,7 @@ class Dense(SymmetricOperator):
         return Dense(torch.where(low, clamped, self.dense()))
 
     def leading(self, k: int) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch dim k"]]:
-        """The last k columns of the eigendecomposition, in reverse."""
+        """The k largest eigenvalues of the eigendecomposition, and their columns."""
         values, vectors = self.eigen()
         # an operator made of its eigenpairs has them in any order
         values, order = values.topk(k, -1)

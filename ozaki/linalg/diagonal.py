@@ -11,10 +11,13 @@ from ozaki.shapes import Bool, Float
 
 
 class Diagonal(SymmetricOperator):
-    """diag(a).
+    """The diagonal matrix diag(a).
 
     Args:
         values: the diagonal a, (*batch, D).
+
+    Raises:
+        ValueError: no last dimension, or one of 0.
 
     Example:
         >>> Diagonal(torch.tensor([1.0, 4.0])).spectral(torch.sqrt).diagonal()
@@ -38,7 +41,7 @@ class Diagonal(SymmetricOperator):
         return (self.tensors[0].unsqueeze(-1) * v.square()).sum(-2)
 
     def diagonal(self) -> Float[Tensor, "*batch dim"]:
-        """A."""
+        """The diagonal a itself."""
         return self.tensors[0]
 
     def frobenius_squared(self) -> Float[Tensor, "*batch"]:
@@ -68,7 +71,7 @@ class Diagonal(SymmetricOperator):
         return (v.square() / self.tensors[0]).sum(-1)
 
     def spectral(self, f: Callable[[Tensor], Tensor]) -> "Diagonal":
-        """diag(f(a))."""
+        """f(S) = diag(f(a))."""
         return Diagonal(f(self.tensors[0]))
 
     def definite(self) -> Bool[Tensor, "*batch"]:

@@ -25,7 +25,14 @@ class Grouped(SymmetricOperator):
         levels: the values, (*batch, K).
         basis: the entries of Q that are not zero, (*batch, D, r): row i stands in the columns of
             its group.
-        values, vectors: the eigenpairs of S in the span of Q, (*batch, K r), (*batch, K r, K r).
+        values: the eigenvalues of S in the span of Q, (*batch, K r).
+        vectors: their eigenvectors in columns, in coordinates of Q, (*batch, K r, K r).
+
+    Example:
+        >>> a, b = torch.tensor([1.0, 1.0, 4.0]), torch.ones(3, 1)
+        >>> s = Grouped.of(a, b, torch.ones(1), count=2)  # diag(a) + 1 1ᵀ, exactly
+        >>> float(s.frobenius_squared().round(decimals=3))
+        39.0
     """
 
     def __init__(
@@ -45,6 +52,15 @@ class Grouped(SymmetricOperator):
 
         Groups are `count` equal parts of the range of a, for each matrix by itself: an a of no more
         values, one in each part, is not changed.
+
+        Args:
+            values: a, (*batch, D).
+            factor: B, (*batch, D, r).
+            weights: e, (*batch, r), of either sign.
+            count: K, how many values a may keep.
+
+        Returns:
+            The operator.
         """
         *batch, dim, rank = factor.shape
         a = values.expand(*batch, dim)
@@ -85,7 +101,7 @@ class Grouped(SymmetricOperator):
         return Grouped(group, *(t.to(dtype) for t in rest))
 
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
-        """A ⊙ v + Q (U (λ ⊙ Uᵀw) − a_g w) with w = Qᵀv."""
+        """S v = a ⊙ v + Q (U (λ ⊙ Uᵀw) − a_g w) with w = Qᵀv."""
         lead = torch.broadcast_shapes(v.shape[:-1], self.batch)
         group, levels, basis, values, vectors = self.tensors
         group = group.expand(*lead, -1)
@@ -100,7 +116,7 @@ class Grouped(SymmetricOperator):
         return own * v + (basis * change.gather(-2, where)).sum(-1)
 
     def quadratics(self, v: Float[Tensor, "*vbatch dim k"]) -> Float[Tensor, "*obatch k"]:
-        """The vᵀSv of each column."""
+        """vᵀSv of each column, by `matmul`."""
         return torch.stack([(c * self.matmul(c)).sum(-1) for c in v.unbind(-1)], -1)
 
     def diagonal(self) -> Float[Tensor, "*batch dim"]:
@@ -126,7 +142,7 @@ class Grouped(SymmetricOperator):
         return self.spectral(torch.square).trace()
 
     def spectral(self, f: Callable[[Tensor], Tensor]) -> "Grouped":
-        """F of the values and of the eigenvalues in the span."""
+        """f(S), by f of the K values and of the eigenvalues in the span."""
         group, levels, basis, values, vectors = self.tensors
         return Grouped(group, f(levels), basis, f(values), vectors)
 
@@ -135,7 +151,7 @@ class Grouped(SymmetricOperator):
         return self.spectral(torch.log).trace()
 
     def inverse_quadratic(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch"]:
-        """vᵀS⁻¹v."""
+        """vᵀS⁻¹v, by the spectrum."""
         return self.spectral(torch.reciprocal).quadratic(v)
 
     def definite(self) -> Bool[Tensor, "*batch"]:

@@ -26,6 +26,11 @@ class LowRank(SymmetricOperator):
 
     Raises:
         ValueError: shapes that do not fit, or a rank above D.
+
+    Example:
+        >>> s = LowRank(torch.ones(3), torch.ones(3, 1), torch.tensor([-0.25]))  # I − ¼ 1 1ᵀ
+        >>> s.quadratic(torch.ones(3)), s.definite()
+        (tensor(0.7500), tensor(True))
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class LowRank(SymmetricOperator):
         return cls(*tensors)
 
     def matmul(self, v: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
-        """A ⊙ v + B (e ⊙ Bᵀv), in O(D r)."""
+        """S v = a ⊙ v + B (e ⊙ Bᵀv), in O(D r)."""
         a, b, e = self.tensors
         inner = e * (b.mT @ v.unsqueeze(-1)).squeeze(-1)
         return a * v + (b @ inner.unsqueeze(-1)).squeeze(-1)
@@ -126,7 +131,14 @@ class LowRank(SymmetricOperator):
         return LowRank(base.expand(*change.shape[:-1], self.dim), factor, signs)
 
     def grouped(self, count: int) -> Grouped:
-        """The same with the diagonal a rounded to `count` values, of which every f is cheap."""
+        """The same with the diagonal a rounded to `count` values, of which every f is cheap.
+
+        Args:
+            count: K, how many values a may keep.
+
+        Returns:
+            The operator, which is kept for the next call; see `Grouped.of`.
+        """
         found = self._grouped
         if found is None or found.tensors[1].shape[-1] != count:
             values, factor, weights = self.tensors
@@ -165,7 +177,11 @@ class LowRank(SymmetricOperator):
         return LowRank(a, factor, torch.where(low.unsqueeze(-1), change.clamp_min(least - 1), e))
 
     def leading(self, k: int) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch dim k"]]:
-        """The k largest eigenpairs, to rounding and without the matrix: see `davidson`."""
+        """The k largest eigenpairs, to rounding and without the matrix: see `davidson`.
+
+        Raises:
+            ArithmeticError: they were not found, as of parts that are not finite.
+        """
         a, b, e = self.tensors
         batch, (dim, rank) = b.shape[:-2], b.shape[-2:]
         parts = (

@@ -37,7 +37,15 @@ class _ClosedForm(Score):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """`n` exact, independent draws, (n, D)."""
+        """`n` exact, independent draws.
+
+        Args:
+            n: how many.
+            generator: of the draws; None for torch's global one.
+
+        Returns:
+            (n, D).
+        """
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` exact draws: a chain begins in its own law."""
@@ -56,6 +64,8 @@ class GaussianScore(_ClosedForm):
 
     Raises:
         ValueError: shapes that do not fit, entries not finite, Σ not positive definite.
+
+    Source: Petersen and Pedersen (2012), The matrix cookbook, section 8.
 
     Example:
         >>> score = GaussianScore(torch.zeros(2), torch.eye(2))
@@ -97,7 +107,15 @@ class GaussianScore(_ClosedForm):
         raise self.cannot_give(curvature)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """μ + Σ^½ z."""
+        """`n` exact, independent draws, μ + Lz with L the Cholesky factor of Σ.
+
+        Args:
+            n: how many.
+            generator: of z; None for torch's global one.
+
+        Returns:
+            (n, D).
+        """
         return self.mean + self._normal(n, generator) @ self._root.mT
 
     def smooth(self, sigma: Array) -> "GaussianScore":
@@ -105,6 +123,12 @@ class GaussianScore(_ClosedForm):
 
         Args:
             sigma: a number, or one a dimension, (D,); at least 0.
+
+        Returns:
+            Another `GaussianScore`.
+
+        Raises:
+            ValueError: a σ below 0 or not finite, or of another shape.
         """
         return GaussianScore(self.mean, self.covariance + _noise(sigma, self.mean))
 
@@ -164,13 +188,24 @@ class _Mixture(_ClosedForm):
         return Expansion(s1, s2, torch.logsumexp(parts.log_density, -1))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """Exact draws: a component by its weight, then a draw of it."""
+        """`n` exact, independent draws: a component by its weight, then a draw of it.
+
+        Args:
+            n: how many.
+            generator: of the draws; None for torch's global one.
+
+        Returns:
+            (n, D).
+        """
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self._draw(component, generator)
 
 
 class GaussianMixtureScore(_Mixture):
-    """The score of Σ_k w_k N(μ_k, Σ_k).
+    """The score of the mixture Σ_k w_k N(μ_k, Σ_k).
+
+    With ρ_k = w_k p_k/Σ_j w_j p_j, g_k = −Σ_k⁻¹(x − μ_k) and H_k = −Σ_k⁻¹: s1 = Σ ρ_k g_k and
+    s2 = Σ ρ_k (H_k + g_k g_kᵀ) − s1 s1ᵀ.
 
     Args:
         means: μ, (K, D).
@@ -178,7 +213,16 @@ class GaussianMixtureScore(_Mixture):
         weights: w, (K,), above 0 and summing to 1; equal when None.
 
     Raises:
-        ValueError: shapes that do not fit, entries not finite, a covariance not positive definite.
+        ValueError: shapes or weights that do not fit, entries not finite, a covariance not
+            positive definite.
+
+    Source: Carreira-Perpiñán (2000), Mode-finding for mixtures of Gaussian distributions.
+
+    Example:
+        >>> score = GaussianMixtureScore([[-1.0], [1.0]], torch.ones(2, 1, 1))
+        >>> found = score.expand(torch.zeros(1), "dense")
+        >>> found.gradient, found.curvature.dense()  # between the modes: −1 + 1² = 0
+        (tensor([0.]), tensor([[0.]]))
     """
 
     def __init__(self, means: Array, covariances: Array, weights: Array | None = None):
@@ -209,13 +253,19 @@ class GaussianMixtureScore(_Mixture):
 
         Args:
             sigma: a number, or one a dimension, (D,); at least 0.
+
+        Returns:
+            Another `GaussianMixtureScore`.
+
+        Raises:
+            ValueError: a σ below 0 or not finite, or of another shape.
         """
         noise = _noise(sigma, self.means)
         return GaussianMixtureScore(self.means, self.covariances + noise, self.weights)
 
 
 class LogisticMixtureScore(_Mixture):
-    """The score of Σ_k w_k Π_i Logistic(x_i; m_ki, s_ki).
+    """The score of the mixture Σ_k w_k Π_i Logistic(x_i; m_ki, s_ki).
 
     With t = (x − m)/s, a component has log p = Σ −t − log s − 2 log(1 + e^−t), gradient
     −tanh(t/2)/s and curvature −sech²(t/2)/(2s²). Its smoothing is not closed.
@@ -226,7 +276,15 @@ class LogisticMixtureScore(_Mixture):
         weights: w, (K,), above 0 and summing to 1; equal when None.
 
     Raises:
-        ValueError: shapes that do not fit, entries not finite, a scale not above 0.
+        ValueError: shapes or weights that do not fit, entries not finite, a scale not above 0.
+
+    Source: the mixtures of logistics in table 1 of Meng et al. (2021).
+
+    Example:
+        >>> score = LogisticMixtureScore([[0.0]], [[1.0]])
+        >>> found = score.expand(torch.zeros(1), "diagonal")
+        >>> found.curvature.diagonal(), found.log_density.exp()  # −1/2, and a density of 1/4
+        (tensor([-0.5000]), tensor(0.2500))
     """
 
     def __init__(self, locations: Array, scales: Array, weights: Array | None = None):

@@ -1,7 +1,8 @@
 """How an estimator is kept on disk: one JSON file, one safetensors file, no code (floor 1).
 
 Reading is strict: what is not exactly what `write` wrote is refused, with the path and a remedy.
-The settings hold the SHA-256 of the weights, so that a flipped bit is not taken for a weight.
+The settings hold the SHA-256 of the weights and of each of themselves, so that a flipped bit is not
+taken for a weight or for another noise level.
 """
 
 import hashlib
@@ -14,9 +15,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ozaki import validation
 from ozaki.storage import write_folder_atomically
 
 FORMAT = "ozaki.ScoreEstimator"
@@ -24,6 +25,8 @@ VERSION = 2
 SETTINGS = "estimator.json"
 WEIGHTS = "weights.safetensors"
 DIGEST = "weights_sha256"
+PARTS = "settings_sha256"
+REMEDY = "restore it from a copy, or save the estimator again"
 
 
 def write(
@@ -51,12 +54,13 @@ def write(
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
     def fill(target: Path) -> None:
-        safetensors.torch.save_file(copies, target / WEIGHTS)
-        whole = {**header, DIGEST: digest(target / WEIGHTS), **settings}
+        # not save_file, whose errors do not say that the system wrote no more
+        (target / WEIGHTS).write_bytes(safetensors.torch.save(copies))
+        whole = {**header, DIGEST: digest(target / WEIGHTS), **settings, PARTS: parts(settings)}
         text = json.dumps(whole, indent=2, allow_nan=False)
         (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
 
-    return write_folder_atomically(folder, fill, ours=_is_ours, overwrite=overwrite)
+    return write_folder_atomically(folder, fill, ours=is_ours, overwrite=overwrite)
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -78,20 +82,46 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
                 f"{part} does not exist; give a folder that ScoreEstimator.save wrote"
             )
     settings = _settings(path / SETTINGS)
-    expected, found = settings.get(DIGEST), digest(path / WEIGHTS)
+    # read once and not mapped: the file may be replaced meanwhile, and cut off while it is in use
+    content = (path / WEIGHTS).read_bytes()
+    expected, found = settings.get(DIGEST), hashlib.sha256(content).hexdigest()
     if found != expected:
         raise ValueError(
             f"{path / WEIGHTS} is truncated, damaged or another estimator's: its SHA-256 is "
             f"{found[:12]}…, where {SETTINGS} has {str(expected)[:12]}…; restore the folder from a "
             "copy, or save the estimator again"
         )
-    try:
-        return settings, safetensors.torch.load_file(path / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    wrong = "is not a safetensors file"
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    validation.json_text(path / WEIGHTS, header, REMEDY, wrong)
+    with validation.parsing(path / WEIGHTS, wrong, REMEDY):
+        return settings, safetensors.torch.load(content)
+
+
+def parts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The beginning of each setting's SHA-256, by name."""
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+        for name, value in settings.items()
+        if name != PARTS
+    }
+
+
+def unchanged(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    """Check that every setting is as it was saved; older archives do not say how they were.
+
+    To be called when they are known to make sense: what is wrong with one can then be told.
+
+    Raises:
+        ValueError: naming those that are not.
+    """
+    path, saved, now = Path(folder) / SETTINGS, settings.get(PARTS, {}), parts(settings)
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path}: {PARTS} must hold a text by setting, but did not; {REMEDY}")
+    if changed := sorted(name for name in now.keys() & saved.keys() if now[name] != saved[name]):
         raise ValueError(
-            f"{path / WEIGHTS} is not a safetensors file ({error}); restore it from a copy, or "
-            "save the estimator again"
-        ) from error
+            f"{path} is damaged: {changed} are not as they were saved, by their SHA-256; {REMEDY}"
+        )
 
 
 def digest(path: Path) -> str:
@@ -102,26 +132,39 @@ def digest(path: Path) -> str:
 
 def match(
     folder: str | os.PathLike[str],
-    expected: Mapping[str, torch.Size],
+    expected: Mapping[str, Tensor],
     found: Mapping[str, Tensor],
 ) -> None:
-    """Check the name, shape and finiteness of every tensor.
+    """Check the name, shape, dtype and finiteness of every tensor.
+
+    Args:
+        folder: where they were.
+        expected: tensors of any content; those of the device "meta" have none.
+        found: what was read.
 
     Raises:
         ValueError: the first thing that does not fit.
     """
     path = Path(folder) / WEIGHTS
     if expected.keys() != found.keys():
+        missing, unknown = (
+            validation.short(str(sorted(names)))
+            for names in (expected.keys() - found.keys(), found.keys() - expected.keys())
+        )
         raise ValueError(
-            f"{path} does not hold the tensors of this network: missing "
-            f"{sorted(expected.keys() - found.keys())}, unknown "
-            f"{sorted(found.keys() - expected.keys())}; pass the network it was trained with"
+            f"{path} does not hold the tensors of this network: missing {missing}, unknown "
+            f"{unknown}; pass the network it was trained with"
         )
     for name, tensor in found.items():
-        if tensor.shape != expected[name]:
+        like = expected[name]
+        if tensor.shape != like.shape:
             raise ValueError(
-                f"{path}: {name} must have shape {tuple(expected[name])}, but had "
+                f"{path}: {name} must have shape {tuple(like.shape)}, but had "
                 f"{tuple(tensor.shape)}; pass the network it was trained with"
+            )
+        if tensor.dtype != like.dtype:
+            raise ValueError(
+                f"{path}: {name} must be of {like.dtype}, but was of {tensor.dtype}; {REMEDY}"
             )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(
@@ -151,31 +194,30 @@ def _check_json(name: str, value: Any) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); restore it from a copy, or save the estimator again"
-        ) from error
+    found = validation.json_text(path, path.read_bytes(), REMEDY)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         kind = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise ValueError(
-            f"{path} must be of format {FORMAT!r}, but was {kind!r}; give a folder that "
+            f"{path} must be of format {FORMAT!r}, but was {_short(kind)}; give a folder that "
             "ScoreEstimator.save wrote"
         )
     if found.get("version") != VERSION:
         raise ValueError(
-            f"{path} must be of version {VERSION}, but was {found.get('version')!r} (written by "
-            f"ozaki {found.get('ozaki')}); read it with that release, or train again"
+            f"{path} must be of version {VERSION}, but was {_short(found.get('version'))} (written "
+            f"by ozaki {_short(found.get('ozaki'))}); read it with that release, or train again"
         )
     return found
 
 
-def _is_ours(folder: Path) -> bool:
+def _short(value: Any) -> str:
+    return validation.short(repr(value))
+
+
+def is_ours(folder: Path) -> bool:
     """Whether a folder holds an estimator and nothing else."""
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     names = {entry.name for entry in folder.iterdir()}
     return (

@@ -53,8 +53,8 @@ class LogDensityScore(Score):
         device: of the points.
 
     Raises:
-        ValueError: a shape that is none, a log density that is not a scalar, not differentiable or
-            cannot be batched, or that is finite nowhere among 100 tries.
+        ValueError: a shape that is none, or a log density that is not a scalar, not differentiable
+            or cannot be batched.
 
     Example:
         >>> score = LogDensityScore(lambda x: -0.5 * (x**2).sum(), (2,))
@@ -98,7 +98,11 @@ class LogDensityScore(Score):
         return values_vectorised(self._flat, x)
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """`n` points of finite density to begin chains from, (n, D)."""
+        """`n` points of finite density and gradient to begin chains from, (n, D).
+
+        Raises:
+            ValueError: after 100 tries some still are not finite.
+        """
         return finite_start(self._draw, self.expand, n, generator)
 
     def _flat(self, point: Tensor) -> Tensor:
@@ -153,6 +157,9 @@ class DistributionScore(LogDensityScore):
     Raises:
         ValueError: not a distribution, a discrete one, or one whose support has no bijection.
 
+    Source: Kucukelbir et al. (2017), Automatic differentiation variational inference, of which it
+    is the transformation of constrained variables.
+
     Example:
         >>> DistributionScore(torch.distributions.Dirichlet(torch.ones(3))).dim
         2
@@ -181,7 +188,11 @@ class DistributionScore(LogDensityScore):
         self.unconstrained_shape, self.event_shape = u_shape, shape
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """`n` draws, as u, (n, D); uniform(−2, 2) where it cannot be sampled."""
+        """`n` draws, as u, (n, D); uniform(−2, 2) where it cannot be sampled.
+
+        Raises:
+            ValueError: after 100 tries density or gradient still are not finite at some.
+        """
         try:
             return finite_start(self._sample, self.expand, n, generator)
         except (NotImplementedError, ValueError):  # no sampler, or draws outside the density

@@ -21,6 +21,12 @@ class Expansion(NamedTuple):
         log_density: log p(x) up to a constant, (*batch,); None where only scores are known; in a
             mixed model, of the part that has a density.
         score_gradient: in a mixed model, the gradient of the part that has no density.
+
+    Example:
+        >>> from ozaki.scores import GaussianScore
+        >>> found = GaussianScore(torch.zeros(2), torch.eye(2)).expand(torch.ones(2), "diagonal")
+        >>> found.gradient, found.curvature.diagonal(), found.log_density
+        (tensor([-1., -1.]), tensor([-1., -1.]), tensor(-1.))
     """
 
     gradient: Tensor
@@ -35,7 +41,7 @@ class Expansion(NamedTuple):
 
     @property
     def rough(self) -> Tensor:
-        """The gradient of the part that has no density, (*batch, D); all of it where none has."""
+        """The gradient of the part that has no density, (*batch, D); s1 where nothing is mixed."""
         return self.gradient if self.score_gradient is None else self.score_gradient
 
 
@@ -45,6 +51,29 @@ class Score(ABC):
     Points are flat: (*batch, D). `event_shape` says how a person sees one; its product is D.
     A new kind of score implements `expand`, `start` and `default_curvature` and sets the four
     attributes.
+
+    Attributes:
+        dim: D.
+        event_shape: the shape of one point.
+        dtype: of the points that `start` gives.
+        device: where it computes; the CPU unless it is set.
+
+    Example:
+        >>> from ozaki.linalg import Diagonal
+        >>> class Normal(Score):  # N(0, I) in two dimensions
+        ...     dim, event_shape, dtype = 2, torch.Size([2]), torch.float32
+        ...     default_curvature = "diagonal"
+        ...
+        ...     def expand(self, x, curvature=None):
+        ...         if curvature not in (None, "diagonal"):
+        ...             raise self.cannot_give(curvature)
+        ...         s2 = None if curvature is None else Diagonal(-torch.ones_like(x))
+        ...         return Expansion(-x, s2, -0.5 * x.square().sum(-1))
+        ...
+        ...     def start(self, n, generator=None):
+        ...         return torch.randn(n, 2, generator=generator)
+        >>> Normal().log_prob(torch.tensor([1.0, 2.0]))
+        tensor(-2.5000)
     """
 
     dim: int
@@ -67,19 +96,33 @@ class Score(ABC):
             x: points, (*batch, D).
             curvature: None, "diagonal", "low_rank" or "dense".
 
+        Returns:
+            An `Expansion`, whose curvature is None where none was asked for.
+
         Raises:
             ValueError: a curvature this score cannot give; it never substitutes another.
         """
 
     @abstractmethod
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """`n` points to begin chains from, (n, D)."""
+        """`n` points to begin chains from.
+
+        Args:
+            n: how many.
+            generator: of what is drawn; None for torch's global one.
+
+        Returns:
+            (n, D), in `dtype`, on `device`.
+        """
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """The log density alone, up to a constant, of a score that has one.
 
         Args:
             x: points, (*batch, D).
+
+        Returns:
+            (*batch,).
         """
         found = self.expand(x).log_density
         assert found is not None, f"{type(self).__name__} has no log density"
@@ -90,11 +133,18 @@ class Score(ABC):
 
         Args:
             x: points, (*batch, D).
+
+        Returns:
+            (*batch, D); s1 itself of a score that is not mixed.
         """
         return self.expand(x).rough
 
     def check(self, x: Tensor, curvature: str | None) -> None:
         """What `expand` of a score that gives "diagonal" and "dense" may be asked for.
+
+        Args:
+            x: points, (*batch, D).
+            curvature: what was asked for.
 
         Raises:
             ValueError: another curvature, or x of another last dimension.
@@ -105,7 +155,14 @@ class Score(ABC):
             raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
 
     def cannot_give(self, curvature: str | None) -> ValueError:
-        """The error for a curvature this score does not have."""
+        """The error for a curvature this score does not have.
+
+        Args:
+            curvature: what was asked for.
+
+        Returns:
+            A ValueError, to be raised.
+        """
         return ValueError(
             f"curvature={curvature!r} is not something {type(self).__name__} can give; its own "
             f"kind is {self.default_curvature!r}"

@@ -81,6 +81,9 @@ def compare(
         ValueError: an estimator without s2 or of a range of σ, a score of another shape or of
             other noise, or a name that is taken.
 
+    Source: the control variate of eq. 33 of Meng et al. (2021), on the residual form of
+    `docs/mathematics.md`.
+
     Example:
         >>> from ozaki.scores import compare
         >>> from ozaki.scores.training import DSMTrainer

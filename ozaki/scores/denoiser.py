@@ -24,7 +24,8 @@ class DenoiserScore(JacobianScore):
         event_shape: the shape of one point.
         start: where chains begin: `(n, generator) → (n, *event_shape)`, or a tensor of points, of
             which some are picked and noise of σ is added; None for uniform(−2, 2).
-        dtype, device: of the points; those of `start`, or torch's default and the CPU.
+        dtype: of the points; None for that of `start`, or torch's default.
+        device: of the points; None for that of `start`, or the CPU.
 
     Raises:
         ValueError: arguments of the wrong kind, or a denoiser that returns another shape or

@@ -48,6 +48,7 @@ class ScoreDistribution(TorchDistribution):
 
     Args:
         score: a `ScoreEstimator`, a closed form, any `Score`.
+        validate_args: whether `log_prob` checks its values, as in torch; None for torch's default.
 
     Raises:
         ValueError: not a score.
@@ -63,6 +64,8 @@ class ScoreDistribution(TorchDistribution):
         >>> def model(y):
         ...     x = pyro.sample("x", ScoreDistribution(prior))
         ...     pyro.sample("y", pyro.distributions.Normal(x, 0.1).to_event(1), obs=y)
+        >>> ScoreDistribution(prior).log_prob(torch.ones(2))  # up to a constant
+        tensor(-1.)
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore
@@ -80,7 +83,14 @@ class ScoreDistribution(TorchDistribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ScoreDistribution":
-        """Independent copies, for a plate."""
+        """Independent copies, for a plate.
+
+        Args:
+            batch_shape: of the copies.
+
+        Returns:
+            A `ScoreDistribution` of that batch shape.
+        """
         new: Any = self._get_checked_instance(ScoreDistribution, _instance)
         new.score = self.score
         TorchDistribution.__init__(
@@ -90,7 +100,14 @@ class ScoreDistribution(TorchDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Points to begin from: draws where the score can draw, else training points with noise."""
+        """Points to begin from: draws where the score can draw, else training points with noise.
+
+        Args:
+            sample_shape: the dimensions in front.
+
+        Returns:
+            (*sample_shape, *batch_shape, *event_shape).
+        """
         shape = torch.Size(sample_shape) + self.batch_shape
         generator = torch.Generator(self.score.device).manual_seed(seed_from(None))
         return self.score.start(shape.numel(), generator).reshape(shape + self.event_shape)
@@ -100,6 +117,12 @@ class ScoreDistribution(TorchDistribution):
 
         Args:
             value: points, (*batch, *event_shape).
+
+        Returns:
+            The log density up to a constant where the score has one, else 0, (*batch,).
+
+        Raises:
+            NotImplementedError: no log density, and a reader that is none of ozaki's kernels.
         """
         reader, kind = _READER.get(), self.score.default_curvature
         if self._validate_args and reader is None:  # a kernel's points are finite, or its own care

@@ -1,5 +1,6 @@
 """A score learned from data: trained networks, the noise level, and the data's units (floor 2)."""
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,11 +17,12 @@ from ozaki.scores.base import CurvatureKind, Expansion, Score
 from ozaki.scores.baseline import Baseline
 from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.networks import BLOCK, Heads, Outputs, ScoreNetwork, Trunks
-from ozaki.scores.standardisation import Standardisation, rows_of
+from ozaki.scores.standardisation import LARGEST, Standardisation, rows_of
 from ozaki.scores.unet import UNet
 from ozaki.shapes import Float
 
 KINDS = {"Trunks": Trunks, "UNet": UNet}  # networks that an archive describes
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class ScoreEstimator(Score):
@@ -39,6 +41,16 @@ class ScoreEstimator(Score):
         points: training points to start chains from, (n, D), in the data's units.
         metrics: held-out figures, numbers by name.
         architecture: what `load` needs to build the trunk again; None for a user's own network.
+
+    Source: Meng et al. (2021), sections 3 and 4.
+
+    Example:
+        >>> from ozaki import DSMTrainer
+        >>> data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+        >>> estimator = DSMTrainer(sigma=0.5, max_steps=20, seed=0).fit(data)
+        >>> found = estimator.expand(torch.zeros(3, 2), "diagonal")
+        >>> found.gradient.shape, found.curvature, found.log_density
+        (torch.Size([3, 2]), Diagonal(dim=2, batch=(3,), dtype=torch.float32), None)
     """
 
     def __init__(
@@ -77,7 +89,11 @@ class ScoreEstimator(Score):
 
     @property
     def noise_scale(self) -> Float[Tensor, " dim"]:
-        """The standard deviation of the smoothing noise in the data's units, (D,)."""
+        """The standard deviation of the smoothing noise in the data's units, (D,).
+
+        Raises:
+            ValueError: an estimator of a range of σ.
+        """
         return (self._level() * self.standardisation.scale).to(self.dtype).expand(self.dim)
 
     @property
@@ -126,6 +142,9 @@ class ScoreEstimator(Score):
             x: points in the data's units, (*batch, D).
             curvature: None, "diagonal", or where it was trained with a rank "low_rank".
 
+        Returns:
+            An `Expansion` in the data's units.
+
         Raises:
             ValueError: another curvature (see `autodiff`), x of another last dimension, or an
                 estimator of a range of σ.
@@ -147,10 +166,13 @@ class ScoreEstimator(Score):
 
     @torch.no_grad()
     def derivatives(self, x: Float[Tensor, "*batch dim"]) -> tuple[Tensor, ...]:
-        """s1 and the diagonals of s2 … s_n at x, as far as they were learned, each (*batch, D).
+        """s1 and the diagonals of s2 … s_n at x, as far as they were learned.
 
         Args:
             x: points in the data's units, (*batch, D).
+
+        Returns:
+            As many tensors (*batch, D) as `order`, in the data's units.
 
         Raises:
             ValueError: x of another last dimension, or an estimator of a range of σ.
@@ -173,6 +195,9 @@ class ScoreEstimator(Score):
 
         Returns:
             A tensor (*batch, D) for each k.
+
+        Raises:
+            ValueError: x of another last dimension, or an estimator of a range of σ.
         """
         noise = self.noise_scale.to(x.dtype)
         return list(moments.posterior_moments(self.derivatives(x), x, noise, central=central))
@@ -181,6 +206,16 @@ class ScoreEstimator(Score):
         """`n` training points, with replacement beyond those stored, plus the smoothing noise.
 
         The noise makes them follow p_σ, the law whose score this is.
+
+        Args:
+            n: how many.
+            generator: of the choice and of the noise; None for torch's global one.
+
+        Returns:
+            (n, D), in the data's units.
+
+        Raises:
+            ValueError: an estimator of a range of σ.
         """
         where = self.device if generator is None else generator.device
         stored = len(self.points)
@@ -192,7 +227,14 @@ class ScoreEstimator(Score):
         return self.points[rows.to(self.device)] + self.noise_scale * z.to(self.device)
 
     def autodiff(self) -> JacobianScore:
-        """The same s1 with its Jacobian for curvature, at D backward passes a point."""
+        """The same s1 with its Jacobian for curvature, at D backward passes a point.
+
+        Returns:
+            A score whose curvature is ½(J + Jᵀ), "dense" or its diagonal.
+
+        Raises:
+            ValueError: an estimator of a range of σ.
+        """
         self._level()
 
         def first(x: Tensor) -> Tensor:
@@ -217,6 +259,9 @@ class ScoreEstimator(Score):
             "dsm": the mean of ½Σ±[‖s1‖²/2 ± s1ᵀz/σ], half the mean squared error of s1 up to a
             constant; and, where s2 was learned, "residual_vr": the mean squared error of diag s2
             up to a constant; "calibration": E[r ⊙ r / diag C] by dimension; "calibration_mean".
+
+        Raises:
+            ValueError: data that are not such points, or an estimator of a range of σ.
         """
         sigma = self._level()
         u = self._standardised(rows_of("data", data, self.event_shape).to(self.device))
@@ -249,7 +294,14 @@ class ScoreEstimator(Score):
         return figures
 
     def to(self, device: torch.device | str) -> "ScoreEstimator":
-        """Move the estimator to `device`, in place, and return it."""
+        """Move the estimator to `device`, in place.
+
+        Args:
+            device: as torch names it.
+
+        Returns:
+            The estimator itself.
+        """
         self.network.to(device)
         self.standardisation = self.standardisation.to(device)
         self.points = self.points.to(device)
@@ -269,6 +321,8 @@ class ScoreEstimator(Score):
         Raises:
             FileExistsError: `folder` holds an estimator and `overwrite` is False, or something
                 else.
+            ValueError: a `folder` that is no path, weights that are not finite, or metrics that
+                JSON cannot hold.
         """
         base = self.network.baseline
         settings = {
@@ -303,15 +357,19 @@ class ScoreEstimator(Score):
             network: a trunk built as it was for training, if the estimator had a trunk of the
                 user's own; its weights are overwritten.
 
+        Returns:
+            The estimator; see `to` for another device.
+
         Raises:
             FileNotFoundError: no such folder, or a file is missing from it.
+            NotADirectoryError: `folder` is a file.
             ValueError: a file is corrupt, of another format or version, or does not fit.
         """
         settings, tensors = archive.read(folder)
         if network is None and settings.get("architecture") is None:
             raise ValueError(
                 f"{folder} holds the weights of a network of your own "
-                f"({settings.get('network')}); build it and pass it: "
+                f"({validation.short(str(settings.get('network')))}); build it and pass it: "
                 "ScoreEstimator.load(folder, network=...)"
             )
         if network is not None and settings.get("architecture") is not None:
@@ -319,20 +377,23 @@ class ScoreEstimator(Score):
                 f"network must be None for {folder}, which was trained with ozaki's own network, "
                 f"but was {type(network).__name__}; call ScoreEstimator.load(folder)"
             )
-        try:
-            wrapped = _build(settings, network)
-            kind, metrics = settings["standardize"], dict(settings["metrics"])
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise ValueError(
-                f"{Path(folder) / archive.SETTINGS} lacks a setting or holds one that does not "
-                f"fit ({type(error).__name__}: {error}); save the estimator again"
-            ) from error
-        expected = {k: v.shape for k, v in wrapped.state_dict().items()}
-        dim = wrapped.event_shape.numel()
-        units = torch.Size([dim if kind == "columns" else 1])
-        points = torch.Size([len(tensors.get("points", ())), dim])
-        expected |= {"mean": units, "scale": units, "points": points}
+        path = Path(folder) / archive.SETTINGS
+        lacks = "lacks a setting or holds one that does not fit"
+        with validation.parsing(path, lacks, "save the estimator again"):
+            kind = validation.choice(
+                "standardize", settings["standardize"], ("columns", "scalar", None)
+            )
+            metrics = _metrics(settings["metrics"])
+            sketch = _sketch(settings, tensors) if network is None else _build(settings, network)
+        dim = sketch.event_shape.numel()
+        units = torch.empty(dim if kind == "columns" else 1, dtype=torch.float64, device="meta")
+        stored = tensors.get("points", units)
+        dtype = DTYPES[settings["dtype"]]
+        points = torch.empty((*stored.shape[:1], dim), dtype=dtype, device="meta")
+        expected = {**sketch.state_dict(), "mean": units, "scale": units, "points": points}
         archive.match(folder, expected, tensors)
+        archive.unchanged(folder, settings)
+        wrapped = _build(settings, None) if network is None else sketch
         wrapped.load_state_dict({k: tensors[k] for k in wrapped.state_dict()})
         return cls(
             wrapped,
@@ -376,6 +437,33 @@ class ScoreEstimator(Score):
         )
 
 
+def _sketch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ScoreNetwork:
+    """The networks that the settings describe, of ozaki's own kinds, without memory for weights.
+
+    Settings may ask for more than a machine has: what is built must be known to fit the file.
+
+    Raises:
+        ValueError: it cannot, or its outputs are not those of the heads.
+    """
+    architecture, heads = settings["architecture"], settings["heads"]
+    if architecture.get("depth", 0) > len(tensors):
+        raise ValueError(
+            f"depth must be at most the number of tensors, {len(tensors)}, but was "
+            f"{architecture['depth']}"
+        )
+    for name in ("order", "rank"):
+        if architecture.get(name, heads[name]) != heads[name]:
+            raise ValueError(f"{name} must be that of the heads, but was {architecture[name]}")
+    with torch.device("meta"):
+        net = _build(settings, None)
+        u = torch.empty(2, *net.event_shape, dtype=DTYPES[settings["dtype"]])
+        outputs: Any = net.network(u, u.new_empty(2))
+    found = [tuple(o.shape) for o in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+    if found != net.heads.shapes(tuple(u.shape)):
+        raise ValueError(f"the network must give what the heads take, but gave shapes {found}")
+    return net
+
+
 def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> ScoreNetwork:
     """The networks that the settings describe, with weights still to be read."""
     # the initial weights are overwritten: the global random state must not notice them
@@ -387,20 +475,49 @@ def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> Scor
     heads = Heads(
         validation.choice("order", found["order"], (1, 2, 3, 4)),
         validation.count("rank", found["rank"], minimum=0),
-        bool(found["signed"]),
+        validation.flag("signed", found["signed"]),
     )
-    sigma = settings["sigma"]
     return ScoreNetwork(
         trunk,
-        torch.Size(settings["event_shape"]),
-        tuple(validation.positive("sigma", s) for s in sigma)  # pyright: ignore
-        if isinstance(sigma, list)
-        else validation.positive("sigma", sigma),
+        validation.sizes("event_shape", settings["event_shape"]),
+        _sigma(settings["sigma"]),
         heads,
-        float(settings["centre"]),
-        validation.positive("spread", settings["spread"]),
+        _finite("centre", settings["centre"]),
+        _size("spread", settings["spread"]),
         _baseline(settings),
-    ).to({"float32": torch.float32, "float64": torch.float64}[settings["dtype"]])
+    ).to(DTYPES[settings["dtype"]])
+
+
+def _sigma(value: Any) -> float | tuple[float, float]:
+    """σ, or a range of it."""
+    if not isinstance(value, list):
+        return _size("sigma", value)
+    low, high = (_size("sigma", s) for s in value)
+    if low >= high:
+        raise ValueError(f"sigma must be low and high, but was {value}")
+    return low, high
+
+
+def _size(name: str, value: Any) -> float:
+    """A number whose square can be divided by."""
+    number = validation.positive(name, value)
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise ValueError(f"{name} must be from {1 / LARGEST:g} to {LARGEST:g}, but was {value}")
+    return number
+
+
+def _finite(name: str, value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, but was {value}")
+    return number
+
+
+def _metrics(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ValueError(f"metrics must be numbers by name, but was {type(found).__name__}")
+    json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
+    return found
 
 
 def _baseline(settings: Mapping[str, Any]) -> Baseline | None:
@@ -412,7 +529,8 @@ def _baseline(settings: Mapping[str, Any]) -> Baseline | None:
     below = validation.count("baseline below", found["below"], minimum=0)
     if rank != settings["heads"]["rank"] or below > rank:
         raise ValueError(f"baseline must fit the heads, but was {found}")
-    return Baseline(math.prod(settings["event_shape"]), rank, below)
+    shape = validation.sizes("event_shape", settings["event_shape"])
+    return Baseline(shape.numel(), rank, below)
 
 
 def _text(sigma: float | tuple[float, float]) -> str:

@@ -20,7 +20,9 @@ class JacobianScore(Score):
     Args:
         first: s1 at points (n, D) → (n, D), in torch.
         start: `(n, generator) → (n, D)`, where chains begin.
-        event_shape, dtype, device: of the points.
+        event_shape: the shape of one point.
+        dtype: of the points.
+        device: of the points.
     """
 
     def __init__(

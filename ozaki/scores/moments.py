@@ -83,7 +83,10 @@ def posterior_moments(
     rest. That makes 2^{n−1} terms, none larger than the result.
 
     Args:
-        scores, x, sigma: as `posterior_cumulants`.
+        scores: (s1, …, sn) of the smoothed law at `x`, all (*batch, D), or s_k of shape
+            (*batch, D, …, D) with k trailing dimensions.
+        x: noisy points, (*batch, D).
+        sigma: σ in the units of x, a number or a tensor that broadcasts against x.
         central: of x − E[x|x̃] instead of x, without the cancellation that raw moments of a narrow
             posterior far from 0 suffer. The first is then 0.
 
@@ -91,7 +94,9 @@ def posterior_moments(
         (E[x|x̃], …, E[x^{⊗n}|x̃]), each of the shape of its score.
 
     Raises:
-        ValueError: as `posterior_cumulants`.
+        ValueError: no scores, a score or σ whose shape does not fit, a number σ not above 0.
+
+    Source: Meng et al. (2021), Lemma 1 and Theorem 3.
 
     Example:
         >>> x, s1, s2 = torch.tensor([[2.0]]), torch.tensor([[-1.0]]), torch.tensor([[-0.5]])

@@ -156,7 +156,7 @@ class Pass:
         with self._apart():
             if self._iterator is None:
                 self._iterator = self._begin()
-            item = next(self._iterator, _END)
+            item = self._item(self._iterator)
         if item is _END:
             return None
         rows = self._reader.rows(item, f"item {self.items} of a pass")
@@ -166,6 +166,20 @@ class Pass:
         self.read += len(rows)
         self.kept += int(stay.sum())
         return rows if bool(stay.all()) else rows[stay]
+
+    def _item(self, iterator: Iterator[Any]) -> Any:
+        try:
+            return next(iterator, _END)
+        except (RuntimeError, OSError, EOFError) as error:
+            # whatever it was that torch saw of it, and perhaps before it was gone
+            workers = getattr(iterator, "_workers", ())
+            if not any(worker.join(0.5) or worker.exitcode for worker in workers):
+                raise
+            raise RuntimeError(
+                f"data could not be read on: a worker of the DataLoader died ({error}), for want "
+                "of memory perhaps; use fewer num_workers or smaller items, and train again, from "
+                "a checkpoint if there is one"
+            ) from error
 
     def _begin(self) -> Iterator[Any]:
         loader = self._reader.loader

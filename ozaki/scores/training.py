@@ -14,12 +14,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ozaki import checkpoint as checkpoints
-from ozaki import validation
+from ozaki import progress, validation
 from ozaki.scores import options
 from ozaki.scores.baseline import Baseline, fitted, starting_signs, variances
+from ozaki.scores.derivatives import first_line
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.losses import LIKELIHOODS, LossPlan
 from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
@@ -41,15 +41,14 @@ SIGN_ROWS = 2048  # from which a normal is fitted for the first signs of low-ran
 class DSMTrainer:
     """Learns s1 and s2 of the data's smoothed law p_σ by denoising score matching.
 
-    s1 is trained by antithetic DSM (eq. 3); then s2 on it, on a trunk that begins with the features
-    s1 has learned, or with `joint` both at once (eq. 14, 15); by default by a fifth of the residual
-    form and four of optimal covariance matching. The residual form is variance-reduced (as eq. 33)
-    for σ up to 0.3 of the data's spread and averaged over the antithetic pair above, where the
-    control variate does more harm than good. Each loss is divided by the size of what it estimates,
-    so that neither drowns the other. Adam, a cosine schedule
-    with a short warm-up, and a moving average of the weights. What is kept is the latest average
-    whose held-out loss is within two standard errors of the lowest; training stops when that has
-    long been past.
+    s1 is trained by antithetic DSM (eq. 3); then s2 on it, a diagonal on a trunk that begins with
+    the features s1 has learned, or with `joint` both at once (eq. 14, 15); by default by a fifth of
+    the residual form and four of optimal covariance matching. The residual form is variance-reduced
+    (as eq. 33) for σ up to 0.3 of the data's spread and averaged over the antithetic pair above,
+    where the control variate does more harm than good. Each loss is divided by the size of what it
+    estimates, so that neither drowns the other. Adam, a cosine schedule with a short warm-up, and a
+    moving average of the weights. What is kept is the latest average whose held-out loss is within
+    two standard errors of the lowest; training stops when that has long been past.
 
     Under ``torchrun --nproc-per-node N`` each of the N processes computes its share of every batch,
     and all end with the same estimator.
@@ -235,7 +234,9 @@ class DSMTrainer:
                 network that does not take or give the right shapes, or a resume with other
                 settings or data than those of the checkpoint.
             FileExistsError: `checkpoint` holds a state, and `resume` is False.
+            BlockingIOError: another run uses `checkpoint`.
             FloatingPointError: the loss became NaN or infinite.
+            RuntimeError: another of the processes has ended or does not answer.
         """
         if resume and self.checkpoint is None:
             raise ValueError(
@@ -257,7 +258,15 @@ class DSMTrainer:
             if saved is not None and self.seed is None:
                 seed = saved.settings["seed"]
             torch.manual_seed(seed)
-            return self._fit(fabric, data, seed, saved)
+            try:
+                return self._fit(fabric, data, seed, saved)
+            except RuntimeError as error:
+                if not _is_of_others(error):
+                    raise
+                raise RuntimeError(
+                    "another process has ended or does not answer, which ended the training; its "
+                    f"own error says why ({first_line(error)})"
+                ) from error
 
     def _fit(self, fabric: Fabric, data: Any, seed: int, saved: "_Saved | None") -> ScoreEstimator:
         generator = torch.Generator().manual_seed(seed)
@@ -385,7 +394,7 @@ class DSMTrainer:
         begin = 0 if saved is None else saved.state["phase"]
         phase: Phase | None = None
         total = sum(schedule.max_steps for _, schedule in plans)
-        with tqdm(total=total, desc="training", disable=not shown) as bar:
+        with progress.bar(total=total, desc="training", disable=not shown) as bar:
             for i, (plan, schedule) in enumerate(plans):
                 if i < begin:
                     continue
@@ -526,6 +535,11 @@ class _Saved(NamedTuple):
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
     state: dict[str, Any]
+
+
+def _is_of_others(error: RuntimeError) -> bool:
+    """Whether it is what torch says when processes no longer hear one another."""
+    return type(error).__name__.startswith("Dist") or "gloo" in str(error)
 
 
 def _logger(logger: Any, folder: str | os.PathLike[str]) -> Any:
