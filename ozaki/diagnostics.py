@@ -210,7 +210,7 @@ def groups(idata: Any) -> list[str]:
         ['posterior']
     """
     # a method before ArviZ 1.0, paths after, that of the whole among them
-    held = idata.groups() if callable(idata.groups) else idata.groups
+    held: Any = idata.groups() if callable(idata.groups) else idata.groups
     return [name for name in (str(group).strip("/") for group in held) if name]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import ozaki
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     p
@@ -54,3 +56,9 @@ def test_the_readme_opens_with_two_lines():
         "pip install -c constraints.txt . && python -m ozaki demo",
         'pip install -c constraints.txt ".[test]" && pytest',
     ]
+
+
+def test_one_version_everywhere():
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None and cited[1] == ozaki.__version__
+    assert f"\n## {ozaki.__version__}" in (ROOT / "CHANGELOG.md").read_text()

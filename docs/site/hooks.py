@@ -94,7 +94,7 @@ def with_outputs(markdown: str, found: list[dict[str, Any]], stem: str) -> str:
         code = ALT.sub("", match[1]).replace("\n\n\n", "\n\n")
         parts = [f"```python\n{code.strip()}\n```\n"]
         if block["said"].strip():
-            parts.append(f"```text\n{block['said'].rstrip()}\n```\n")
+            parts.append(f"```{{ .text .outputs }}\n{block['said'].rstrip()}\n```\n")
         told = ALT.findall(match[1])
         for i, name in enumerate(block["pictures"]):
             parts.append(f"![{told[i] if i < len(told) else name}]({stem}/{name})\n")
