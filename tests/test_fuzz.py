@@ -3,7 +3,7 @@
 Each format is read in a forked process of its own, so that a reader that crashes, hangs or fills
 the memory is a failed test. There an audit hook sees what Python does: nothing is unpickled or run,
 and nothing is written. Mutations are drawn from a fixed seed: the failure names the format, the
-kind, the number and the file, and `spoiled` gives the very bytes again.
+kind, the number and the file, and `spoil` makes the very bytes again.
 """
 
 import gzip
@@ -13,7 +13,6 @@ import os
 import pickle
 import random
 import re
-import resource
 import shutil
 import signal
 import stat
@@ -58,10 +57,9 @@ from ozaki.scores.standardisation import Standardisation
 from ozaki.scores.unet import UNet
 from ozaki.streaming import Archive
 
-pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork"),
-    pytest.mark.usefixtures("unchecked"),
-]
+resource = pytest.importorskip("resource")  # which Windows lacks, as it lacks forks
+
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 MB = 2**20
 SPARE = 100 * MB  # of memory, beside twice the file
@@ -968,7 +966,8 @@ def child(name: str, root: str) -> None:
         form.make(place, seed)
     shutil.copytree(whole, folder)
     expected = [form.read(p) for p in ((folder, other) if form.twin else (folder,))]
-    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + LEFT,) * 2)
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + LEFT,) * 2)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     watch, found = Watch(base), []
     content = {p.relative_to(whole): p.read_bytes() for p in whole.rglob("*") if p.is_file()}
