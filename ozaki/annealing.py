@@ -1,11 +1,10 @@
 """Draws by annealing: from wide noise to narrow, over a noise-conditional estimator (floor 8)."""
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import torch
-from scipy.optimize import brentq
-from scipy.special import ndtr
 from torch import Tensor
 
 from ozaki import validation
@@ -14,8 +13,11 @@ from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.transition import Method, Options
 from ozaki.kernels.wrappers import Whitened
+from ozaki.lazy import lazy
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.derivatives import seed_from
+
+optimize = lazy("scipy.optimize")
 
 KERNELS = {"ozaki": ScoreOzakiKernel, "langevin": ScoreLangevinKernel}  # steps, acceptance sought
 WIDEST = 1.5  # ratio of neighbouring levels, at most
@@ -36,12 +38,13 @@ def ladder(low: float, high: float, dim: int) -> list[float]:
         >>> [round(s, 3) for s in ladder(0.1, 0.3, 2)]
         [0.3, 0.208, 0.144, 0.1]
     """
+    normal = NormalDist()
 
     def excess(ratio: float) -> float:
         shift = math.sqrt(2 * dim) * (ratio - 1)
-        return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio)) - 0.5
+        return normal.cdf(shift + 3 * ratio) - normal.cdf(shift - 3 * ratio) - 0.5
 
-    ratio: Any = WIDEST if excess(WIDEST) > 0 else brentq(excess, 1.0, WIDEST)
+    ratio: Any = WIDEST if excess(WIDEST) > 0 else optimize.brentq(excess, 1.0, WIDEST)
     # the last digits must not cost a level
     return spaced(low, high, max(1, math.ceil(math.log(high / low) / math.log(ratio) - 1e-9)))
 

@@ -20,13 +20,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ozaki import validation
+from ozaki.lazy import lazy
 from ozaki.posterior import Posterior
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.shapes import Float
+
+optimize = lazy("scipy.optimize")
 
 LEVELS = 17  # of σ at which J is looked at before its minimum is narrowed down
 POINTS = 512  # that σ is found from
@@ -143,7 +145,7 @@ def find_sigma(estimator: Any, noisy: Float[Tensor, "*batch dim"]) -> float:
     grid = torch.linspace(*ends, LEVELS, dtype=torch.float64).tolist()
     best = min(range(LEVELS), key=[objective(t) for t in grid].__getitem__)
     around = grid[max(best - 1, 0)], grid[min(best + 1, LEVELS - 1)]
-    found: Any = minimize_scalar(objective, bounds=around, method="bounded")
+    found: Any = optimize.minimize_scalar(objective, bounds=around, method="bounded")
     sigma = math.exp(found.x)
     for end, word in zip((low, high), ("less", "more"), strict=True):
         if abs(math.log(sigma / end)) < 0.01 * (ends[1] - ends[0]):

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binom
 
 from ozaki.diagnostics import effective_sample_size
 from ozaki.lazy import lazy
@@ -24,6 +23,7 @@ else:
 
 mpl_figure = lazy("matplotlib.figure")
 mpl_lines = lazy("matplotlib.lines")
+stats = lazy("scipy.stats")
 
 PANELS = 8
 CHAINS = 40  # with a line: more are not told apart
@@ -61,7 +61,7 @@ def rank(components: Components, bins: int = 20) -> Figure:
         order = np.argsort(np.argsort(draws, axis=None, kind="stable")).reshape(draws.shape)
         edges = np.linspace(0, draws.size, min(bins, count) + 1)
         share = count / (len(edges) - 1)
-        low, high = binom.interval(0.95, count, 1 / (len(edges) - 1))
+        low, high = stats.binom.interval(0.95, count, 1 / (len(edges) - 1))
         axes.axhspan(low / share, high / share, color="#dddddd", lw=0)
         axes.axhline(1, color=FAINT, lw=0.8, ls="--")
         for chain, row in _lines(order):

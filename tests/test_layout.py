@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,13 @@ def test_imports_stand_at_the_top(path):
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
             for node in ast.walk(function):
                 assert not isinstance(node, (ast.Import, ast.ImportFrom)), function.name
+
+
+def test_importing_ozaki_waits_for_nothing_heavy():
+    """What a run does not need is imported when it is first used: pyro alone takes its second."""
+    heavy = (
+        "scipy.stats scipy.optimize arviz matplotlib.pyplot xarray lightning_fabric zarr diffusers"
+    )
+    code = f"import sys, ozaki; print([m for m in {heavy.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
