@@ -59,7 +59,7 @@ from ozaki.streaming import Archive
 
 resource = pytest.importorskip("resource")  # which Windows lacks, as it lacks forks
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.faults]
 
 MB = 2**20
 SPARE = 100 * MB  # of memory, beside twice the file

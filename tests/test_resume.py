@@ -190,6 +190,7 @@ def _run_to_the_end(folder: Path) -> None:
     trainer(folder, **KILLS).fit(DATA, resume=True).save(folder / "estimator")
 
 
+@pytest.mark.faults
 def test_killed_at_twenty_random_moments_it_ends_with_the_very_weights(tmp_path: Path):
     """A checkpoint is written at every step, so that many kills fall into the writing of one."""
     whole = trainer(None, **KILLS).fit(DATA)
