@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 
 
+INTERRUPTED = "interrupted: "  # how the warning of MCMC begins
 _held = ExitStack()  # what a command keeps to its end
 
 
@@ -119,10 +120,12 @@ def drawn(mcmc: MCMC, **arguments: Any) -> Any:
     Some of the draws would pass for all of them: Ctrl-C ends the command, as anywhere else.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "interrupted: ")
+        warnings.filterwarnings("error", INTERRUPTED)
         try:
             mcmc.run(**arguments)
-        except UserWarning:
+        except UserWarning as warning:
+            if not str(warning).startswith(INTERRUPTED):  # under python -W error
+                raise
             raise KeyboardInterrupt from None
     return mcmc.to_inference_data()
 
