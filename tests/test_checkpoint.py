@@ -281,6 +281,7 @@ def write_without_end(folder: str, first: int) -> None:
         checkpoint.write(folder, tensors, {}, {"step": step})
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="this system has no fork server")
 def test_killed_writes_leave_a_whole_checkpoint(tmp_path: Path):
     context = get_context("forkserver")

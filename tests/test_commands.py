@@ -30,7 +30,8 @@ def mean(y):
     with pyro.plate("rows", len(y)):
         pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
 """
-FEW = ("--num-samples", "600", "--warmup-steps", "300")
+FEW = ("--num-samples", "300", "--warmup-steps", "300")
+FEWER = ("--num-samples", "100", "--warmup-steps", "100")
 
 
 def run(*arguments: object):
@@ -94,12 +95,12 @@ def test_a_model_of_one_argument_has_the_whole_table(folder):
 
 
 def test_an_estimator_is_sampled_and_of_a_range_at_a_sigma():
-    done = run("sample", "range", "--sigma", "0.5", "--out", "learned", *FEW)
+    done = run("sample", "range", "--sigma", "0.5", "--out", "learned", *FEWER)
     assert done.exit_code in (0, 1), done.output  # what a minute's training is worth is its affair
     assert "written: learned/draws.nc, learned/report.html" in done.output
-    again = run("sample", "range", "--sigma", "0.5", "--out", "learned", *FEW)
+    again = run("sample", "range", "--sigma", "0.5", "--out", "learned", *FEWER)
     assert again.exit_code == 2 and "add --force" in again.output
-    more = run("sample", "one", "--out", "learned", "--force", "--kernel", "langevin", *FEW)
+    more = run("sample", "one", "--out", "learned", "--force", "--kernel", "langevin", *FEWER)
     assert more.exit_code in (0, 1), more.output
 
 

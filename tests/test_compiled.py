@@ -207,6 +207,7 @@ def test_a_loop_that_gives_other_numbers_is_refused(monkeypatch):
         walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
 
 
+@pytest.mark.thorough
 def test_without_a_compiler_it_says_so(tmp_path):
     """In a process of its own: torch remembers what it found of a machine's compiler."""
     program = (

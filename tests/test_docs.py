@@ -1,6 +1,7 @@
 """Every Python block of the README and the docs runs, in order, in an empty folder.
 
-Tutorials take minutes and are run whenever the site is built, which CI does; here under `-m slow`.
+CI runs them. Tutorials take minutes and are run whenever the site is built, which CI does too; here
+under `-m slow`.
 """
 
 import os
@@ -29,6 +30,7 @@ def is_long(page: Path) -> bool:
     "page",
     [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * is_long(p)) for p in PAGES],
 )
+@pytest.mark.thorough
 def test_the_code_on_the_page_runs(page, tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     # the suite has the other cores, and no window is to be opened

@@ -34,7 +34,7 @@ from ozaki.scores import GaussianMixtureScore, optimisation
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.training import DSMTrainer
 
-pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.faults]
+pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.thorough]
 
 ROWS = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
 LIMIT = 120  # seconds, of any process

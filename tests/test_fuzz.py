@@ -59,7 +59,7 @@ from ozaki.streaming import Archive
 
 resource = pytest.importorskip("resource")  # which Windows lacks, as it lacks forks
 
-pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.faults]
+pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.thorough]
 
 MB = 2**20
 SPARE = 100 * MB  # of memory, beside twice the file

@@ -23,7 +23,7 @@ from ozaki.kernels.transition import Method
 from ozaki.storage import lock
 from tests.test_walk import DATA, KERNELS, MIXTURE, model
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.thorough]
 
 SMALL = {
     "num_samples": 17,

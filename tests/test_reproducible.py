@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import hashlib
 import sys
@@ -47,6 +49,7 @@ digest("denoised", posterior.mean, posterior.sample(3, torch.Generator().manual_
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_find_the_same_bits(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     runs = [

@@ -98,9 +98,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 def test_a_resumed_run_equals_one_that_was_not_stopped(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    options = RUNS[kind]
+    options = {**RUNS[kind], "max_steps": 60, "checkpoint_every": 10}
     whole = trainer(None, **options).fit(DATA)
-    for at in (50, 180 if kind == "separate" else 119):
+    for at in (25, 90 if kind == "separate" else 59):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
             interrupt(patch, at)
             trainer(tmp_path / str(at), **options).fit(DATA)
@@ -108,7 +108,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
         resumed = trainer(tmp_path / str(at), **options).fit(DATA, resume=True)
         assert equal(whole, resumed), at
     # a run that is done gives its estimator again
-    assert equal(whole, trainer(tmp_path / "50", **options).fit(DATA, resume=True))
+    assert equal(whole, trainer(tmp_path / "25", **options).fit(DATA, resume=True))
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -198,12 +198,12 @@ def _on_a_slow_disk(folder: Path) -> None:
     trainer(folder, **KILLS).fit(DATA, resume=True).save(folder / "estimator")
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_killed_at_twenty_random_moments_it_ends_with_the_very_weights(tmp_path: Path):
     """A checkpoint is written at every step, so that many kills fall into the writing of one.
 
-    Two networks of 150 steps take 6 s or more, and twenty kills come within 5.6 s: there is room for all of them
-    on a machine of any speed.
+    Two networks of 150 steps take 6 s or more, and twenty kills come within 5.6 s: there is room
+    for all of them on a machine of any speed.
     """
     whole = trainer(None, **KILLS).fit(DATA)
     context = multiprocessing.get_context("forkserver")
@@ -246,6 +246,7 @@ def run(arguments: list[str], folder: Path, processes: int = 1) -> subprocess.Co
     )
 
 
+@pytest.mark.thorough
 def test_two_processes_reach_the_result_of_one(tmp_path: Path):
     np.save(tmp_path / "data.npy", DATA.numpy())
     options = ["data.npy", "--sigma", "0.5", "--max-steps", "60", "--batch-size", "32"]

@@ -168,7 +168,7 @@ def run_process(folder, out, kill_after=None):
     return process.wait(120)
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_at_random_moments(kills, tmp_path):
     assert run_process(tmp_path / "whole", tmp_path / "whole.pt") == 0
