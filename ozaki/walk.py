@@ -1,6 +1,7 @@
 """Chains on their way, from warm-up to the last draw, and their place on disk (floor 7.5)."""
 
 import os
+import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,8 +22,9 @@ class Store:
     """A folder in which a run is kept, block by block, so that it can be taken up again.
 
     `chains.safetensors` is the state after some step, and `draws-N.safetensors` the draws from the
-    N-th on that were made up to it. Each is written whole before the state that counts it. Draws
-    that are streamed elsewhere are not written here: the state says how many of them count.
+    N-th on that were made up to it. Each says of which run it is, and is written whole before the
+    state that counts it. Draws that are streamed elsewhere are not written here: the state says how
+    many of them count.
 
     Args:
         folder: made if it is missing.
@@ -32,6 +34,7 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike[str], every: int, settings: Mapping[str, Any]):
         self.folder, self.every, self.settings = Path(folder), every, dict(settings)
+        self._run = uuid.uuid4().hex
         self._blocks: list[int] = []  # the first draw of each
         self._written = 0
 
@@ -47,10 +50,12 @@ class Store:
         engine, draws = walk.kernel.engine, walk.draws
         first, blocks = self._written, self._blocks
         if streamed is None and draws.count > first:
-            checkpoint.write(self.folder, draws.tensors(first), {}, {}, _name(first))
+            of = {"run": self._run}
+            checkpoint.write(self.folder, draws.tensors(first), {}, of, _name(first))
             blocks = [*blocks, first]
         numbers = {
             "step": walk.step,
+            "run": self._run,
             "blocks": blocks,
             "streamed": streamed,
             "engine": engine.numbers(),
@@ -90,15 +95,17 @@ class Store:
             draws.find(numbers["streamed"])
         for first in numbers["blocks"]:
             block = checkpoint.read(self.folder, _name(first))
-            if block is None:
+            if block is None or block[2].get("run") != numbers["run"]:
                 raise ValueError(
-                    f"{self.folder / _name(first)} must be there, but is missing; restore it from "
-                    "a copy, or choose another folder"
+                    f"{self.folder / _name(first)} must hold draws of the run in {FILE}, but "
+                    f"{'is missing' if block is None else 'they are of another run'}; restore it "
+                    "from a copy, or choose another folder"
                 )
             draws.fill(first, block[0])
         draws.resume({k: t for k, t in tensors.items() if k.startswith("seen.")})
         walk.kernel.restore(tensors, numbers["engine"])
-        walk.step, self._blocks, self._written = numbers["step"], numbers["blocks"], draws.count
+        walk.step, self._run = numbers["step"], numbers["run"]
+        self._blocks, self._written = numbers["blocks"], draws.count
         return True
 
 

@@ -693,8 +693,7 @@ FORMATS: dict[str, Format] = {
             "of small things": (becomes(lambda: struct.pack("<Q", len(LISTS)) + LISTS), True),
         },
     ),
-    # of one seed: blocks of draws do not say of which run they are
-    "chains": Format(lambda folder, seed: chains(folder), chains, equal, 60),
+    "chains": Format(chains, chains, equal, 60),
     "zarr": Format(
         lambda folder, seed: store(folder), stored, same_draws, 100,
         special={

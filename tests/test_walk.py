@@ -234,12 +234,14 @@ def test_other_data_are_refused(tmp_path):
         mcmc.run(DATA + 1)
 
 
-@pytest.mark.parametrize("fault", ["missing", "truncated"])
-def test_a_damaged_block_is_told(fault, tmp_path):
+@pytest.mark.parametrize("fault", ["missing", "truncated", "of another"])
+def test_a_damaged_block_is_told(fault, kept, tmp_path):
     chains("chosen", tmp_path)
     block = sorted(tmp_path.glob("draws-*.safetensors"))[1]
     if fault == "missing":
         block.unlink()
+    elif fault == "of another":  # run of the same settings
+        block.write_bytes((kept / block.name).read_bytes())
     else:
         block.write_bytes(block.read_bytes()[:-3])
     with pytest.raises(ValueError, match=rf"{block.name}.*{fault}"):
