@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ozaki import denoise_plots, plots, storage
 from ozaki.calibration import Calibration
-from ozaki.diagnostics import components, existing_folder, summary, verdict
+from ozaki.container import components, existing_folder
+from ozaki.diagnostics import summary, verdict
 from ozaki.stein import SteinTest
 from ozaki.verdict import Verdict
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ozaki import diagnostics, validation
+from ozaki import container, validation
 from ozaki.draws import Constrain, Draws
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.score_kernel import ScoreKernel
@@ -74,7 +74,7 @@ class Archive:
             root = zarr.create_group(str(folder), attributes={MARK: self.run, "draws": 0})
             for name, found in groups.items():
                 group = root.create_group(name, attributes={"names": list(found)})
-                for label, variable in diagnostics.dataset(found).variables.items():
+                for label, variable in container.dataset(found).variables.items():
                     _array(group, str(label), variable, room, chunk)
 
         try:
@@ -154,7 +154,7 @@ class Archive:
         with self._writing(first):
             for name, group in groups.items():
                 for site, value in group.items():
-                    label = diagnostics.label(site)
+                    label = container.label(site)
                     self._root[name][label][:, place] = value.detach().cpu().numpy()
                 self._root[name]["draw"][place] = np.arange(place.start, place.stop)
             self._root.attrs["draws"] = place.stop
@@ -178,7 +178,7 @@ class Archive:
     def read(self, group: str, name: str, first: int = 0, stop: int | None = None) -> Tensor:
         """The draws from `first` to `stop` of one array."""
         with self._reading():
-            drawn = self._root[group][diagnostics.label(name)]
+            drawn = self._root[group][container.label(name)]
             return torch.from_numpy(np.asarray(drawn[:, first:stop]))
 
     def names(self, group: str) -> list[str]:
@@ -195,7 +195,7 @@ class Archive:
                 consolidated=False,
                 mask_and_scale=False,
                 zarr_format=3,
-            )[[diagnostics.label(name) for name in self.names(group)]]
+            )[[container.label(name) for name in self.names(group)]]
         found.attrs = {}
         return found
 
@@ -441,7 +441,7 @@ def _check(group: Any, sites: Mapping[str, Any], count: int, chunk: int) -> None
     """
     if list(group.attrs["names"]) != list(sites):
         raise ValueError(f"{group.basename} must hold {list(sites)}, but does not")
-    for label, variable in diagnostics.dataset(sites).variables.items():
+    for label, variable in container.dataset(sites).variables.items():
         array, wanted = group[str(label)], variable.sizes
         along = {"draw": max(1, chunk)}
         found = array.metadata

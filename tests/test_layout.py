@@ -14,7 +14,7 @@ ROOT = Path(ozaki.__file__).parent
 FILES = sorted(p for p in ROOT.rglob("*.py"))
 HOMES = {
     "lightning": {"scores/training.py"},
-    "arviz": {"diagnostics.py"},
+    "arviz": {"container.py", "diagnostics.py"},
     "typer": {f"commands/{p.name}" for p in (ROOT / "commands").glob("*.py")},
     "jinja2": {"report.py"},
     "zarr": {"streaming.py"},
