@@ -24,7 +24,8 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Folder to save the estimator in.")],
     sigma: Annotated[
-        str, typer.Option(help="Noise in units of the data's spread: a number, LOW:HIGH, or auto.")
+        str,
+        typer.Option(help="Noise: a number, LOW:HIGH, or auto; for tables in units of the spread."),
     ] = "auto",
     objective: Annotated[
         str,

@@ -44,7 +44,7 @@ class ScoreDistribution(TorchDistribution):
     log p has gradient s1 and Hessian s2, those of the score; its value is the score's log density
     where it has one, else 0. A learned prior with any likelihood is so sampled by
     `ScoreOzakiKernel(model)` and `ScoreLangevinKernel(model)`: the rest of the model exactly, the
-    prior by line integral (see `docs/kernels.md`).
+    prior by line integral (see `docs/sampling.md`).
 
     Args:
         score: a `ScoreEstimator`, a closed form, any `Score`.

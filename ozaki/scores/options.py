@@ -28,7 +28,7 @@ class Usual(NamedTuple):
 LARGEST_SIGMA = 100  # in spreads: beyond it the smoothed law is the noise
 # in spreads: below it the losses, of size 1/σ², are rounding in that dtype
 SMALLEST_SIGMA = {torch.float32: 1e-3, torch.float64: 1e-7}
-REDUCE_BELOW = 0.3  # in spreads: docs/learning.md has the measurement
+REDUCE_BELOW = 0.3  # in spreads: docs/benchmarks.md has the measurement
 # in spreads: below the first the targets of orders 3 and 4 are all noise; from the second on all
 # that was tried, in up to 5 dimensions, was learned better than a constant
 HIGH_ORDER_FROM, HIGH_ORDER_AUTO = 0.3, 0.5

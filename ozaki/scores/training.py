@@ -86,7 +86,7 @@ class DSMTrainer:
             copied, not changed. "unet", or "unet_large" for a GPU, is a U-Net for images with a
             head for each order, see ozaki.scores.unet. None is one residual MLP for each order.
         width: hidden units of the default network; None is twice the dimension, from 64 to 512.
-            Of a U-Net the channels of its first level, a multiple of 8; None is 16, or 64.
+            Of a U-Net the channels of its first level, a multiple of 8; None is 32, or 64.
         depth: residual blocks of the default network.
         shared: one trunk for all orders in the default network, in place of one each.
         max_steps: optimiser steps, at most; of each phase where s1 is trained first.
