@@ -1,5 +1,11 @@
 """Every annotated call in ozaki has its shapes and types checked while the tests run."""
 
+import os
+
+# here and in every process that a test starts: batches are small, so that a second thread only
+# waits; and what is forked from a process with threads can wait for ever
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import hypothesis
 from jaxtyping import config, install_import_hook
 
@@ -11,7 +17,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 matplotlib.use("Agg")
-torch.set_num_threads(1)  # the batches are small: a second thread only waits
+torch.set_num_threads(1)
 
 # the same examples every time: a failure on one machine is a failure on the next
 hypothesis.settings.register_profile(
