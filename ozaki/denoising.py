@@ -61,7 +61,7 @@ def denoise(
         curvature: of the covariance: "auto" is the estimator's own kind, None leaves it out.
 
     Returns:
-        A `Posterior`, in the dtype of `noisy`.
+        A `Posterior`, in the dtype of `noisy`, of half precision in float32.
 
     Raises:
         ValueError: another shape, integers, values far outside of what was trained on, a σ outside
@@ -113,13 +113,14 @@ def find_sigma(estimator: Any, noisy: Float[Tensor, "*batch dim"]) -> float:
 
     Args:
         estimator: trained over a range of σ, with s2.
-        noisy: points in the data's units, (*batch, D); of many, 512 evenly spaced ones are read.
+        noisy: points in the data's units, floating-point, (*batch, D); of many, 512 evenly spaced
+            ones are read.
 
     Returns:
         σ in standardised units. A warning is given where it lies at an end of the range.
 
     Raises:
-        ValueError: an estimator of one σ, or without s2.
+        ValueError: an estimator of one σ, or without s2; or points of whole numbers.
     """
     if not isinstance(getattr(estimator, "sigma", None), tuple):
         raise ValueError("estimator must be trained over a range of sigma, but has one sigma only")
@@ -130,7 +131,8 @@ def find_sigma(estimator: Any, noisy: Float[Tensor, "*batch dim"]) -> float:
             f"{low:g} to {high:g}: it can be found from the points only with s2, and this "
             "estimator learned s1 alone"
         )
-    rows = noisy.reshape(-1, noisy.shape[-1])
+    check_floats("noisy", noisy)
+    rows = _single(noisy).reshape(-1, noisy.shape[-1])
     rows = rows[:: -(-len(rows) // POINTS)]
 
     def objective(log_sigma: float) -> float:
@@ -161,7 +163,7 @@ def find_sigma(estimator: Any, noisy: Float[Tensor, "*batch dim"]) -> float:
 def check_floats(name: str, noisy: Any) -> None:
     """Raise ValueError for an array of whole numbers, which are mostly the bytes of images."""
     dtype = str(getattr(noisy, "dtype", "")).removeprefix("torch.")
-    if dtype.startswith(("int", "uint")):
+    if dtype.startswith(("int", "uint", "bool")):
         raise ValueError(
             f"{name} must be floating-point, in the units of the training data, but its dtype was "
             f"{dtype}; images learned as floats in [0, 1] become such by / 255, other whole "
@@ -169,10 +171,15 @@ def check_floats(name: str, noisy: Any) -> None:
         )
 
 
+def _single(x: Tensor) -> Tensor:
+    """In float32 at least: in half precision the square of a small noise is 0."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _points(estimator: Any, noisy: Any) -> tuple[Tensor, torch.Size]:
     """Flat points (*batch, D), and the shape that they came in."""
     check_floats("noisy", noisy)
-    x = validation.floating("noisy", noisy).to(estimator.device)
+    x = _single(validation.floating("noisy", noisy)).to(estimator.device)
     event, dim = torch.Size(estimator.event_shape), estimator.dim
     shape = event if x.shape[max(0, x.ndim - len(event)) :] == event else torch.Size([dim])
     if x.ndim < 1 or x.shape[max(0, x.ndim - len(shape)) :] != shape:

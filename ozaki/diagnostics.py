@@ -152,7 +152,7 @@ def sampler_test(score: Score, draws: Float[Tensor, "chains draws dim"]) -> Stei
     x = draws[:, ::apart].reshape(-1, draws.shape[-1])
     if len(x) < LEAST_POINTS:
         return None
-    gradient = score.expand(x).gradient
+    gradient = score.expand(x).gradient.detach()
     seeded = torch.Generator(x.device).manual_seed(0)  # the same draws, the same verdict
     return stein_test(x.double(), gradient.double(), generator=seeded)
 

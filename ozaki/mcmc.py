@@ -18,10 +18,10 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.mcmc import util
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Transform
 
-from ozaki import diagnostics, report, streaming, validation
+from ozaki import diagnostics, fingerprint, report, streaming, validation
 from ozaki.calibration import Calibration
 from ozaki.checks import MOST_NAMED, plural
 from ozaki.draws import Draws
@@ -29,7 +29,6 @@ from ozaki.kernels import prediction, ranks
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
-from ozaki.scores.base import Score
 from ozaki.scores.derivatives import first_line, seed_from
 from ozaki.storage import lock
 from ozaki.verdict import Verdict
@@ -111,10 +110,10 @@ class MCMC(PyroMCMC):
                 f"kernel must be one of ozaki's, but was {_named(kernel)}; run other kernels in "
                 "pyro.infer.MCMC"
             )
-        validation.count("num_samples", num_samples)
-        validation.count("num_chains", num_chains)
+        num_samples = validation.count("num_samples", num_samples)
+        num_chains = validation.count("num_chains", num_chains)
         if warmup_steps is not None:
-            validation.count("warmup_steps", warmup_steps, minimum=0)
+            warmup_steps = validation.count("warmup_steps", warmup_steps, minimum=0)
         if hook_fn is not None and not callable(hook_fn):
             raise ValueError(f"hook_fn must be callable, but was {hook_fn!r}")
         validation.flag("disable_progbar", disable_progbar)
@@ -238,14 +237,15 @@ class MCMC(PyroMCMC):
         )
 
     def _settings(self, target: Target) -> dict[str, Any]:
-        """What bears on the draws, the law by its gradient at a point."""
-        kernel, score = self.kernel, target.score
-        point = score.start(1, torch.Generator(score.device).manual_seed(0))
-
-        def seen(law: Score | None) -> list[str]:
-            found = [] if law is None else law.expand(point.to(law.dtype)).gradient[0, :8].tolist()
-            return [f"{g:.3g}" for g in found]
-
+        """What bears on the draws, the law by its gradient at two points."""
+        kernel, score, guide = self.kernel, target.score, self.kernel.guide
+        points = score.start(2, torch.Generator(score.device).manual_seed(0))
+        networks = [
+            {k: v for k, v in vars(law).items() if isinstance(v, nn.Module)}
+            for law in (score, guide)
+            if law is not None
+        ]
+        observed = score.observed if isinstance(score, PyroModelScore) else {}
         return {
             "kernel": type(kernel).__name__,
             **kernel.settings(),
@@ -256,8 +256,9 @@ class MCMC(PyroMCMC):
             "checkpoint_every": self.checkpoint_every,
             "store": self.store is not None,
             "sites": {name: list(shape) for name, shape in target.sites.shapes.items()},
-            "law": seen(score),
-            "guide": seen(kernel.guide),
+            "law": fingerprint.of_law(score, points),
+            "guide": [] if guide is None else fingerprint.of_law(guide, points),
+            "data": fingerprint.of_data(self._args, self._kwargs, observed, networks),
         }
 
     @poutine.block
@@ -274,7 +275,7 @@ class MCMC(PyroMCMC):
             RuntimeError: `run` has not been called.
             ValueError: a `num_samples` that is no whole number above 0.
         """
-        validation.count("num_samples", num_samples)
+        num_samples = validation.count("num_samples", num_samples)
         self._ran()
         walk = self._walked
         with self._at_work() as kernel:
@@ -369,9 +370,9 @@ class MCMC(PyroMCMC):
                 samples[name] = value
         if isinstance(target.score, PyroModelScore):
             samples.update(target.score.deterministic(position))
-        if self._save_params is not None:
-            samples = {name: samples[name] for name in sorted(self._save_params)}
-        return samples
+        names = samples if self._save_params is None else sorted(self._save_params)
+        # a transform's bounds may ask for gradients
+        return {name: samples[name].detach() for name in names}
 
     def get_samples(
         self, num_samples: int | None = None, group_by_chain: bool = False

@@ -7,6 +7,7 @@ nothing is imputed, and nothing in a file is executed.
 import csv
 import gzip
 import os
+import re
 import struct
 import zipfile
 from array import array
@@ -28,6 +29,7 @@ FORMATS = ".csv, .parquet, .npy, .npz or IDX file"
 SOUND = "restore it from a copy, or save it again"
 LINE = 2**21  # letters in a line of a .csv, whose entries take twenty times as much in memory
 _IDX_UNSIGNED_BYTE = 0x08
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # as it is called in a .parquet
 _MOST_DIMENSIONS = 32  # NumPy before 2 has no more
 
 
@@ -59,7 +61,8 @@ def table(path: str | os.PathLike[str]) -> Tensor:
         FileNotFoundError: no such file.
         ImportError: a .parquet, without what reads it.
         ValueError: another kind of file, several arrays, a line of another length, an entry that
-            is not a number: with its line and column; or whole numbers.
+            is not a number or a column without a name: with its line and column; the index of a
+            pandas frame; or whole numbers.
 
     Example:
         >>> import tempfile
@@ -175,6 +178,11 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
         raise ValueError(f"{path} holds no rows of numbers")
     for name, column in frame.items():
         name = validation.short(str(name))
+        if _PANDAS_INDEX.fullmatch(name):
+            raise ValueError(
+                f"{path}, column {name!r}, is the index of a pandas frame; write the file with "
+                "to_parquet(path, index=False), or rename the column if it is data"
+            )
         if column.dtype.kind not in "biuf":
             raise ValueError(
                 f"{path}, column {name!r}, must be numbers, but its dtype was "
@@ -196,7 +204,13 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
         for number, line in _lines(path):
             if not width:
                 if not (names or any(_is_number(cell) for cell in line)):
-                    names = line
+                    names = [cell.strip() for cell in line]
+                    if "" in names:
+                        raise ValueError(
+                            f"{path}, line {number}, column {names.index('') + 1}, has no name; if "
+                            "it is the index of a pandas frame, write the file with "
+                            "to_csv(path, index=False), else name or remove it"
+                        )
                     continue
                 width = len(line)
             if len(line) != width:
@@ -214,7 +228,7 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
                 ) from None
     if not entries:
         raise ValueError(f"{path} holds no rows of numbers")
-    return np.frombuffer(entries).reshape(-1, width), [name.strip() for name in names]
+    return np.frombuffer(entries).reshape(-1, width), names
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ozaki import MCMC, ScoreOzakiKernel, diagnostics, validation
+from ozaki import MCMC, ScoreOzakiKernel, container, validation
 from ozaki.linalg import Dense
 from ozaki.scores import GaussianScore, archive
 from ozaki.scores.standardisation import collect, standardisation
@@ -449,7 +449,7 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path, unchecked):
 
 def test_a_path_of_draws_must_be_one(unchecked):
     with pytest.raises(ValueError, match="path must name a file, but was 3"):
-        diagnostics.existing_folder(3)  # pyright: ignore
+        container.existing_folder(3)  # pyright: ignore
 
 
 def test_a_model_whose_sites_change_between_calls_is_named():

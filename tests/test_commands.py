@@ -1,6 +1,7 @@
 """`ozaki sample`, `report` and `compare`, configuration files, and how every command ends."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def there(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which sample adds the model's folder
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,49 @@ def test_a_model_of_one_argument_has_the_whole_table(folder):
     mu = json.loads(done.stdout)["summary"]["mu"]
     exact = float(table("y.csv.gz").sum()) / (300 + 1 / 25)
     assert abs(mu["mean"] - exact) < 5 * mu["mcse_mean"]
+
+
+SCRIPT = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro, pyro.distributions as dist
+from helper_of_{name} import SCALE
+
+@dataclass
+class Prior:
+    scale: float
+
+def model(y, *args, **kw):
+    from late_helper_of_{name} import NOISE
+    assert not args and not kw
+    mu = pyro.sample("mu", dist.Normal(0.0, Prior(SCALE).scale))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("obs", dist.Normal(mu, NOISE), obs=y)
+
+def line(x, y, *args, **kw):
+    model(y - x)
+"""
+
+
+@pytest.mark.parametrize("function", ["model", "line"])
+@pytest.mark.parametrize("name", ["own", "json"])
+def test_a_model_s_file_is_run_as_python_runs_it(name, function, folder, tmp_path, monkeypatch):
+    """Whatever it is called, with what stands beside it, and from another working folder."""
+    beside, modules = tmp_path / "models", dict(sys.modules)
+    beside.mkdir()
+    (beside / f"{name}.py").write_text(SCRIPT.format(name=name))
+    (beside / f"helper_of_{name}.py").write_text("SCALE = 5.0")
+    (beside / f"late_helper_of_{name}.py").write_text("NOISE = 1.0")
+    data = "y.csv.gz" if function == "model" else "rows.csv"
+    monkeypatch.chdir(tmp_path)
+    source = f"models/{name}.py:{function}"
+    done = run("sample", source, "--data", folder / data, "--out", tmp_path / "out", *FEWER)
+    assert done.exit_code in (0, 1), done.output
+    assert sys.modules["json"] is json and modules.items() <= sys.modules.items()
+    for added in (f"helper_of_{name}", f"late_helper_of_{name}"):
+        monkeypatch.delitem(sys.modules, added)
 
 
 def test_an_estimator_is_sampled_and_of_a_range_at_a_sigma():
@@ -257,6 +302,27 @@ def test_whatever_is_raised_ends_in_a_sentence(monkeypatch, tmp_path):
 def test_help_has_an_example(name):
     done = run(name, "--help")
     assert done.exit_code == 0 and f"For example: ozaki {name} " in " ".join(done.output.split())
+
+
+def test_an_index_that_pandas_wrote_is_no_column(tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[5, 7])
+    for path in (tmp_path / "i.csv", tmp_path / "i.csv.gz"):
+        frame.to_csv(path)
+        with pytest.raises(ValueError, match=r"i\.csv.*, line 1, column 1, has no name.*index=Fal"):
+            named_table(path)
+        frame.to_csv(path, index=False)
+        assert named_table(path).columns == ["a", "b"]
+    (tmp_path / "gap.csv").write_text("a, ,c\n1,2,3\n")
+    with pytest.raises(ValueError, match="column 2, has no name"):
+        table(tmp_path / "gap.csv")
+    for index in ([5, 7], pd.RangeIndex(2), pd.RangeIndex(4, 8, 2), ["x", "y"]):
+        frame.set_axis(index).to_parquet(tmp_path / "i.parquet")
+        assert named_table(tmp_path / "i.parquet").columns == ["a", "b"]
+    # as programs that do not know pandas' metadata write it again
+    frame["__index_level_0__"] = [5, 7]
+    frame.reset_index(drop=True).to_parquet(tmp_path / "i.parquet")
+    with pytest.raises(ValueError, match="'__index_level_0__', is the index of a pandas frame"):
+        table(tmp_path / "i.parquet")
 
 
 def test_idx_images_and_named_columns(tmp_path):

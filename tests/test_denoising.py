@@ -82,6 +82,27 @@ def test_a_mixture_has_its_exact_moments(law, seed):
     assert_close(posterior.covariance.dense(), within + between, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_halves_are_denoised_in_single_precision(dtype):
+    """In halves N, which is sigma squared, was 0 and s2 infinite."""
+    estimator, *_ = learned(sigma=(0.1, 1.0))
+    narrow = Standardisation("columns", torch.zeros(3).double(), torch.full((3,), 1e-3).double())
+    narrow = ScoreEstimator(estimator.network, narrow, 1e-3 * torch.randn(50, 3).double())
+    x = (1e-3 * torch.randn(4, 3, generator=generator(0))).to(dtype)
+    for sigma in (0.5, None):
+        found, expected = denoise(narrow, x, sigma), denoise(narrow, x.float(), sigma)
+        assert found.mean.dtype == found.variance.dtype == torch.float32
+        assert_close(found.mean, expected.mean, **EXACT)
+        assert_close(found.variance, expected.variance, **EXACT)
+    assert float(found.variance.min()) > 0
+    assert find_sigma(narrow, x) == find_sigma(narrow, x.float())
+    score = GaussianScore(torch.zeros(3), torch.eye(3)).smooth(1.0)
+    assert_close(denoise(score, x, 1.0).mean, x.float() / 2)
+    with pytest.raises(ValueError, match=r"noisy must be floating-point.*int64"):
+        find_sigma(narrow, torch.ones(2, 3, dtype=torch.int64))
+
+
 SHAPES = {"columns": (3,), "scalar": (1, 2, 3), None: (2, 3)}
 
 

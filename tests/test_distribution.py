@@ -96,6 +96,31 @@ def test_gradient_and_hessian_of_any_expression(prior):
     torch.testing.assert_close(graph(x), hessian)
 
 
+@pytest.mark.parametrize(
+    "made_of",
+    [
+        lambda prior: dist.TransformedDistribution(prior, [dist.transforms.ExpTransform()]),
+        lambda prior: dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(2)), prior.expand([2]).to_event(0)
+        ),
+    ],
+    ids=["transformed", "mixed"],
+)
+def test_a_law_made_of_a_score_without_a_density_is_refused(made_of):
+    """Its Jacobian or weights would count twice, or not at all."""
+    with pytest.raises(ValueError, match=r"site 'x' must not be made of a ScoreDistribution"):
+        PyroModelScore(lambda: pyro.sample("x", made_of(ScoreDistribution(Bare(KNOWN)))))
+    exact = PyroModelScore(
+        lambda: pyro.sample(
+            "x",
+            dist.TransformedDistribution(
+                ScoreDistribution(KNOWN), [dist.transforms.ExpTransform()]
+            ),
+        )
+    )
+    torch.testing.assert_close(exact.expand(points()).gradient, KNOWN.expand(points()).gradient)
+
+
 def test_gradient_alone_where_no_curvature_will_be_read():
     class Counting(Bare):
         asked = ()

@@ -112,6 +112,24 @@ def test_a_shape_that_does_not_fit_is_named():
         make().evaluate(torch.zeros(4, 2))
 
 
+ASKED = {
+    "expand": lambda e, x: e.expand(x),
+    "derivatives": lambda e, x: e.derivatives(x),
+    "moments": lambda e, x: e.moments(x),
+    "autodiff": lambda e, x: e.autodiff().expand(x),
+    "autodiff, dense": lambda e, x: e.autodiff().expand(x, "dense"),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("asked", ASKED)
+def test_points_that_no_score_can_be_given_in_are_refused(asked: str, dtype: torch.dtype):
+    """Whole numbers would cut its fractions off, and halves have no room for it."""
+    with pytest.raises(ValueError, match=rf"x must be float32 or .* {dtype}; give floating-point"):
+        ASKED[asked](make(), torch.ones(2, 3, dtype=dtype))
+
+
 @pytest.mark.parametrize("kind", ["dense", "low_rank"])
 def test_a_curvature_it_has_not_is_refused(kind):
     with pytest.raises(ValueError, match="ScoreEstimator can give"):

@@ -115,6 +115,46 @@ def test_initial_params_are_where_the_chain_begins(face):
     assert_close(seen[2][2], start, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("face", [StockMCMC, MCMC])
+def test_a_hook_that_writes_in_place_moves_the_chain_and_no_draw(face):
+    chains = 1 if face is StockMCMC else 2
+    places = []
+
+    def hook(kernel, params, stage, i):
+        places.append(params["x"].clone())
+        params["x"].add_(100.0)
+
+    kernel = ScoreLangevinKernel(GAUSS, step_size=1e-12, metropolis="none")
+    options = {"num_samples": 3, "warmup_steps": 0, "num_chains": chains, "disable_progbar": True}
+    mcmc = face(kernel, hook_fn=hook, **options)
+    mcmc.run()
+    assert_close(places[2] - places[0], torch.full_like(places[0], 200.0), atol=1e-3, rtol=0)
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    if face is MCMC:  # Pyro's own keeps what the hook has made of them
+        assert_close(draws, torch.stack(places, 1), atol=1e-3, rtol=0)
+
+
+class Asking(GaussianScore):
+    """A score whose own tensors ask for gradients, as a module's do."""
+
+    def __init__(self):
+        super().__init__(torch.zeros(2, requires_grad=True), torch.eye(2))
+
+
+def bounded():
+    return dist.Uniform(torch.zeros(2), torch.ones(2, requires_grad=True))
+
+
+@pytest.mark.parametrize("kernel", [ScoreOzakiKernel, ScoreLangevinKernel])
+@pytest.mark.parametrize("source", [Asking, bounded])
+def test_tensors_that_ask_for_gradients_leave_no_graph(source, kernel, tmp_path):
+    mcmc = MCMC(kernel(source()), 30, 30, num_chains=2, seed=0, disable_progbar=True)
+    mcmc.run()
+    assert not mcmc.get_samples()["x"].requires_grad
+    assert not mcmc._draws.position.requires_grad
+    assert mcmc.report(tmp_path / "report.html")
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

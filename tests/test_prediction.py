@@ -180,6 +180,31 @@ def test_summed_out_sites_are_said_to_stand_in_the_way():
         assert prediction.log_likelihood(score, torch.zeros(2, 1)) == {}
 
 
+def test_a_summed_out_site_that_observations_share_is_not_drawn_from_its_prior():
+    """It would be 0 in half of the new data, where these data say 1."""
+
+    def shared(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.plate("data", 5):
+            pyro.sample("y", dist.Normal(mu + 10 * z, 1.0), obs=y)
+
+    def own(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 5):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Normal(mu + 10 * z, 1.0), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are looped
+        one, each = (PyroModelScore(f, (torch.full((5,), 10.0),)) for f in (shared, own))
+    with pytest.warns(UserWarning, match=r"\['z'\] are summed out and are not one for each"):
+        assert prediction.posterior_predictive(one, torch.zeros(2, 1), seed=0) == {}
+    found = prediction.posterior_predictive(each, torch.zeros(400, 1), seed=0)["y"]
+    assert found.shape == (400, 5)
+    assert abs(float(found.mean()) - 5) < 5 * 26**0.5 / 2000**0.5
+
+
 @pytest.mark.parametrize(
     "asked", [{"log_likelihood": True}, {"posterior_predictive": True}, {"prior": 10}]
 )

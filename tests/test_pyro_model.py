@@ -413,7 +413,7 @@ def no_bijection():
         (subsampled, "plate 'data' must not be subsampled.*2 of 4"),
         (random_density, "function of its latent sites"),
         (no_bijection, "latent site 'w' must have a support that biject_to knows"),
-        (loose_plate, "packing tensors at site .y."),
+        (loose_plate, "site 'y' must have its batch dimensions in plates"),
         (moving_support, "latent site 'z' must have a fixed support"),
     ],
 )
@@ -556,6 +556,48 @@ def test_deterministic_sites_of_summed_out_ones_are_left_out():
         found = score.deterministic(x)
     assert list(found) == ["odds"]
     torch.testing.assert_close(found["odds"], torch.ones(3))
+
+
+def summaries_of_summed_out():
+    """By shape alone they look like any others."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", 4):
+        z = pyro.sample("z", dist.Bernoulli(0.01))
+        pyro.sample("y", dist.Normal(mu + z, 1.0), obs=OBS)
+    pyro.deterministic("share", z.mean())
+    pyro.deterministic("spread", (z - z.mean()).square().sum() + (z.mean() > 0.5))
+    pyro.deterministic("twice", 2 * mu)
+
+
+def test_what_reduces_over_a_summed_out_site_is_left_out_too():
+    score = PyroModelScore(summaries_of_summed_out)
+    with pytest.warns(UserWarning, match=r"\['share', 'spread'\] depend on the discrete sites"):
+        found = score.deterministic(torch.ones(3, 1))
+    assert list(found) == ["twice"]
+    torch.testing.assert_close(found["twice"], torch.full((3,), 2.0))
+
+
+def discrete_without_a_plate():
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.5)))
+    pyro.sample("y", dist.Normal(mu + 10 * z, 1.0), obs=torch.tensor([1.0, 9.0]))
+
+
+def data_without_a_plate():
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("y", dist.Normal(mu + 10 * z, 1.0), obs=torch.tensor([1.0, 9.0]))
+
+
+@pytest.mark.parametrize(
+    ("model", "site"), [(discrete_without_a_plate, "z"), (data_without_a_plate, "y")]
+)
+def test_dimensions_that_no_plate_claims_are_refused_beside_summed_out_sites(model, site):
+    """As many as the discrete site has values, they would be taken for those."""
+    with pytest.raises(
+        ValueError, match=rf"site '{site}' must have its batch dimensions in plates"
+    ):
+        PyroModelScore(model)
 
 
 def test_unconstrain_inverts_constrain():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ozaki import datasets
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.estimator import ScoreEstimator
+from ozaki.scores.networks import Trunks
 from ozaki.scores.training import DSMTrainer
 
 
@@ -197,6 +198,23 @@ class Trunk(nn.Module):
         return found if self.outputs > 1 else found[0]
 
 
+class Tracked(Trunk):
+    """Its weights are drawn alike each time; a buffer counts its calls."""
+
+    calls: Tensor
+
+    def __init__(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            super().__init__(2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, u: Tensor, noise: Tensor):
+        if self.training:
+            self.calls += 1
+        return super().forward(u, noise)
+
+
 def test_a_network_of_ones_own(tmp_path: Path):
     trunk = Trunk(2)
     before = [p.clone() for p in trunk.parameters()]
@@ -208,6 +226,64 @@ def test_a_network_of_ones_own(tmp_path: Path):
     folder = estimator.save(tmp_path / "e")
     assert same(estimator, ScoreEstimator.load(folder, network=Trunk(2)))
     assert tiny(network=Trunk(1), curvature=None).fit(DATA).default_curvature is None
+
+
+def pieces() -> dict[str, tuple[nn.Module, str]]:
+    """Networks, and the part of each that is frozen."""
+    return {
+        "module": (Trunk(2), "body"),
+        "trunks": (Trunks(3, width=8, depth=1), "first.stem"),
+        "shared": (Trunks(3, width=8, depth=1, shared=True), "first"),
+    }
+
+
+@pytest.mark.parametrize("sigma", [0.5, (0.2, 0.5)], ids=str)
+@pytest.mark.parametrize("kind", pieces())
+def test_frozen_layers_stay_as_they_are(kind: str, sigma, tmp_path: Path):
+    network, frozen = pieces()[kind]
+    network.get_submodule(frozen).requires_grad_(False)
+    before = {k: p.clone() for k, p in network.named_parameters()}
+    still = {k for k in before if k.startswith(f"{frozen}.")}
+    options = {"network": network, "sigma": sigma, "checkpoint": tmp_path, "learning_rate": 0.1}
+    learned = tiny(**options).fit(DATA).network.network
+    moved = {k for k, p in learned.named_parameters() if not torch.equal(p, before[k])}
+    assert moved and not moved & still
+    assert {k for k, p in network.named_parameters() if not p.requires_grad} == still
+    # what is frozen bears on the result, and on what the optimiser's state is of
+    again = tiny(**options).fit(DATA, resume=True).network.network
+    assert all(
+        torch.equal(p, q) for p, q in zip(learned.parameters(), again.parameters(), strict=True)
+    )
+    network.requires_grad_()
+    with pytest.raises(ValueError, match=f"frozen was .*{frozen}.* and is .*now"):
+        tiny(**options).fit(DATA, resume=True)
+
+
+def test_a_network_without_anything_to_train_is_named():
+    with pytest.raises(ValueError, match=r"all 6 of Trunk's were frozen; call .*requires_grad_"):
+        tiny(network=Trunk(2).requires_grad_(False)).fit(DATA)
+    with pytest.raises(ValueError, match="must have parameters to train, but Identity has none"):
+        tiny(network=nn.Identity(), curvature=None).fit(DATA)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_is_the_same_where_gradients_are_off(mode):
+    stream, images = torch.utils.data.DataLoader(DATA, 20), DATA.reshape(60, 1, 3)
+    plain = tiny().fit(DATA), tiny().fit(stream), tiny(standardize=None, sigma=5.0).fit(images)
+    own = tiny(network=Tracked()).fit(DATA)
+    with mode():
+        rows, network = DATA.clone(), Tracked()
+        assert same(plain[0], tiny().fit(rows))
+        assert same(plain[1], tiny().fit(torch.utils.data.DataLoader(rows, 20)))
+        assert same(plain[2], tiny(standardize=None, sigma=5.0).fit(rows.reshape(60, 1, 3)))
+        assert same(own, tiny(network=network).fit(rows))
+        assert torch.is_grad_enabled() is False
+        assert torch.is_inference_mode_enabled() is (mode is torch.inference_mode)
+        # of double precision the rows are not copied by a change of dtype
+        precise = tiny(precision="64-true", standardize=None, sigma=2.0, held_out=0.5)
+        found = precise.fit(rows.double())
+    assert not found.points.is_inference()
+    assert same(found, precise.fit(DATA.double()))
 
 
 def test_a_wrong_network_is_named_before_training():

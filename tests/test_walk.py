@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -232,6 +233,35 @@ def test_other_data_are_refused(tmp_path):
     mcmc = chains("model", tmp_path)
     with pytest.raises(ValueError, match=r"chains\.safetensors is of a run.*law was"):
         mcmc.run(DATA + 1)
+
+
+def far(y):
+    with pyro.plate("data", 10):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("by", [50.0, 1e-6])
+def test_one_other_entry_of_the_data_is_seen(by, tmp_path):
+    def run(y, draws):
+        kernel = ScoreOzakiKernel(far, step_size=0.5)
+        options = {"num_chains": 2, "seed": 0, "disable_progbar": True, "checkpoint": tmp_path}
+        MCMC(kernel, draws, 0, **options).run(y)
+
+    run(torch.zeros(10), 5)
+    other = torch.zeros(10)
+    other[9] = by
+    with pytest.raises(ValueError, match=r"data was"):
+        run(other, 10)
+    run(torch.zeros(10), 10)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path):
+    kernel = ScoreOzakiKernel(MIXTURE, step_size=0.5)
+    numbers = {"num_samples": np.int64(5), "num_chains": np.int64(2), "warmup_steps": np.int64(0)}
+    mcmc = MCMC(kernel, **numbers, seed=0, disable_progbar=True, checkpoint=tmp_path)
+    mcmc.run()
+    assert mcmc.to_inference_data()["posterior"].attrs["num_chains"] == 2
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "of another"])

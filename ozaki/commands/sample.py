@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ from ozaki.verdict import Verdict
 
 DRAWS, REPORT = "draws.nc", "report.html"
 MODEL = ".py:"  # FILE.py:NAME
+MODULE = "__ozaki_model__"  # whatever the file is called: json.py must not stand for json
+REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # *args, **kwargs
 
 
 @command("sample")
@@ -64,7 +67,7 @@ def sample(
     draws are written but not to be trusted, and 2 where nothing was written.
 
     A model with one argument is called with the whole of --data: (n,) of one column, else (n, D).
-    One with several is called with the columns of their names.
+    One with several is called with the columns of their names, and nothing for *args and **kwargs.
 
     For example: ozaki sample estimator --out draws --num-samples 2000
 
@@ -122,17 +125,26 @@ def _estimator(folder: Path, sigma: float | None) -> ScoreEstimator:
 
 
 def _function(source: str) -> Callable[..., Any]:
-    """The model of that name, from its file."""
+    """The model of that name, from its file, run as ``python FILE.py`` would run it.
+
+    Its folder stays the first of `sys.path`: a model may import only when it is called.
+    """
     file, _, name = source.rpartition(":")
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give FILE.py:NAME, a file and a function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_name = MODULE
+    while module_name in sys.modules:
+        module_name += "_"
+    spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[module_name] = module  # where dataclasses look their annotations up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module_name]
         raise ValueError(
             f"{path} could not be run: {type(error).__name__}: {error}; mend it, and try "
             f"python {path}"
@@ -147,7 +159,7 @@ def _function(source: str) -> Callable[..., Any]:
 def _arguments(model: Callable[..., Any], source: str, found: Table) -> dict[str, Any]:
     """The model's arguments, in torch's default dtype."""
     values = found.values.to(torch.get_default_dtype())
-    parameters = list(inspect.signature(model).parameters.values())
+    parameters = [p for p in inspect.signature(model).parameters.values() if p.kind not in REST]
     names = [p.name for p in parameters if p.default is p.empty or p.name in found.columns]
     if len(names) == 1:
         alone = values.ndim == 2 and values.shape[1] == 1

@@ -1,6 +1,6 @@
 """What a Pyro model is made of, read from one run of it (floor 4)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -9,13 +9,15 @@ import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Distribution, Transform, TransformedDistribution
 
 from ozaki.scores.autodiff import support_transform
 from ozaki.scores.base import Score
 from ozaki.scores.derivatives import first_line
 from ozaki.scores.distribution import ScoreDistribution
 from ozaki.scores.singular import LinAlgError, singular_is_nan
+
+TRIALS = 8  # of values of discrete sites, to see what depends on them
 
 
 class Latents(NamedTuple):
@@ -27,6 +29,7 @@ class Latents(NamedTuple):
         enumerated: finite discrete latent sites.
         observed: observed site → value.
         deterministic: deterministic site → shape.
+        undetermined: those of them that change with the enumerated ones.
         max_plate_nesting: how many dimensions to the left its plates take.
         priors: latent site → its `ScoreDistribution`, where chains begin in a way of their own.
         learned: sites of whose density only the score is known.
@@ -41,6 +44,7 @@ class Latents(NamedTuple):
     max_plate_nesting: int
     priors: dict[str, Any]
     learned: tuple[str, ...] = ()
+    undetermined: frozenset[str] = frozenset()
     complaint: str | None = None
 
 
@@ -83,6 +87,12 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         score = _score_of(fn)
         if score is not None and not has_density(score):
             learned.append(name)
+        elif _leans_on_scores(fn):
+            raise ValueError(
+                f"site {name!r} must not be made of a ScoreDistribution without a density, but was "
+                f"a {type(fn).__name__} of one, whose own density would be lost: let the "
+                "ScoreDistribution be a site, and compute from its value"
+            )
         if isinstance(fn, _Subsample):
             _refuse_subsampling(name, fn)
         elif node["infer"].get("_deterministic"):
@@ -111,6 +121,11 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             f"ScoreDistribution without a density, {learned}: the sum weighs by values; observe "
             "the discrete sites, or use a score with a density"
         )
+    undetermined = frozenset()
+    if enumerated:
+        _check_plates(trace, enumerated)
+    if enumerated and found.deterministic:
+        undetermined = _undetermined(model, trace, found.values, enumerated, found.deterministic)
     unknown = sorted(set(transforms) - set(found.values))
     if unknown:
         raise ValueError(
@@ -120,6 +135,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         enumerated=tuple(enumerated),
         max_plate_nesting=depth,
         learned=tuple(learned),
+        undetermined=undetermined,
         complaint=complaint,
     )
 
@@ -133,15 +149,75 @@ def has_density(score: Score) -> bool:
 def _score_of(fn: Any) -> Score | None:
     """The score of a `ScoreDistribution`, masked, reshaped or not; None of anything else."""
     while not isinstance(fn, ScoreDistribution):
-        fn = getattr(fn, "base_dist", None)
+        # a Jacobian has a density: it is not the score's alone
+        fn = None if isinstance(fn, TransformedDistribution) else getattr(fn, "base_dist", None)
         if fn is None:
             return None
     return fn.score
 
 
+def _leans_on_scores(fn: Any) -> bool:
+    """Whether a distribution is made of a `ScoreDistribution` that has no density."""
+    if isinstance(fn, ScoreDistribution):
+        return not has_density(fn.score)
+    parts = (part for part in vars(fn).values() if isinstance(part, Distribution))
+    return any(_leans_on_scores(part) for part in parts)
+
+
+def _check_plates(trace: Any, enumerated: list[str]) -> None:
+    """Refuse dimensions that no plate claims: there Pyro lays the values that it sums over."""
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
+            continue
+        value, events = node["value"], len(node["fn"].event_shape)
+        # of observations there may be more than the distribution says
+        shape = torch.broadcast_shapes(node["fn"].batch_shape, value.shape[: value.ndim - events])
+        claimed = {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
+        if any(size > 1 and i - len(shape) not in claimed for i, size in enumerate(shape)):
+            raise ValueError(
+                f"site {name!r} must have its batch dimensions in plates (or, unless it is summed "
+                f"out, in .to_event) where the discrete sites {enumerated} are summed out, but "
+                f"its batch shape was {tuple(shape)}, with plates in {sorted(claimed)}"
+            )
+
+
 def _run(model: Callable[[], Any]) -> Any:
     with poutine.block():
         return poutine.trace(model).get_trace()
+
+
+def _undetermined(
+    model: Callable[[], Any],
+    trace: Any,
+    values: Mapping[str, Tensor],
+    enumerated: list[str],
+    deterministic: Iterable[str],
+) -> frozenset[str]:
+    """The deterministic sites that change with the discrete ones, the others held where they were.
+
+    All discrete sites take their first value, their second, …, and then values as they come: what
+    is the same for equal values, as their spread, is not for mixed ones.
+    """
+    supports = {n: trace.nodes[n]["fn"].enumerate_support(expand=False) for n in enumerated}
+    shapes = {n: trace.nodes[n]["value"].shape for n in enumerated}
+    trials: list[dict[str, Tensor]] = [
+        {n: s[min(k, len(s) - 1)].expand(shapes[n]) for n, s in supports.items()}
+        for k in range(min(TRIALS, max(map(len, supports.values()))))
+    ]
+    seen = []
+    with lenient():
+        for discrete in (*trials, *({},) * TRIALS):
+            run = _run(poutine.condition(model, {**values, **discrete}))
+            seen.append({n: torch.as_tensor(run.nodes[n]["value"]) for n in deterministic})
+    first = seen[0]
+    return frozenset(
+        n
+        for n in deterministic
+        if not all(
+            s[n].shape == first[n].shape and torch.equal(s[n].nan_to_num(), first[n].nan_to_num())
+            for s in seen
+        )
+    )
 
 
 def _refuse_subsampling(name: str, fn: Any) -> None:

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
+from ozaki.kernels.inspection import lenient
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.scores.derivatives import isolated_rng
 from ozaki.shapes import Float
@@ -69,6 +70,9 @@ def posterior_predictive(
 ) -> dict[str, Tensor]:
     """New data given each draw, observed site → (*batch, *shape of the data).
 
+    Discrete sites that are one for each observation are drawn anew with it. Where others are summed
+    out there is a warning, and nothing is given.
+
     Args:
         score: a Pyro model.
         x: flat unconstrained draws, (*batch, D).
@@ -77,12 +81,33 @@ def posterior_predictive(
     sites = list(score.observed)
     if not sites:
         return {}
+    if shared := _shared(score):
+        warnings.warn(
+            f"the discrete sites {shared} are summed out and are not one for each observation, so "
+            "that their values given the data are not known: no posterior_predictive is given",
+            stacklevel=2,
+        )
+        return {}
     draws = score.constrain(x.detach().reshape(-1, score.dim))
     found = _predict(score, seed, posterior_samples=draws, return_sites=sites)
     return {
         name: value.reshape(x.shape[:-1] + score.observed[name].shape)
         for name, value in found.items()
     }
+
+
+def _shared(score: PyroModelScore) -> list[str]:
+    """The summed-out sites that several observations have in common."""
+    if not score.enumerated:
+        return []
+    with isolated_rng(0), lenient():
+        nodes = score.trace_at(score.start(1, torch.Generator().manual_seed(0))[0]).nodes
+    plates = {
+        name: {frame.name for frame in nodes[name]["cond_indep_stack"]}
+        for name in (*score.enumerated, *score.observed)
+    }
+    common = set[str]().union(*(plates[y] for y in score.observed))
+    return [z for z in score.enumerated if not plates[z] or not common <= plates[z]]
 
 
 def prior_predictive(

@@ -100,11 +100,11 @@ class PyroModelScore(Score):
         self._complaint = found.complaint
         self.learned, self._priors = found.learned, found.priors
         self._settle(found)
-        # what depends on a summed-out site has one value for each of its values here
+        # what depends on a summed-out site has one value for each of its values in the prototype
         self._undetermined = tuple(
             name
             for name, shape in found.deterministic.items()
-            if prototype.nodes[name]["value"].shape != shape
+            if prototype.nodes[name]["value"].shape != shape or name in found.undetermined
         )
         self._deterministic = [n for n in found.deterministic if n not in self._undetermined]
         self._initial = None

@@ -16,6 +16,7 @@ from torch.distributions import Distribution, Transform
 from ozaki import validation
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
+from ozaki.kernels.inspection import has_density
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.proposals import Proposal
 from ozaki.kernels.pyro_model import PyroModelScore
@@ -172,7 +173,7 @@ class ScoreKernel(MCMCKernel):
     def place(self, params: dict[str, Tensor]) -> None:
         """Put the chains at `params`, unless they are there."""
         target = self._bound()
-        x = target.sites.flatten(params)
+        x = target.sites.flatten(params).detach()
         x = (x if self.num_chains is not None else x.unsqueeze(0)).to(target.score.dtype)
         if self._engine is None:
             self._engine = self._make_engine(target, x)
@@ -195,7 +196,8 @@ class ScoreKernel(MCMCKernel):
     @property
     def params(self) -> dict[str, Tensor]:
         """Where the chains are, site → unconstrained tensor."""
-        position = self.engine.position
+        # copied: what a hook does to it in place is seen by `place`, and moves the chains
+        position = self.engine.position.clone()
         lone = self.num_chains is None
         return self._bound().sites.unflatten(position[0] if lone else position)
 
@@ -272,6 +274,11 @@ class ScoreKernel(MCMCKernel):
             source = source.score
         if isinstance(source, Score):
             return Target(source, Sites({self._site: source.event_shape}), {})
+        if isinstance(source, ScoreDistribution) and not has_density(source.score):
+            raise ValueError(
+                "model must be one ScoreDistribution where its score has no density, but its "
+                f"batch_shape was {tuple(source.batch_shape)}; sample it in a plate of a Pyro model"
+            )
         if isinstance(source, Distribution):
             score = DistributionScore(source)
             sites = Sites({self._site: score.unconstrained_shape})

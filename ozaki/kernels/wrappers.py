@@ -49,7 +49,7 @@ class Whitened(_Wrapper):
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
         """The expansion in u; the log density leaves out the constant log|det L|."""
-        at = self.score.expand(self.to_x(x), curvature)
+        at = _detached(self.score.expand(self.to_x(x), curvature))
         if self.factor is None:
             return at
         return Expansion(
@@ -65,7 +65,7 @@ class Whitened(_Wrapper):
 
     def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The wrapped score's, in u."""
-        found = self.score.rough(self.to_x(x))
+        found = self.score.rough(self.to_x(x)).detach()
         return found if self.factor is None else self._pull(found)
 
     def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -86,6 +86,18 @@ class Whitened(_Wrapper):
         factor = self.factor
         assert factor is not None
         return g * factor if factor.ndim == 1 else g @ factor
+
+
+def _detached(at: Expansion) -> Expansion:
+    """Without the graph of a score whose own tensors ask for gradients: a chain would keep all."""
+    curvature = at.curvature
+    found = [at.gradient, *(t for t in at[2:] if t is not None)]
+    if not any(t.requires_grad for t in (*found, *(curvature.tensors if curvature else ()))):
+        return at
+    if curvature is not None:
+        curvature = curvature.rebuild(tuple(t.detach() for t in curvature.tensors))
+    rest = (t if t is None else t.detach() for t in at[2:])
+    return Expansion(at.gradient.detach(), curvature, *rest)
 
 
 class Frozen(_Wrapper):

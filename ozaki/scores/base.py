@@ -147,10 +147,14 @@ class Score(ABC):
             curvature: what was asked for.
 
         Raises:
-            ValueError: another curvature, or x of another last dimension.
+            ValueError: another curvature, x of another last dimension, or whole numbers.
         """
         if curvature not in (None, "diagonal", "dense"):
             raise self.cannot_give(curvature)
+        if not x.is_floating_point():
+            raise ValueError(
+                f"x must be floating-point, but its dtype was {x.dtype}; use x.float()"
+            )
         if x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}")
 

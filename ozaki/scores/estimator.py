@@ -35,6 +35,9 @@ class ScoreEstimator(Score):
     Trained over a range of σ it is a family of scores: `at` gives the one at a σ, and nothing else
     that depends on σ can be asked of it.
 
+    Points are float32 or float64. Whole numbers would cut the scores off to such, and in half
+    precision those of data of small spread are infinite.
+
     Args:
         network: s1, s2 and higher diagonals in standardised units; its weights are frozen.
         standardisation: how u is made from x.
@@ -146,8 +149,8 @@ class ScoreEstimator(Score):
             An `Expansion` in the data's units.
 
         Raises:
-            ValueError: another curvature (see `autodiff`), x of another last dimension, or an
-                estimator of a range of σ.
+            ValueError: another curvature (see `autodiff`), x of another last dimension or dtype,
+                or an estimator of a range of σ.
         """
         self._level()
         if curvature is not None and (
@@ -175,7 +178,7 @@ class ScoreEstimator(Score):
             As many tensors (*batch, D) as `order`, in the data's units.
 
         Raises:
-            ValueError: x of another last dimension, or an estimator of a range of σ.
+            ValueError: x of another last dimension or dtype, or an estimator of a range of σ.
         """
         self._level()
         out = self._outputs(x, (True, True))
@@ -197,7 +200,7 @@ class ScoreEstimator(Score):
             A tensor (*batch, D) for each k.
 
         Raises:
-            ValueError: x of another last dimension, or an estimator of a range of σ.
+            ValueError: x of another last dimension or dtype, or an estimator of a range of σ.
         """
         noise = self.noise_scale.to(x.dtype)
         return list(moments.posterior_moments(self.derivatives(x), x, noise, central=central))
@@ -242,7 +245,7 @@ class ScoreEstimator(Score):
             s1 = self.network.first(self._standardised(x)).to(x.dtype)
             return s1 / self.standardisation.scale.to(x.dtype)
 
-        return JacobianScore(first, self.start, self.event_shape, self.dtype, self.device)
+        return _LearnedJacobianScore(first, self.start, self.event_shape, self.dtype, self.device)
 
     @torch.no_grad()
     def evaluate(
@@ -427,6 +430,7 @@ class ScoreEstimator(Score):
                 f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}; points are "
                 f"flat, so reshape those of event shape {tuple(self.event_shape)}"
             )
+        _check_dtype(x)
         return self.standardisation.forward(x, self.dtype)
 
     def __repr__(self) -> str:
@@ -434,6 +438,23 @@ class ScoreEstimator(Score):
             f"ScoreEstimator(event_shape={tuple(self.event_shape)}, sigma={_text(self.sigma)}, "
             f"curvature={self.default_curvature!r}, standardize={self.standardisation.kind!r}, "
             f"dtype={self.dtype})"
+        )
+
+
+class _LearnedJacobianScore(JacobianScore):
+    """A Jacobian score that refuses the points that its estimator refuses."""
+
+    def check(self, x: Tensor, curvature: str | None) -> None:
+        _check_dtype(x)
+        super().check(x, curvature)
+
+
+def _check_dtype(x: Tensor) -> None:
+    """Raise ValueError for points in whose dtype scores cannot be given."""
+    if x.dtype not in DTYPES.values():
+        raise ValueError(
+            f"x must be float32 or float64, as its scores are, but its dtype was {x.dtype}; give "
+            "floating-point numbers of one of these, such as x.float()"
         )
 
 

@@ -83,8 +83,9 @@ class DSMTrainer:
         standardize: "columns", "scalar" (one mean and scale for all), or None; "auto" is
             "columns" for (N, D) data and None for images.
         network: any module called as ``network(u, noise)``, see ozaki.scores.networks; it is
-            copied, not changed. "unet", or "unet_large" for a GPU, is a U-Net for images with a
-            head for each order, see ozaki.scores.unet. None is one residual MLP for each order.
+            copied, not changed, and parameters that require no gradient are not trained. "unet",
+            or "unet_large" for a GPU, is a U-Net for images with a head for each order, see
+            ozaki.scores.unet. None is one residual MLP for each order.
         width: hidden units of the default network; None is twice the dimension, from 64 to 512.
             Of a U-Net the channels of its first level, a multiple of 8; None is 32, or 64.
         depth: residual blocks of the default network.
@@ -216,7 +217,7 @@ class DSMTrainer:
         self.progress = progress
 
     def fit(self, data: Any, *, resume: bool = False) -> ScoreEstimator:
-        """Train on `data`.
+        """Train on `data`; also where gradients are turned off, by ``torch.no_grad()`` or such.
 
         Args:
             data: (N, *event_shape), floating-point: a tensor, an array or a frame, which stay on
@@ -231,8 +232,8 @@ class DSMTrainer:
 
         Raises:
             ValueError: data that cannot be learned from, a sigma that does not fit them, a
-                network that does not take or give the right shapes, or a resume with other
-                settings or data than those of the checkpoint.
+                network that does not take or give the right shapes or has nothing to train, or a
+                resume with other settings or data than those of the checkpoint.
             FileExistsError: `checkpoint` holds a state, and `resume` is False.
             BlockingIOError: another run uses `checkpoint`.
             FloatingPointError: the loss became NaN or infinite.
@@ -249,6 +250,8 @@ class DSMTrainer:
         seed = fabric.broadcast(seed)
         # the initial weights, and a network of the user's own, draw from the global state
         with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
             torch.random.fork_rng(devices=range(torch.cuda.device_count())),
             lock(self.checkpoint) if self.checkpoint and chief else nullcontext(),
         ):
@@ -278,6 +281,9 @@ class DSMTrainer:
             )
         units, net = self._network(fabric, source)
         settings = {**self._settings(), "seed": seed, "data": source.fingerprint}
+        frozen = [name for name, p in net.network.named_parameters() if not p.requires_grad]
+        if frozen:
+            settings["frozen"] = frozen
         if saved is not None:
             assert self.checkpoint is not None
             checkpoints.match(self.checkpoint, saved.settings, settings)
@@ -309,6 +315,7 @@ class DSMTrainer:
         )
         rank = self._rank(dim)
         if isinstance(self.network, nn.Module):
+            _check_trainable(self.network)
             trunk: nn.Module = copy.deepcopy(self.network)
         else:
             built = Trunks if self.network is None else UNet
@@ -336,7 +343,7 @@ class DSMTrainer:
             some = rows[:: max(1, len(rows) // SIGN_ROWS)][:SIGN_ROWS]
             spectrum = variances(units.forward(some, torch.float64))
             net.weights.data.copy_(starting_signs(spectrum, level, rank))
-        net = net.requires_grad_().to(fabric.device, dtype)
+        net = net.to(fabric.device, dtype)
         net.check(torch.empty(0, dtype=dtype, device=fabric.device))
         return units.to(fabric.device), net
 
@@ -394,16 +401,20 @@ class DSMTrainer:
         begin = 0 if saved is None else saved.state["phase"]
         phase: Phase | None = None
         total = sum(schedule.max_steps for _, schedule in plans)
+        trainable = [(p, p.requires_grad) for p in net.parameters()]  # as the user would have it
         with progress.bar(total=total, desc="training", disable=not shown) as bar:
             for i, (plan, schedule) in enumerate(plans):
                 if i < begin:
                     continue
-                net.requires_grad_()
+                for parameter, wanted in trainable:
+                    parameter.requires_grad_(wanted)
                 if isinstance(net.network, (Trunks, UNet)):
                     # what a phase does not train takes no gradients: processes wait for each one
                     net.network.train_orders(plan.first, bool(plan.terms))
                     if net.weights is not None:
                         net.weights.requires_grad_(bool(plan.terms))
+                    for parameter, wanted in trainable:
+                        parameter.requires_grad_(parameter.requires_grad and wanted)
                 if i and isinstance(net.network, Trunks) and not net.heads.rank:
                     net.network.warm_start()
                 if i and isinstance(net.network, UNet):
@@ -540,6 +551,20 @@ class _Saved(NamedTuple):
 def _is_of_others(error: RuntimeError) -> bool:
     """Whether it is what torch says when processes no longer hear one another."""
     return type(error).__name__.startswith("Dist") or "gloo" in str(error)
+
+
+def _check_trainable(network: nn.Module) -> None:
+    """Raise ValueError for a network of which nothing would be trained."""
+    parameters, name = list(network.parameters()), type(network).__name__
+    if not parameters:
+        raise ValueError(
+            f"network must have parameters to train, but {name} has none; pass one with layers"
+        )
+    if not any(p.requires_grad for p in parameters):
+        raise ValueError(
+            f"network must have parameters to train, but all {len(parameters)} of {name}'s were "
+            "frozen; call network.requires_grad_(), or that of the layers that are to be trained"
+        )
 
 
 def _logger(logger: Any, folder: str | os.PathLike[str]) -> Any:
