@@ -137,13 +137,17 @@ def _few(e: Evidence) -> Iterator[Problem]:
 
 def _stuck(e: Evidence) -> Iterator[Problem]:
     moving = {name: d for name, d in floats(e).items() if not is_constant(d)}
-    if not moving:
+    if not moving and all(is_constant(d) for d in e.draws.values()):
         yield Problem(
             "no chain moved at all",
             "Use a smaller step_size, and check that the log density or score is finite where the "
             "chains start.",
             True,
         )
+        return
+    # a discrete value may stay for long: R-hat and ESS judge those
+    moving = {name: d for name, d in moving.items() if not _returns(d)}
+    if not moving:
         return
     chains, draws = next(iter(moving.values())).shape
     for chain in range(chains):
@@ -163,6 +167,12 @@ def _stuck(e: Evidence) -> Iterator[Problem]:
                 STUCK_REMEDY,
                 True,
             )
+
+
+def _returns(draws: np.ndarray) -> bool:
+    """Whether chains (chains, draws) come back to values they have left, as discrete ones do."""
+    rests = len(draws) + int((np.diff(draws, axis=1) != 0).sum())
+    return rests > 1.5 * len(np.unique(draws))
 
 
 def _longest_rest(path: np.ndarray) -> tuple[int, int]:

@@ -217,10 +217,11 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def _check_draws(path: Path, name: str, variable: Any) -> None:
-    if not {"chain", "draw"} <= set(variable.dims) or not variable.size:
+    sizes = variable.sizes
+    if not {"chain", "draw"} <= set(sizes) or 0 in (sizes["chain"], sizes["draw"]):
         raise ValueError(
             f"{path}: {name} must have dimensions chain and draw, none of them 0, but had "
-            f"{validation.short(str(dict(variable.sizes)))}"
+            f"{validation.short(str(dict(sizes)))}"
         )
     if variable.dtype.kind not in "biuf":
         raise ValueError(
@@ -283,6 +284,9 @@ def components(idata: Any, group: str = "posterior") -> dict[str, np.ndarray]:
     Returns:
         Arrays by name, each (chains, draws).
 
+    Raises:
+        ValueError: a site that is called as an entry of another is.
+
     Example:
         >>> sorted(components(inference_data({"x": torch.zeros(4, 100, 2)})))
         ['x[0]', 'x[1]']
@@ -292,6 +296,11 @@ def components(idata: Any, group: str = "posterior") -> dict[str, np.ndarray]:
         values = variable.transpose("chain", "draw", ...).values
         for index in itertools.product(*map(range, values.shape[2:])):
             label = f"{name}[{', '.join(map(str, index))}]" if index else str(name)
+            if label in found:
+                raise ValueError(
+                    f"names must differ, but {label!r} is a site and an entry of another; rename "
+                    "one"
+                )
             found[label] = values[(..., *index)]
     return found
 

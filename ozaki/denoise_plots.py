@@ -7,7 +7,7 @@ import numpy as np
 
 from ozaki.calibration import Calibration
 from ozaki.lazy import lazy
-from ozaki.plots import COLOURS, FAINT, INK
+from ozaki.plots import COLOURS, FAINT, INK, literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def contact_sheet(
     for j, (name, images) in enumerate(columns.items()):
         largest = _largest(images)
         of = f"\n0 to {largest:.2g}" if scales[name] == "size" else ""
-        panels[0, j].set_title(name + of, fontsize=8, color=INK)
+        panels[0, j].set_title(literal(name) + of, fontsize=8, color=INK)
         for axes, image in zip(panels[:, j], images, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -60,9 +60,9 @@ def contact_sheet(
             axes.imshow(flat, colours, vmin=0, vmax=1)
     for axes, name in zip(panels[:, 0], names, strict=False):
         short = name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
-        axes.set_ylabel(short, fontsize=7, color=INK, rotation=0, ha="right", va="center")
+        axes.set_ylabel(literal(short), fontsize=7, color=INK, rotation=0, ha="right", va="center")
     if note:
-        figure.supxlabel(note, fontsize=8, color=INK)
+        figure.supxlabel(literal(note), fontsize=8, color=INK)
     return figure
 
 

@@ -216,7 +216,7 @@ def _at(estimator: Any, sigma: Any) -> tuple[Score, Tensor]:
             f"sigma must be above 0 and finite, one number or {dim}, but was {sigma!r}"
         )
     noise = given.to(estimator.device, estimator.dtype).expand(dim)
-    if own is not None and not torch.allclose(noise, own.to(noise), rtol=1e-3):
+    if own is not None and not torch.allclose(noise, own.to(noise), rtol=1e-3, atol=0):
         raise ValueError(
             f"sigma must be the noise of the score, noise_scale = {_short(own)}, but was "
             f"{_short(noise)}; leave it out, or make the score of that noise"

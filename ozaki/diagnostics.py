@@ -66,6 +66,9 @@ def summary(idata: Any) -> DataFrame:
         A pandas frame, a row for each component, with columns ``mean``, ``sd``, ``mcse_mean``,
         ``ess_bulk``, ``ess_tail`` and ``r_hat``.
 
+    Raises:
+        ValueError: no component, or two of one name.
+
     Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and
     localization.
 
@@ -75,6 +78,8 @@ def summary(idata: Any) -> DataFrame:
         1.0
     """
     rows = {name: _figures(draws) for name, draws in components(idata).items()}
+    if not rows:
+        raise ValueError("idata must hold at least one number a draw, but all its sites are empty")
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -178,6 +183,9 @@ def verdict(
 
     Returns:
         The verdict; it is not trusted where a problem is fatal.
+
+    Raises:
+        ValueError: no component, or two of one name.
 
     Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and
     localization.

@@ -112,12 +112,15 @@ def read_png(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
             image.verify()  # the checksums, of which unpacking knows nothing
         with opener(path, formats=("PNG",)) as image:
             mode = "RGB" if image.mode == "P" else image.mode
+            lost = _lost(image)
             found = (_MODES.get(mode, (0, 0))[0], image.height, image.width)
-            if found[0] and shape in (None, found):  # before the pixels are unpacked
+            if found[0] and shape in (None, found) and not lost:  # before the pixels are unpacked
                 validation.unpacked(path, 4 * math.prod(found))  # of floats
                 pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
             else:
                 pixels = None
+    if lost:
+        raise ValueError(f"{path} must be a grey or RGB image, but was {lost}")
     if pixels is None:
         if shape is None:
             raise ValueError(f"{path} must be a grey or RGB image, but was of mode {mode}")
@@ -128,3 +131,15 @@ def read_png(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
         )
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.array(planes, np.float32, order="C")).div_(_MODES[mode][1])
+
+
+def _lost(image: Any) -> str:
+    """What pillow would leave out of the pixels of an opened .png, and what to do; or nothing."""
+    if "transparency" in image.info:
+        return f"of mode {image.mode} with transparency; save it without"
+    if image.mode == "RGB" and image.tile and str(image.tile[0][3]).endswith(";16B"):
+        return (
+            "RGB of 16 bits, of which pillow reads 8; save the numbers as .npy, or the image with "
+            "8 bits"
+        )
+    return ""

@@ -31,15 +31,23 @@ class Difference(NamedTuple):
     points: tuple[int, int]
 
 
-def columns(draws: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+def columns(
+    draws: Mapping[str, np.ndarray], independent: bool = False
+) -> dict[str, dict[str, float]]:
     """Mean, standard deviation, ESS and R-hat of each column, and the errors of the first two.
 
     Args:
         draws: (chains, draws) by name.
+        independent: whether draws are known to be, in whatever order they stand: their number is
+            then the ESS, and there are no chains to disagree.
     """
     table = diagnostics.summary(diagnostics.inference_data(draws))
     found = table.to_dict("index")
-    for row in found.values():
+    for name, row in found.items():
+        if independent:
+            count = draws[name].size
+            row |= {"mcse_mean": row["sd"] / count**0.5, "r_hat": float("nan")}
+            row |= {"ess_bulk": float(count), "ess_tail": float(count)}
         # of a normal's standard deviation, at as many independent draws
         row["mcse_sd"] = row["sd"] / (2 * row["ess_bulk"]) ** 0.5
     return found
@@ -88,6 +96,8 @@ def difference(
     rng = np.random.default_rng(seed)
     x, y = (_points(d, rng, i) for d, i in zip((one, other), independent, strict=True))
     both = np.concatenate([x, y])
+    largest = np.abs(both).max(0)  # the square of a number may be none
+    both = both / np.where(largest > 0, largest, 1.0)
     spread = both.std(0)
     both = both / np.where(spread > 0, spread, 1.0)
     distances = cdist(both, both)

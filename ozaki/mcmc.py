@@ -549,6 +549,9 @@ class MCMC(PyroMCMC):
                 "ozaki.denoise(estimator, mcmc.get_samples()[site])"
             )
         found = target.sites.unflatten(self._without_noise(draws.position))
+        for name, transform in (self._given_transforms or {}).items():
+            value: Any = transform.inv(found[name])
+            found[name] = value
         if validation.flag("group_by_chain", group_by_chain):
             return found
         return {name: value.flatten(0, 1) for name, value in found.items()}
@@ -601,8 +604,12 @@ class MCMC(PyroMCMC):
 
     def _cleaned(self, images: np.ndarray) -> np.ndarray:
         """Draws (chains, draws, *shape) without their noise."""
-        flat = torch.as_tensor(images).flatten(2).to(self._target.score.device)
-        return self._without_noise(flat).cpu().numpy().reshape(images.shape)
+        site, *_ = self._target.sites.names
+        transform: Any = (self._given_transforms or {}).get(site)
+        x = torch.as_tensor(images).to(self._target.score.device)
+        x = x if transform is None else transform(x)
+        clean = self._without_noise(x.flatten(2)).reshape(x.shape)
+        return (clean if transform is None else transform.inv(clean)).cpu().numpy()
 
     def _law(self) -> str | None:
         """Which law the draws follow, in words."""

@@ -58,7 +58,9 @@ def rank(components: Components, bins: int = 20) -> Figure:
     figure, panels = _panels(components, 1.6)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
         count = draws.shape[1]
-        order = np.argsort(np.argsort(draws, axis=None, kind="stable")).reshape(draws.shape)
+        # ties in an order of their own: by chain, they would part chains that are equal
+        ties = np.random.default_rng(0).random(draws.size)
+        order = np.argsort(np.lexsort((ties, draws.ravel()))).reshape(draws.shape)
         edges = np.linspace(0, draws.size, min(bins, count) + 1)
         share = count / (len(edges) - 1)
         low, high = stats.binom.interval(0.95, count, 1 / (len(edges) - 1))
@@ -124,8 +126,8 @@ def marginals(components: Components, data: np.ndarray | None = None) -> Figure:
         if data is not None:
             finite = np.concatenate([finite, data[:, i]])
         if len(finite):
-            edges = np.linspace(finite.min(), finite.max() + 1e-12, 41)
-            if data is not None:
+            edges = np.linspace(finite.min(), finite.max(), 41)
+            if data is not None and edges[-1] > edges[0]:
                 held, _ = np.histogram(data[:, i], edges, density=True)
                 axes.stairs(held, edges, fill=True, color="#cccccc", label="data")
             for chain, row in _lines(draws):
@@ -169,8 +171,9 @@ def samples_over_data(
         axes.scatter(
             few[:, 0], few[:, 1], s=16, marker="+", color=COLOURS[1], lw=1, label="data", zorder=2
         )
-    axes.set_xlabel((labels or list(components))[0])
-    axes.set_ylabel((labels or list(components))[1])
+    across, up = (literal(name) for name in (labels or list(components))[:2])
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     axes.legend(frameon=False, markerscale=1.6)
     return figure
 
@@ -182,10 +185,15 @@ def encode(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def literal(text: str) -> str:
+    """A name as it stands: between dollars matplotlib would read TeX."""
+    return text.replace("$", r"\$")
+
+
 def _shown(components: Components) -> list[tuple[str, np.ndarray]]:
     """The first components, in float64, infinities as NaN: matplotlib leaves gaps there."""
     few = list(components.items())[:PANELS]
-    return [(name, np.where(np.isfinite(d), d, np.nan).astype(float)) for name, d in few]
+    return [(literal(name), np.where(np.isfinite(d), d, np.nan).astype(float)) for name, d in few]
 
 
 def _lines(draws: np.ndarray) -> list[tuple[int, np.ndarray]]:

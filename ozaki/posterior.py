@@ -129,9 +129,7 @@ class Posterior:
         Raises:
             ValueError: only s1 is known.
         """
-        if self._definite is None:
-            self._definite = self.covariance.definite().expand(self.batch)
-        return self._definite
+        return self._own_definite().expand(self.batch)
 
     @property
     def standard_deviation(self) -> Tensor:
@@ -185,7 +183,7 @@ class Posterior:
         raised = self.covariance.scale(1 / units).raised(share).scale(units)
         return Posterior(
             self._mean,
-            self.covariance.select(self.definite, raised),
+            self.covariance.select(self._own_definite(), raised),
             self.noise_scale,
             self.event_shape,
             sigma=self.sigma,
@@ -285,6 +283,12 @@ class Posterior:
             directions = self.principal_components(few)[1].reshape(*self.batch, few, self.dim)
             along = (directions.double() @ error.unsqueeze(-1)).squeeze(-1)
         return calibrate(error, deviation, self.noise_scale.to(error), along, bins)
+
+    def _own_definite(self) -> Tensor:
+        """As `definite`, but one entry an operator: of a C that all points share, one."""
+        if self._definite is None:
+            self._definite = self.covariance.definite()
+        return self._definite
 
     def _diagonal(self) -> Tensor:
         return self.covariance.diagonal().expand(self._mean.shape)

@@ -229,7 +229,8 @@ def _figures(
 def _pictures(idata: Any, denoised: Callable[[np.ndarray], np.ndarray] | None) -> list[_Figure]:
     """A few draws of a few chains of each site that holds images of one channel or three."""
     found = []
-    for name, draws in idata["posterior"].data_vars.items():
+    for name, variable in idata["posterior"].data_vars.items():
+        draws = variable.transpose("chain", "draw", ...)
         shape = draws.shape[2:]
         if len(shape) not in (2, 3) or shape[:-2] not in ((), (1,), (3,)) or min(shape[-2:]) < SIDE:
             continue

@@ -60,9 +60,9 @@ def table(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         FileNotFoundError: no such file.
         ImportError: a .parquet, without what reads it.
-        ValueError: another kind of file, several arrays, a line of another length, an entry that
-            is not a number or a column without a name: with its line and column; the index of a
-            pandas frame; or whole numbers.
+        ValueError: another kind of file, several arrays, a line of another length than the others
+            or the names, an entry that is not a number or a column without a name: with its line
+            and column; the index of a pandas frame; or whole numbers.
 
     Example:
         >>> import tempfile
@@ -176,6 +176,15 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
         ) from error
     if not frame.shape[0] or not frame.shape[1]:
         raise ValueError(f"{path} holds no rows of numbers")
+    index = frame.index
+    # unnamed whole numbers are where rows once stood in a frame, as filtering leaves them
+    if index.nlevels > 1 or index.name is not None or index.dtype.kind not in "iu":
+        named = [str(name) for name in index.names if name is not None]
+        called = validation.short(", ".join(named)) if named else "without a name"
+        raise ValueError(
+            f"{path} has an index of a pandas frame ({called}) beside its columns; write the file "
+            "with to_parquet(path, index=False), or, if the index is data, after reset_index()"
+        )
     for name, column in frame.items():
         name = validation.short(str(name))
         if _PANDAS_INDEX.fullmatch(name):
@@ -201,7 +210,7 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
     entries, width = array("d"), 0  # a list of rows would take twenty times as much as the file
     names: list[str] = []
     with validation.parsing(path, "is not a text file of comma-separated numbers", SOUND):
-        for number, line in _lines(path):
+        for number, text, line in _lines(path):
             if not width:
                 if not (names or any(_is_number(cell) for cell in line)):
                     names = [cell.strip() for cell in line]
@@ -213,11 +222,19 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
                         )
                     continue
                 width = len(line)
+                if names and len(names) != width:
+                    raise ValueError(
+                        f"{path}, line {number}, has {width} entries, but the first line names "
+                        f"{len(names)} columns; name each column, write no row names (in R, "
+                        "row.names=FALSE), and use a decimal point, not a comma"
+                    )
             if len(line) != width:
                 raise ValueError(
                     f"{path}, line {number}, has {len(line)} entries where others have {width}"
                 )
             try:
+                if "_" in text:  # which float would pass over: 2020_01 is no 202001
+                    raise ValueError
                 entries.extend(map(float, line))
             except ValueError:
                 j = next(j for j, cell in enumerate(line) if not _is_number(cell))
@@ -231,8 +248,8 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
     return np.frombuffer(entries).reshape(-1, width), names
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The entries of each line that has any, and its number, one at a time."""
+def _lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Each line that has entries: its number, its text and the entries, one at a time."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     size, due = 0, validation.SPARE
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -247,7 +264,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 validation.unpacked(path, size)
                 due = size + 2**20
             if line := next(csv.reader([text])):
-                yield number, line
+                yield number, text, line
 
 
 def _is_number(cell: str) -> bool:
@@ -255,7 +272,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore, LogisticMixtureScore
 from tests.oracles import derivatives, gaussian_mixture_log_density
-from tests.strategies import gaussians, generator, logistics, mixtures, seeds
+from tests.strategies import gaussians, generator, logistics, mixtures, seeds, spd
 
 
 def check_expansion(score, log_density, x):
@@ -64,6 +64,82 @@ def test_any_batch_dimensions(batch):
         assert at.gradient.shape == (*batch, 2)
         assert at.curvature.dense().shape == (*batch, 2, 2)
         assert at.log_density.shape == batch
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_single_precision_keeps_ill_conditioned_covariances(seed):
+    covariance = spd(generator(seed), 2, 5, condition=1e7).float()
+    means = torch.randn(2, 5, generator=generator(seed)) / 100
+    for exact in (
+        GaussianScore(means[0].double(), covariance[0].double()),
+        GaussianMixtureScore(means.double(), covariance.double()),
+    ):
+        if isinstance(exact, GaussianScore):
+            score = GaussianScore(means[0], covariance[0])
+            values = torch.linalg.eigvalsh(exact._curvature.dense()).flip(-1)
+            found = score.expand(means[0], "dense").curvature.eigen()[0].double()
+            assert_close(found.sort(descending=True)[0], values, rtol=1e-4, atol=0)
+        else:
+            score = GaussianMixtureScore(means, covariance)
+        x = exact.sample(50, generator(seed)).float()
+        at, truth = (s.expand(x.to(s.dtype), "diagonal") for s in (score, exact))
+        assert at.gradient.dtype == torch.float32
+        size = truth.curvature.diagonal().abs().max()
+        assert_close(at.curvature.diagonal() / size, (truth.curvature.diagonal() / size).float())
+        assert_close(at.log_density.double(), truth.log_density, rtol=1e-3, atol=1e-2)
+
+
+def test_no_curvature_of_a_normal_law_is_positive():
+    for seed in range(40):
+        q = torch.linalg.qr(torch.randn(4, 4, generator=generator(seed), dtype=torch.float64))[0]
+        covariance = (q * torch.tensor([1, 1e-3, 1e-10, 3e-17], dtype=torch.float64)) @ q.mT
+        try:
+            score = GaussianScore(torch.zeros(4).double(), (covariance + covariance.mT) / 2)
+        except ValueError:  # rounding alone made it indefinite
+            continue
+        x = torch.randn(50, 4, generator=generator(seed), dtype=torch.float64)
+        at = score.expand(x, "dense")
+        assert (at.curvature.eigen()[0] < 0).all() and (at.log_density < 0).all()
+
+
+def test_a_covariance_that_rounding_made_uneven_is_taken():
+    covariance = torch.tensor([[2.0, 0.3], [0.3 * (1 + 1e-6), 0.5]])
+    assert GaussianScore(torch.zeros(2), covariance).expand(torch.ones(2)).log_density < 0
+    assert GaussianMixtureScore(torch.zeros(1, 2), covariance[None]).dtype == torch.float32
+
+
+CLOSED = {
+    "normal": GaussianScore([0.0] * 3, torch.eye(3)),
+    "mixture": GaussianMixtureScore([[0.0] * 3], torch.eye(3)[None]),
+    "logistic": LogisticMixtureScore([[0.0] * 3], torch.ones(1, 3)),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", CLOSED)
+def test_what_no_closed_form_can_be_asked_is_named(kind):
+    score = CLOSED[kind]
+    for curvature in ("Dense", "full", "low_rank"):
+        with pytest.raises(ValueError, match=f"curvature='{curvature}' is not something"):
+            score.expand(torch.zeros(5, 3), curvature)
+    with pytest.raises(ValueError, match=r"x must have shape \(\*batch, 3\), but had \(5, 1\)"):
+        score.expand(torch.zeros(5, 1))
+    with pytest.raises(ValueError, match="x must be floating-point"):
+        score.expand(torch.zeros(5, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+@pytest.mark.parametrize("curvature", [None, "diagonal", "dense"])
+def test_points_of_another_dtype_have_their_expansion_in_it(kind, curvature):
+    x = torch.randn(4, 3, generator=generator(0))
+    own = CLOSED[kind].expand(x, curvature)
+    found = CLOSED[kind].expand(x.double(), curvature)
+    assert found.gradient.dtype == found.log_density.dtype == torch.float64
+    assert_close(found.gradient, own.gradient.double())
+    assert_close(found.log_density, own.log_density.double())
+    if curvature:
+        assert found.curvature.dtype == torch.float64
+        assert_close(found.curvature.dense(), own.curvature.dense().double())
 
 
 def test_far_out_a_mixture_stays_finite():

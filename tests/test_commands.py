@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ozaki import diagnostics
+from ozaki import diagnostics, laws
 from ozaki.cli import app
 from ozaki.commands import app as shared
 from ozaki.commands import train
@@ -178,6 +178,26 @@ def test_compare_tells_one_law_from_two(drawn, tmp_path):
     assert sorted(names) == ["autodiff", "constant", "head"]
 
 
+def test_rows_of_a_table_are_independent_in_any_order():
+    rng = np.random.default_rng(0)
+    x, y = np.sort(rng.normal(size=1000)), np.sort(1 + rng.normal(size=1000))
+    sorted_, mixed = (
+        [laws.columns({"x": f(v)[None]}, independent=True)["x"] for v in (x, y)]
+        for f in (np.asarray, rng.permutation)
+    )
+    assert laws.in_errors(*sorted_) == pytest.approx(laws.in_errors(*mixed))
+    assert laws.in_errors(*sorted_) == pytest.approx(
+        (y.mean() - x.mean()) / (2 / 1000) ** 0.5, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1.0, 1e200])
+def test_laws_are_told_apart_at_any_scale(scale):
+    rng = np.random.default_rng(0)
+    one, other = ({"x": scale * (m + rng.normal(size=(1, 99)))} for m in (0.0, 3.0))
+    assert difference(one, other, independent=(True, True)).p_value == 0.001
+
+
 def test_energy_distance_is_that_of_its_definition_and_p_values_are_even():
     rng = np.random.default_rng(0)
     p = []
@@ -214,6 +234,12 @@ CONFIGS = {
     "[sample]\nseed = 1": "must hold a table [train], but held ['sample']",
     "[train]\nmax-steps = 'many'": "Invalid value for '--max-steps'",
     "[train": "is not a TOML file",
+    "[train]\nmax_steps = true": "max_steps must be a value other than true or false, but was true",
+    "[train]\nwidth = 4.5": "Invalid value for '--width'",
+    "[train]\nobjective = ['dsm']": "objective must be one value, but was a list",
+    "[train]\nforce = [true]": "force must be one value, but was a list",
+    "[train]\nsigma = [0.2, true]": "sigma must be a number, or [low, high], but was [0.2, True]",
+    "[train]\nsigma = true": "sigma must be a value other than true or false, but was true",
 }
 
 
@@ -224,6 +250,20 @@ def test_what_a_configuration_file_cannot_say(text, tmp_path):
     assert done.exit_code == 2
     said = " ".join(done.output.replace("│", " ").split())
     assert CONFIGS[text] in said, said
+
+
+def test_a_configuration_file_gives_several_values(tmp_path):
+    (tmp_path / "c.toml").write_text('[compare]\nsources = ["rows.csv", "shifted.parquet"]')
+    done = run("compare", "--config", tmp_path / "c.toml", "--json")
+    assert done.exit_code == 0, done.output
+    assert [s["source"] for s in json.loads(done.stdout)["sets"]] == ["rows.csv", "shifted.parquet"]
+    (tmp_path / "c.toml").write_text('[compare]\nsources = "rows.csv"\ndata = "rows.csv"')
+    done = run("compare", "--config", tmp_path / "c.toml")  # a folder named alone
+    assert done.exit_code == 2 and "rows.csv" in done.output, done.output
+    for value in ("[true, 'rows.csv']", "true", "[['rows.csv']]"):
+        (tmp_path / "c.toml").write_text(f"[compare]\nsources = {value}")
+        done = run("compare", "--config", tmp_path / "c.toml")
+        assert done.exit_code == 2 and "sources must be" in done.output, done.output
 
 
 MISUSE = [
@@ -255,6 +295,9 @@ MISUSE = [
     (("train", "words.parquet"), "column 'y', must be numbers"),
     (("train", "broken.parquet"), "broken.parquet is not a whole .parquet file"),
     (("train", "labels-idx1-ubyte"), "labels are no table of numbers"),
+    (("sample", "models.py:mean", "--data", "late.csv"), "column 1 (y) of --data must be resolved"),
+    (("sample", "models.py:line", "--data", "clock.csv"), "column 2 (x) of --data must be resolv"),
+    (("sample", "models.py:line", "--data", "clock.csv"), "subtract an offset, such as the mean"),
     (("train", "rows.xls"), "must be a .csv, .parquet, .npy, .npz or IDX file, but its suffix was"),
 ]
 
@@ -268,6 +311,9 @@ def mistakes(folder):
     (folder / "broken.parquet").write_bytes(b"PAR1 nonsense")
     (folder / "labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7]))
     (folder / "rows.xls").write_text("1,2")
+    (folder / "late.csv").write_text("y\n" + "".join(f"{1.7e9 + 10 * i}\n" for i in range(10)))
+    clock = "".join(f"{1.7e9 + i},{1.7e9 + 10 * i},{i}\n" for i in range(10))
+    (folder / "clock.csv").write_text("t,x,y\n" + clock)
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISUSE, ids=lambda v: str(v)[:40])
@@ -298,6 +344,64 @@ def test_whatever_is_raised_ends_in_a_sentence(monkeypatch, tmp_path):
     assert done.exit_code == 130 and "nothing more was written" in done.output
 
 
+OVERWRITING = [
+    (("report", "kept.nc"), "kept.nc"),
+    (("report", "kept.nc", "--data", "kept.csv"), "kept.csv"),
+    (("report", "kept.nc"), "../{}/kept.nc"),
+    (("train", "kept.csv"), "kept.csv"),
+    (("train", "pngs"), "pngs"),
+    (("denoise", "kept.csv", "--estimator", "one"), "kept.csv"),
+    (("denoise", "kept.csv", "--estimator", "one"), "one"),
+    (("denoise", "kept.csv", "--estimator", "one", "--clean", "rows.csv"), "rows.csv"),
+    (("denoise", "sheets/contact-sheet.png", "--estimator", "one"), "sheets"),
+    (("sample", "models.py:mean", "--data", "y.csv.gz"), "models.py"),
+    (("sample", "models.py:mean", "--data", "y.csv.gz"), "y.csv.gz"),
+    (("sample", "one"), "one"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "out"), OVERWRITING, ids=lambda v: str(v)[:40])
+def test_what_is_read_is_never_written_over(arguments, out, folder):
+    draws = np.random.default_rng(0).normal(size=(2, 20))
+    (folder / "kept.nc").unlink(missing_ok=True)
+    diagnostics.save(diagnostics.inference_data({"x": draws}), folder / "kept.nc")
+    (folder / "kept.csv").write_text("x\n1.5\n2.5\n")
+    for name in ("pngs/a.png", "sheets/contact-sheet.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"of which there is one copy")
+    out = folder / out.format(folder.name)
+
+    def held():
+        inside = [out] if out.is_file() else sorted(p for p in out.iterdir() if p.is_file())
+        return {p: p.read_bytes() for p in inside}
+
+    before = held()
+    for force in ((), ("--force",)):
+        done = run(*arguments, "--out", out, *force)
+        assert done.exit_code == 2 and "is read by this command" in done.output, done.output
+        assert "choose another --out" in done.output and held() == before
+
+
+def test_a_small_summary_is_printed_with_its_digits(tmp_path):
+    draws = 4e-4 + 1e-4 * np.random.default_rng(0).normal(size=(4, 500))
+    found = diagnostics.inference_data({"x": draws, "fixed": np.zeros((4, 500))})
+    diagnostics.save(found, tmp_path / "small.nc")
+    done = run("report", tmp_path / "small.nc", "--out", tmp_path / "r.html")
+    lines = [line.split() for line in done.output.splitlines()]
+    printed = dict(
+        next(
+            zip(lines[i], lines[i + 1][1:], strict=True)
+            for i in range(len(lines))
+            if "ess_bulk" in lines[i]
+        )
+    )
+    exact = diagnostics.summary(found).loc["x"]
+    for name in ("mean", "sd", "mcse_mean"):
+        assert float(printed[name]) == pytest.approx(exact[name], rel=1e-3)
+    assert printed["ess_bulk"] == f"{exact['ess_bulk']:.0f}"
+    assert printed["r_hat"] == f"{exact['r_hat']:.3f}"
+
+
 @pytest.mark.parametrize("name", ["demo", "train", "sample", "denoise", "report", "compare"])
 def test_help_has_an_example(name):
     done = run(name, "--help")
@@ -315,8 +419,15 @@ def test_an_index_that_pandas_wrote_is_no_column(tmp_path):
     (tmp_path / "gap.csv").write_text("a, ,c\n1,2,3\n")
     with pytest.raises(ValueError, match="column 2, has no name"):
         table(tmp_path / "gap.csv")
-    for index in ([5, 7], pd.RangeIndex(2), pd.RangeIndex(4, 8, 2), ["x", "y"]):
+    for index in (pd.RangeIndex(2), pd.RangeIndex(4, 8, 2), pd.Index([5, 7])):
         frame.set_axis(index).to_parquet(tmp_path / "i.parquet")
+        assert named_table(tmp_path / "i.parquet").columns == ["a", "b"]
+    pairs = pd.MultiIndex.from_tuples([(1, 2), (3, 4)])
+    for index in (["x", "y"], [0.5, 1.5], pd.Index([5, 7], name="id"), pairs):
+        frame.set_axis(index).to_parquet(tmp_path / "i.parquet")
+        with pytest.raises(ValueError, match=r"i\.parquet has an index.*index=False.*reset_index"):
+            named_table(tmp_path / "i.parquet")
+        frame.set_axis(index).to_parquet(tmp_path / "i.parquet", index=False)
         assert named_table(tmp_path / "i.parquet").columns == ["a", "b"]
     # as programs that do not know pandas' metadata write it again
     frame["__index_level_0__"] = [5, 7]
@@ -337,3 +448,37 @@ def test_idx_images_and_named_columns(tmp_path):
     (tmp_path / "twice.csv").write_text("a,a\n1,2\n")
     with pytest.raises(ValueError, match="names a column 'a' more than once"):
         table(tmp_path / "twice.csv")
+
+
+CSVS = {
+    '"a","b"\n"1",100.9,3.6\n': r"line 2, has 3 entries, but the first line names 2 columns; .*R",
+    "a,b\n1,5,2,5\n": r"line 2, has 4 entries, but the first line names 2.*decimal point",
+    "a,b\n1\n": r"line 2, has 1 entries, but the first line names 2 columns",
+    "month,b\n2020_01,1\n": r"line 2, column 1 \(month\): '2020_01' is not a number",
+    "1,2\n3,1_000.5\n": r"line 2, column 2: '1_000.5' is not a number",
+}
+
+
+@pytest.mark.parametrize("text", CSVS)
+def test_a_csv_whose_numbers_would_be_misread_is_refused(text, tmp_path):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"x\.csv, {CSVS[text]}"):
+        table(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("first_1,2_b\n1,2\n")  # which are names
+    assert named_table(tmp_path / "x.csv").columns == ["first_1", "2_b"]
+
+
+def test_columns_of_a_model_are_cast_where_nothing_is_lost(folder, tmp_path):
+    """An intercept, a column that no argument names, and what float32 tells apart."""
+    rows = "".join(f"0.1,{i % 3},{1.7e9 + i}\n" for i in range(30))
+    (tmp_path / "x.csv").write_text("x,y,time\n" + rows)
+    data = ("--data", tmp_path / "x.csv")
+    done = run("sample", "models.py:line", *data, "--out", tmp_path / "out", *FEWER)
+    assert done.exit_code in (0, 1), done.output
+    torch.set_default_dtype(torch.float64)
+    try:
+        late = ("--data", folder / "clock.csv")
+        done = run("sample", "models.py:line", *late, "--out", tmp_path / "late", *FEWER)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert done.exit_code in (0, 1), done.output

@@ -89,3 +89,33 @@ def test_what_cannot_be_compared_is_named(estimator):
     ranged = DSMTrainer((0.1, 0.5), seed=0, max_steps=5, width=8).fit(DATA)
     with pytest.raises(ValueError, match=r"use estimator\.at"):
         compare(ranged, DATA)
+
+
+def test_estimators_of_another_dtype_are_compared(estimator):
+    data = DATA[:500]
+    settings = dict(seed=0, max_steps=5, width=8)
+    narrow = DSMTrainer(0.3, **settings).fit(data)
+    wide = DSMTrainer(0.3, precision="64-true", **settings).fit(data.double())
+    assert (narrow.dtype, wide.dtype) == (torch.float32, torch.float64)
+    for one, other in ((narrow, wide), (wide, narrow)):
+        assert len(compare(one, data, {"other": other}, draws=500)) == 4
+
+
+def test_a_small_noise_in_conflict_is_noticed():
+    tiny = DATA[:500].double() * 1e-9
+    one, other = (DSMTrainer(s, seed=0, max_steps=5, width=8).fit(tiny) for s in (0.3, 0.5))
+    with pytest.raises(ValueError, match=r"others\['other'\] must have the estimator's noise"):
+        compare(one, tiny, {"other": other})
+
+
+def test_a_candidate_of_diagonals_alone_is_named_before_anything_is_computed(monkeypatch):
+    settings = dict(seed=0, max_steps=5, width=8)
+    ranked = DSMTrainer(0.3, curvature="low_rank", rank=1, **settings).fit(DATA[:500])
+    plain = DSMTrainer(0.3, **settings).fit(DATA[:500])
+    first = DSMTrainer(0.3, curvature=None, **settings).fit(DATA[:500])
+    assert len(compare(plain, DATA[:500], {"ranked": ranked}, draws=500)) == 4
+    monkeypatch.setattr("ozaki.scores.comparison._blocks", None)
+    with pytest.raises(ValueError, match=r"others\['plain'\] must give all entries of s2"):
+        compare(ranked, DATA[:500], {"plain": plain})
+    with pytest.raises(ValueError, match=r"others\['first'\] must give the diagonal of s2"):
+        compare(plain, DATA[:500], {"first": first})

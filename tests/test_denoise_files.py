@@ -2,6 +2,8 @@
 
 import json
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +174,33 @@ def test_images_of_three_channels(tmp_path):
         read_png(tmp_path / "rgb.png", (1, 4, 5))
 
 
+def write_deep_rgb(path: Path) -> None:
+    """A .png of RGB of 16 bits, which pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(4 * bytes(1 + 6 * 6)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("shape", [None, (3, 4, 6)])
+def test_images_that_pillow_would_change_are_refused(shape, tmp_path):
+    path = tmp_path / "x.png"
+    write_deep_rgb(path)
+    with pytest.raises(ValueError, match=r"x\.png .*RGB of 16 bits.* as \.npy, or .* 8 bits"):
+        read_png(path, shape)
+    palette = PIL.Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3)).quantize()
+    palette.save(path)
+    assert read_png(path, shape).shape == (3, 4, 6)
+    for transparency in (0, bytes([128] * 24)):
+        palette.save(path, transparency=transparency)
+        with pytest.raises(ValueError, match=r"x\.png .*mode P with transparency"):
+            read_png(path, shape)
+
+
 def test_the_noise_is_found_or_given(here, tmp_path):
     folder = normal(tmp_path / "range", sigma=(0.05, 1.0))
     x = noisy(400, sigma=0.4)
@@ -260,7 +289,7 @@ def test_what_cannot_be_denoised_is_refused_before_anything_is_written(here):
         ("good.npy", ("--estimator", "missing"), "missing"),
         ("good.npy", ("--out", "taken"), "--force"),
         ("good.npy", ("--out", "taken", "--force"), "left alone"),
-        ("good.npy", ("--out", "good.npy", "--force"), "is a file"),
+        ("good.npy", ("--out", "loud.npy", "--force"), "is a file"),
         ("good.npy", ("--samples", -1), "samples"),
     ]:
         given = {"--estimator": here, "--out": "out"} | dict(

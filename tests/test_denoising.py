@@ -510,6 +510,43 @@ def test_arguments_that_do_not_fit_are_named():
             wrong()
 
 
+def test_a_small_noise_in_conflict_is_noticed():
+    law = GaussianScore([0.0, 0.0], [[1e-16, 0.0], [0.0, 1e-16]])
+    law.noise_scale = torch.tensor([1e-9, 1e-9])  # pyright: ignore
+    with pytest.raises(ValueError, match="sigma must be the noise of the score"):
+        denoise(law, torch.zeros(2), 2e-9)
+
+
+@pytest.mark.parametrize("score", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("points", [torch.float32, torch.float64], ids=str)
+def test_a_posterior_has_the_dtype_of_the_points(score, points):
+    mean, covariance = torch.zeros(2, dtype=score), torch.eye(2, dtype=score)
+    for law in (
+        GaussianScore(mean, covariance),
+        GaussianMixtureScore(mean[None], covariance[None]),
+    ):
+        found = denoise(law.smooth(1.0), torch.tensor([[2.0, -4.0]], dtype=points), 1.0)
+        want = torch.tensor([[1.0, -2.0]], dtype=points)
+        assert_close(found.mean, want)
+        assert_close(found.variance, torch.full_like(want, 0.5))
+        assert found.sample(3, generator(0)).dtype == points
+
+
+@pytest.mark.parametrize("kind", [Diagonal, Dense, LowRank])
+def test_a_covariance_shared_by_all_points_is_repaired(kind):
+    values = torch.tensor([1.0, -0.5])
+    covariance = {
+        Diagonal: lambda: Diagonal(values),
+        Dense: lambda: Dense(values.diag()),
+        LowRank: lambda: LowRank(values, torch.zeros(2, 1)),
+    }[kind]()
+    posterior = Posterior(torch.zeros(3, 2), covariance, torch.ones(2), (2,))
+    repaired = posterior.repaired(0.01)
+    assert repaired.repaired_points == 3
+    assert_close(repaired.variance, torch.tensor([[1.0, 0.01]]).expand(3, 2))
+    assert repaired.definite.tolist() == [True] * 3
+
+
 def test_ordinary_points_raise_no_warning_and_repr_says_what_it_is():
     estimator, *_ = learned("scalar")
     with warnings.catch_warnings():

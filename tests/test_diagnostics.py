@@ -206,6 +206,33 @@ def test_a_stuck_chain_is_seen(begin, message):
     assert not bad.trusted and message in bad.headline
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_a_discrete_value_may_stay_for_long(dtype):
+    """Independent draws that are seldom 1 rest on 0 for hundreds of draws."""
+    seldom = (np.random.default_rng(3).random((4, 2000)) < 0.01).astype(dtype)
+    assert np.diff(np.flatnonzero(np.diff(seldom[0]))).max() > 200
+    assert judge(seldom).trusted
+    fixed = inference_data({"k": (10 * iid()[..., 0]).astype(int), "c": np.ones((4, 1000))})
+    assert verdict(fixed).trusted
+    seldom[2] = 1  # but one that never comes back is another matter
+    assert not judge(seldom).trusted
+
+
+def test_two_components_of_one_name_are_refused():
+    """The one would be judged in place of the other."""
+    idata = inference_data({"x": iid(), "x[0]": iid()[..., 0]})
+    with pytest.raises(ValueError, match=r"names must differ, but 'x\[0\]'"):
+        verdict(idata)
+
+
+def test_empty_sites_are_saved_read_and_no_component(tmp_path):
+    idata = inference_data({"x": iid(), "none": np.zeros((4, 1000, 0))})
+    read = diagnostics.load(diagnostics.save(idata, tmp_path / "draws.nc"))
+    assert verdict(read).trusted
+    with pytest.raises(ValueError, match="all its sites are empty"):
+        verdict(inference_data({"none": np.zeros((4, 1000, 0))}))
+
+
 def test_chains_that_never_moved_are_seen():
     assert "no chain moved" in judge(np.ones((4, 100, 2))).headline
 

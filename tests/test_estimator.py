@@ -344,3 +344,38 @@ def test_repr_says_what_matters():
         "ScoreEstimator(event_shape=(3,), sigma=0.4, curvature='diagonal', "
         "standardize='columns', dtype=torch.float32)"
     )
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-5, 1e9])
+def test_derivatives_and_moments_in_small_and_large_units(size: float):
+    one, x = make(order=4), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    kind, _, scale = one.standardisation
+    centre = torch.zeros(3, dtype=torch.float64)
+    network, points = one.network, one.points
+    one = ScoreEstimator(network, Standardisation(kind, centre, scale), points)
+    other = ScoreEstimator(network, Standardisation(kind, centre, scale * size), points * size)
+    for central in (False, True):
+        pairs = zip(
+            one.moments(x, central=central), other.moments(x * size, central=central), strict=True
+        )
+        for k, (wanted, found) in enumerate(pairs, 1):
+            assert found.dtype == torch.float32
+            if 1e-30 < size**k < 1e30:
+                torch.testing.assert_close(
+                    found.double() / size**k, wanted.double(), atol=1e-4, rtol=1e-4
+                )
+    if size < 1e-8:
+        return  # s4 is no float32
+    for k, (wanted, found) in enumerate(
+        zip(one.derivatives(x), other.derivatives(x * size), strict=True), 1
+    ):
+        torch.testing.assert_close(found.double() * size**k, wanted.double(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("curvature", [None, "diagonal", "dense"])
+@pytest.mark.parametrize("batch", [(0,), (2, 0)])
+def test_of_no_points_the_jacobian_is_empty(curvature, batch):
+    found = make().autodiff().expand(torch.zeros(*batch, 3), curvature)
+    assert found.gradient.shape == (*batch, 3)
+    if curvature:
+        assert found.curvature.batch == batch and found.curvature.dim == 3

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels import score_kernel
-from ozaki.scores import GaussianScore, LogDensityScore
+from ozaki.scores import DenoiserScore, GaussianScore, LogDensityScore
 from tests.registry import KERNELS
 from tests.test_transition import ScoreOnly
 
@@ -132,6 +132,18 @@ def test_a_hook_that_writes_in_place_moves_the_chain_and_no_draw(face):
     draws = mcmc.get_samples(group_by_chain=True)["x"]
     if face is MCMC:  # Pyro's own keeps what the hook has made of them
         assert_close(draws, torch.stack(places, 1), atol=1e-3, rtol=0)
+
+
+def test_means_without_noise_are_in_the_units_of_the_draws():
+    score = DenoiserScore(lambda x, sigma: x / (1 + sigma**2), 0.5, (1, 4, 5))
+    tenths = torch.distributions.AffineTransform(-10.0, 0.1)  # u = x / 10 − 10
+    kernel = ScoreLangevinKernel(score)
+    mcmc = MCMC(kernel, 20, 20, transforms={"x": tenths}, seed=0, disable_progbar=True)
+    mcmc.run()
+    x = mcmc.get_samples(group_by_chain=True)["x"]
+    want = 10 * ((x / 10 - 10) / 1.25 + 10)
+    assert_close(mcmc.denoised(group_by_chain=True)["x"], want)
+    assert_close(torch.as_tensor(mcmc._cleaned(x.numpy())), want)
 
 
 class Asking(GaussianScore):

@@ -278,3 +278,31 @@ def test_another_diagonal_is_rounded_within_a_part_of_its_range_and_keeps_its_tr
     assert bool((off.abs().amax((-2, -1)) < part).all())
     assert_close(op.grouped(8).trace(), op.trace())
     assert op.grouped(8) is op.grouped(8) and isinstance(op.grouped(4), Grouped)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_one_basis_for_all_is_indexed_and_selected(n):
+    g = generator(n)
+    values = torch.randn(n, 3, generator=g, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64))[0]
+    shared = Dense.from_eigen(values, basis)
+    wanted = torch.stack([basis @ v.diag() @ basis.mT for v in values])
+    assert shared.tensors[1].data_ptr() == basis.data_ptr()  # a view
+    assert_close(shared[1].dense(), wanted[1])
+    assert_close(shared[:2].matmul(values[:2]), (wanted[:2] @ values[:2].unsqueeze(-1)).squeeze(-1))
+    mask = torch.arange(n) == 0
+    other = Dense.from_eigen(values, torch.eye(3, dtype=torch.float64).expand(n, 3, 3))
+    for a, b in ((shared, other), (other, shared)):
+        want = torch.where(mask[:, None, None], a.dense(), b.dense())
+        assert_close(a.select(mask, b).dense(), want)
+    narrow = shared.astype(torch.float32)
+    assert narrow.dtype == torch.float32 and narrow.eigen()[1].shape == (3, 3)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_leading_pairs_without_a_factor(batch):
+    values = torch.tensor([1.0, 3.0, 2.0]).expand(*batch, 3)
+    for a in (values, values[(0,) * len(batch)]):
+        found, vectors = LowRank(a, torch.ones(*batch, 3, 0)).leading(2)
+        assert_close(found, torch.tensor([3.0, 2.0]).expand(*batch, 2))
+        assert_close(vectors, torch.eye(3)[:, [1, 2]].expand(*batch, 3, 2))

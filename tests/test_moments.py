@@ -230,6 +230,19 @@ def test_central_moments_do_not_cancel_far_from_zero():
     assert float((raw[1] - raw[0] ** 2 - found[1]).abs()) > 1e-3
 
 
+@pytest.mark.parametrize("form", ["diagonal", "full"])
+@pytest.mark.parametrize("size", [1e-6, 1e5])
+def test_units_change_no_moment_beyond_its_power(size: float, form: str):
+    shapes = [(1, *(1,) * (k if form == "full" else 1)) for k in range(1, 5)]
+    values = zip((-1.0, -0.5, 0.3, 0.2), shapes, strict=True)
+    scores = [torch.full(s, v / size**k) for k, (v, s) in enumerate(values, 1)]
+    for sigma in (torch.tensor([size]), torch.tensor(size), size):
+        found = posterior_moments(scores, torch.full((1, 1), 2 * size), sigma, central=True)
+        assert [float(m) / size**k for k, m in enumerate(found, 1)] == pytest.approx(
+            [0.0, 0.5, 0.3, 0.95]  # 0.2 + 3 · 0.5²
+        )
+
+
 X = torch.zeros(3, 2)
 FULL = (X, torch.zeros(3, 2, 2), torch.zeros(3, 2, 2, 2))
 

@@ -194,6 +194,40 @@ def test_figures_are_drawn_from_the_draws():
         plots.samples_over_data(x, np.zeros((5, 3)))
 
 
+def test_ranks_of_equal_values_are_shared_by_all_chains():
+    coins = np.random.default_rng(0).integers(0, 2, (4, 400)).astype(float)
+    figure = plots.rank({"coin": coins})
+    heights = [
+        patch.get_data().values for patch in figure.axes[0].patches if hasattr(patch, "get_data")
+    ]
+    assert len(heights) == 4
+    assert max(np.abs(h - 1).max() for h in heights) < 1  # by chain they would be 4 and 0
+
+
+@pytest.mark.parametrize("scale", [1e-14, 1.0, 1e30])
+def test_densities_are_drawn_at_any_scale(scale):
+    x = scale * draws()[..., 0]
+    figure = plots.marginals({"x": x})
+    (first, *_) = [p for p in figure.axes[0].patches if hasattr(p, "get_data")]
+    held, edges, _ = first.get_data()
+    assert (held > 0).sum() > 20
+    np.testing.assert_allclose([edges[0], edges[-1]], [x.min(), x.max()])
+
+
+def test_dollars_in_a_name_are_dollars(tmp_path):
+    written(tmp_path, draws(), site=r"price in $ and $_bad{")
+
+
+def test_pictures_are_by_chain_whatever_the_order_of_dimensions(monkeypatch, unchecked):
+    shown = []
+    monkeypatch.setattr(report, "_sheet", lambda heading, few, places: shown.append(few))
+    idata = inference_data({"x": draws(2, 20, 64).reshape(2, 20, 8, 8)})
+    report._pictures(idata, None)
+    idata["posterior"]["x"] = idata["posterior"]["x"].transpose("draw", "chain", ...)
+    report._pictures(idata, None)
+    np.testing.assert_array_equal(*shown)
+
+
 def test_the_autocorrelation_drawn_is_that_of_its_definition():
     row = draws(dim=1)[0, :, 0]
     drawn = plots.autocorrelation({"x": row[None]}, lags=10).axes[0].get_lines()[1].get_ydata()

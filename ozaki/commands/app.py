@@ -10,7 +10,7 @@ import json
 import os
 import tomllib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ app = typer.Typer(
 
 
 INTERRUPTED = "interrupted: "  # how the warning of MCMC begins
+_DIGITS = {"mean": ".6g", "sd": ".4g", "mcse_mean": ".4g", "r_hat": ".3f"}  # others are whole
 _held = ExitStack()  # what a command keeps to its end
 
 
@@ -95,7 +96,13 @@ def refuse(message: str) -> NoReturn:
     raise typer.Exit(USAGE_ERROR)
 
 
-def free(out: Path, force: bool, ours: Callable[[Path], bool] | None = None) -> None:
+def free(
+    out: Path,
+    force: bool,
+    ours: Callable[[Path], bool] | None = None,
+    *,
+    read: Iterable[Path | None] = (),
+) -> None:
     """Refuse, before any work is done, to write where something is, or where nothing can be.
 
     Until the command ends, no other can write there.
@@ -104,7 +111,15 @@ def free(out: Path, force: bool, ours: Callable[[Path], bool] | None = None) -> 
         out: of a file, or of a folder.
         force: replace what is there.
         ours: of a folder, whether what is there may be replaced.
+        read: what the command reads, which is not replaced even so.
     """
+    target = out.resolve()
+    for path in read:
+        if path is not None and target in (path.resolve(), *path.resolve().parents):
+            raise ValueError(
+                f"{path} is read by this command, and --out {out} would replace it; choose another "
+                "--out"
+            )
     if out.exists() and not (force or (out.is_dir() and not any(out.iterdir()))):
         raise ValueError(
             f"{out} exists, and nothing in it was changed; add --force, or choose another --out"
@@ -161,7 +176,8 @@ def judged(
             }
         )
     else:
-        typer.echo(f"\n{table.round(3).to_string()}\n\n{verdict.headline}")
+        formatters = {name: ("{:" + _DIGITS.get(name, ".0f") + "}").format for name in table}
+        typer.echo(f"\n{table.to_string(formatters=formatters)}\n\n{verdict.headline}")
         for problem in verdict.problems:
             typer.echo(f"- {problem.what}. {problem.remedy}")
         typer.echo(f"\nwritten: {', '.join(written)}")
@@ -187,9 +203,9 @@ def _configured(ctx: Any, path: Path | None) -> Path | None:
             f"{path} must hold a table [{ctx.command.name}], but held "
             f"{validation.short(str(sorted(found)))}"
         )
-    names = {p.name: p.name for p in ctx.command.params if p.name not in ("config", "help")}
+    names = {p.name: p for p in ctx.command.params if p.name not in ("config", "help")}
     for p in ctx.command.params:
-        names |= {o[2:]: p.name for o in p.opts if o.startswith("--") and p.name in names}
+        names |= {o[2:]: p for o in p.opts if o.startswith("--") and p.name in names}
     defaults: dict[str, Any] = {}
     for key, value in table.items():
         if key not in names:
@@ -202,11 +218,38 @@ def _configured(ctx: Any, path: Path | None) -> Path | None:
             raise typer.BadParameter(
                 f"{path}, [{ctx.command.name}]: {key} must be a value, but was a table"
             )
-        # low and high, as LOW:HIGH is written on the command line
-        joined = ":".join(map(str, value)) if isinstance(value, list) else value
-        defaults[str(names[key])] = joined
+        try:
+            defaults[str(names[key].name)] = _as_typed(names[key], value)
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"{path}, [{ctx.command.name}]: {key} must be {error}"
+            ) from None
     ctx.default_map = defaults
     return path
+
+
+def _as_typed(parameter: Any, value: Any) -> Any:
+    """A value of a configuration file as the command line would give it.
+
+    Raises:
+        ValueError: what it must be, and what it was.
+    """
+    if parameter.nargs == -1:
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(v, (bool, list, dict)) for v in values):
+            raise ValueError(f"words or a list of them, but was {validation.short(str(value))}")
+        return [str(v) for v in values]
+    if isinstance(value, list):
+        if parameter.name != "sigma":
+            raise ValueError(f"one value, but was a list, {validation.short(str(value))}")
+        if any(isinstance(v, (bool, list, dict)) for v in value):
+            raise ValueError(f"a number, or [low, high], but was {validation.short(str(value))}")
+        return ":".join(map(str, value))  # as LOW:HIGH is written on the command line
+    if getattr(parameter, "is_flag", False):
+        return value
+    if isinstance(value, bool):
+        raise ValueError(f"a value other than true or false, but was {str(value).lower()}")
+    return str(value)  # a fraction given for a whole number is then refused, not cut off
 
 
 Config = Annotated[

@@ -98,12 +98,12 @@ def _draws(paths: list[Path], seed: int, as_json: bool) -> None:
             notes.append(f"the columns of {path} are matched by order: {list(draws)[:8]}")
             draws = dict(zip(first, draws.values(), strict=True))
         all_draws.append(draws)
-    figures = [laws.columns(draws) for draws in all_draws]
+    tables = [path.suffix != CHAINS for path in paths]
+    figures = [laws.columns(d, table) for d, table in zip(all_draws, tables, strict=True)]
     apart = [
         {name: laws.in_errors(figures[0][name], each[name]) for name in first}
         for each in figures[1:]
     ]
-    tables = [path.suffix != CHAINS for path in paths]
     distances = [
         laws.difference(first, draws, seed, independent=(tables[0], table))
         for draws, table in zip(all_draws[1:], tables[1:], strict=True)

@@ -47,7 +47,7 @@ def denoise(
 
     For example: ozaki denoise noisy/ --estimator digits --out clean --sigma 0.5
     """
-    free(out, force, denoise_files.is_ours)
+    free(out, force, denoise_files.is_ours, read=(source, estimator, clean))
     done = denoise_files.run(
         source, estimator, out, sigma, samples, components, seed, clean, overwrite=force
     )

@@ -31,7 +31,7 @@ def report(
 
     For example: ozaki report draws/draws.nc --out report.html
     """
-    free(out, force)
+    free(out, force, read=(draws, data))
     idata = load(draws)
     points, columns = None, None
     if data is not None:

@@ -3,21 +3,23 @@
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from ozaki.commands.app import Config, Json, Seed, command, drawn, free, judged
 from ozaki.diagnostics import save
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.mcmc import MCMC
 from ozaki.scores.estimator import ScoreEstimator
+from ozaki.scores.standardisation import RESOLUTION
 from ozaki.storage import write_folder_atomically
 from ozaki.tables import Table, named_table
-from ozaki.validation import choice
+from ozaki.validation import choice, short
 from ozaki.verdict import Verdict
 
 DRAWS, REPORT = "draws.nc", "report.html"
@@ -73,7 +75,8 @@ def sample(
 
     ozaki sample coins.py:model --data tosses.csv --out draws
     """
-    free(out, force, _is_ours)
+    file = Path(source.rpartition(":")[0] if MODEL in source else source)
+    free(out, force, _is_ours, read=(file, data))
     choice("--kernel", kernel, ("ozaki", "langevin"))
     walker = ScoreOzakiKernel if kernel == "ozaki" else ScoreLangevinKernel
     if MODEL in source:
@@ -158,16 +161,43 @@ def _function(source: str) -> Callable[..., Any]:
 
 def _arguments(model: Callable[..., Any], source: str, found: Table) -> dict[str, Any]:
     """The model's arguments, in torch's default dtype."""
-    values = found.values.to(torch.get_default_dtype())
+    values = found.values
     parameters = [p for p in inspect.signature(model).parameters.values() if p.kind not in REST]
     names = [p.name for p in parameters if p.default is p.empty or p.name in found.columns]
     if len(names) == 1:
         alone = values.ndim == 2 and values.shape[1] == 1
-        return {names[0]: values[:, 0] if alone else values}
+        cast = _cast(values, found.columns)
+        return {names[0]: cast[:, 0] if alone else cast}
     missing = [name for name in names if name not in found.columns]
     if missing or not names:
         raise ValueError(
             f"--data must have columns of the names of the arguments of {source}, {names}, but had "
             f"{found.columns or 'none with names'}; name them in the first line of a .csv"
         )
-    return {name: values[:, found.columns.index(name)] for name in names}
+    places = {name: found.columns.index(name) for name in names}
+    cast = _cast(values, found.columns, places.values())
+    return {name: cast[:, i] for name, i in places.items()}
+
+
+def _cast(values: Tensor, columns: list[str], used: Iterable[int] | None = None) -> Tensor:
+    """`values` in torch's default dtype, which must tell apart what a column used, or any, holds.
+
+    The rule is that of training, but that a constant column, an intercept say, loses nothing.
+    """
+    cast = values.to(torch.get_default_dtype())
+    eps = torch.finfo(cast.dtype).eps
+    rows = torch.atleast_1d(values)[..., None].flatten(1)
+    if eps <= torch.finfo(values.dtype).eps or len(rows) < 2:
+        return cast
+    for i in range(rows.shape[1]) if used is None else used:
+        column = rows[:, i].double()
+        mean, scale = float(column.mean()), float(column.std())
+        step = eps * abs(mean)
+        if step > RESOLUTION * scale and not bool((column == column[0]).all()):
+            name = f" ({short(columns[i])})" if columns else ""
+            raise ValueError(
+                f"column {i + 1}{name} of --data must be resolved by {cast.dtype}, but near "
+                f"{mean:.4g} it holds only every {step:.2g}, where the standard deviation was "
+                f"{scale:.2g}; subtract an offset, such as the mean, from the column"
+            )
+    return cast

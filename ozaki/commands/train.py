@@ -79,7 +79,7 @@ def train(
     """
     chief = os.environ.get("RANK", "0") == "0"
     if chief:
-        free(out, force, archive.is_ours)
+        free(out, force, archive.is_ours, read=(data,))
     trainer = DSMTrainer(
         _sigma(sigma),
         objective=objective,

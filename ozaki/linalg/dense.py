@@ -50,9 +50,14 @@ class Dense(SymmetricOperator):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The matrix, or its eigenvalues and eigenvectors."""
+        """The matrix, or its eigenvalues and eigenvectors; of a basis for all, a view of it."""
         # the eigendecomposition once it exists: an accepted state keeps it
-        return (self._matrix,) if self._eigen is None else self._eigen  # pyright: ignore
+        if self._eigen is None:
+            return (self._matrix,)  # pyright: ignore[reportReturnType]
+        values, vectors = self._eigen
+        if vectors.ndim == 2 and values.ndim > 1:
+            vectors = vectors.expand(*values.shape[:-1], *vectors.shape)
+        return values, vectors
 
     @property
     def batch(self) -> torch.Size:
@@ -63,6 +68,11 @@ class Dense(SymmetricOperator):
     def rebuild(cls, tensors: tuple[Tensor, ...]) -> "Dense":
         """The operator whose `tensors` these are."""
         return cls(tensors[0]) if len(tensors) == 1 else cls.from_eigen(*tensors)
+
+    def astype(self, dtype: torch.dtype) -> "Dense":
+        """The same operator in another dtype; a basis for all stays one."""
+        parts = (self._matrix,) if self._eigen is None else self._eigen
+        return self.rebuild(tuple(t.to(dtype) for t in parts))  # pyright: ignore
 
     def select(self, mask: Bool[Tensor, "*batch"], other: SymmetricOperator) -> "Dense":
         """This operator where `mask` is True, `other` elsewhere, decomposed if both are."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from ozaki.linalg.base import SymmetricOperator, check_vector
 from ozaki.linalg.davidson import leading_pairs
 from ozaki.linalg.dense import Dense
+from ozaki.linalg.diagonal import Diagonal
 from ozaki.linalg.grouped import Grouped
 from ozaki.shapes import Bool, Float
 from ozaki.tracing import tracing
@@ -184,6 +185,8 @@ class LowRank(SymmetricOperator):
         """
         a, b, e = self.tensors
         batch, (dim, rank) = b.shape[:-2], b.shape[-2:]
+        if not rank:
+            return Diagonal(a.expand(*batch, dim)).leading(k)
         parts = (
             a.expand(*batch, dim).reshape(-1, dim),
             b.reshape(-1, dim, rank),

@@ -35,6 +35,27 @@ class _ClosedForm(Score):
         """Dense up to D = 100, diagonal beyond."""
         return dense_up_to(self.dim)
 
+    def expand(
+        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+    ) -> Expansion:
+        """Gradient, curvature ("diagonal" or "dense") and log density at x, (*batch, D).
+
+        It is computed in `dtype`; what comes back has the dtype of x.
+
+        Raises:
+            ValueError: another curvature, x of another last dimension, or whole numbers.
+        """
+        self.check(x, curvature)
+        gradient, s2, log_density, _ = found = self._expand(x.to(self.dtype), curvature)
+        if x.dtype == self.dtype:
+            return found
+        assert log_density is not None
+        s2 = None if s2 is None else s2.astype(x.dtype)
+        return Expansion(gradient.to(x.dtype), s2, log_density.to(x.dtype))
+
+    @abstractmethod
+    def _expand(self, x: Tensor, curvature: CurvatureKind | None) -> Expansion: ...
+
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` exact, independent draws.
@@ -78,18 +99,19 @@ class GaussianScore(_ClosedForm):
         self._place(self.mean)
         sigma = validation.floating("covariance", covariance).to(self.mean)
         self.covariance = validation.shape("covariance", sigma, (self.dim, self.dim))
-        self._root = validation.covariance("covariance", self.covariance)
-        values, vectors = torch.linalg.eigh(self.covariance)
-        self._eigen = (-1 / values, vectors)
+        root = validation.covariance("covariance", _even(self.covariance))
+        self._root = root.to(self.dtype)
+        # eigenvalues of Σ are squares here, where rounding can leave eigh some below 0
+        vectors, roots, _ = torch.linalg.svd(root)
+        self._eigen = ((-1 / roots.square()).to(self.dtype), vectors.to(self.dtype))
         self._curvature = Dense.from_eigen(*self._eigen)
 
-    def expand(
-        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
-    ) -> Expansion:
-        """Gradient, curvature and log density (up to a constant) at x, (*batch, D)."""
-        centred = x - self.mean
-        gradient = self._curvature.matmul(centred)
-        log_density = 0.5 * (centred * gradient).sum(-1)
+    def _expand(self, x: Tensor, curvature: CurvatureKind | None) -> Expansion:
+        values, vectors = self._eigen
+        along = (x - self.mean) @ vectors
+        # a sum of squares, where (x − μ)ᵀ s1 would cancel
+        log_density = 0.5 * (values * along.square()).sum(-1)
+        gradient = (values * along) @ vectors.mT
         return Expansion(gradient, self._constant(x.shape, curvature), log_density)
 
     def _constant(
@@ -102,9 +124,7 @@ class GaussianScore(_ClosedForm):
             )
         if curvature == "diagonal":
             return Diagonal(self._curvature.diagonal().expand(shape))
-        if curvature is None:
-            return None
-        raise self.cannot_give(curvature)
+        return None
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` exact, independent draws, μ + Lz with L the Cholesky factor of Σ.
@@ -162,16 +182,8 @@ class _Mixture(_ClosedForm):
         given = validation.floating("weights", weights).to(self.device, self.dtype)
         self.weights = validation.weights("weights", validation.shape("weights", given, (count,)))
 
-    def expand(
-        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
-    ) -> Expansion:
-        """Gradient, curvature and log density at x, (*batch, D).
-
-        With responsibilities ρ_k and g_k, H_k of the components: s1 = Σ ρ_k g_k and
-        s2 = Σ ρ_k (H_k + g_k g_kᵀ) − s1 s1ᵀ.
-        """
-        if curvature == "low_rank":
-            raise self.cannot_give(curvature)
+    def _expand(self, x: Tensor, curvature: CurvatureKind | None) -> Expansion:
+        """s1 = Σ ρ_k g_k, s2 = Σ ρ_k (H_k + g_k g_kᵀ) − s1 s1ᵀ, with ρ_k the responsibilities."""
         parts = self._components(x, curvature == "dense")
         rho = torch.softmax(parts.log_density, -1)
         g = parts.gradient
@@ -231,18 +243,24 @@ class GaussianMixtureScore(_Mixture):
         k = self.means.shape[0]
         given = validation.floating("covariances", covariances).to(self.means)
         self.covariances = validation.shape("covariances", given, (k, self.dim, self.dim))
-        self._roots = validation.covariance("covariances", self.covariances)
-        self._precisions = torch.cholesky_inverse(self._roots)
+        roots = validation.covariance("covariances", _even(self.covariances))
+        self._roots = roots.to(self.dtype)
+        eye = torch.eye(self.dim, dtype=roots.dtype, device=self.device)
+        whitening = torch.linalg.solve_triangular(roots, eye, upper=False)
+        self._whitening = whitening.to(self.dtype)  # L⁻¹
+        self._curvatures = -(whitening.mT @ whitening).to(self.dtype)
         self._set_weights(weights, k)
-        log_det = self._roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        self._offsets = self.weights.log() - log_det
+        log_det = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        self._offsets = (self.weights.log() - log_det).to(self.dtype)
 
     def _components(self, x: Tensor, dense: bool) -> _Components:
         centred = x.unsqueeze(-2) - self.means
-        gradient = -(self._precisions @ centred.unsqueeze(-1)).squeeze(-1)
-        log_density = self._offsets + 0.5 * (centred * gradient).sum(-1)
-        diagonal = -self._precisions.diagonal(dim1=-2, dim2=-1)
-        return _Components(log_density, gradient, diagonal, -self._precisions if dense else None)
+        white = torch.einsum("kij,...kj->...ki", self._whitening, centred)
+        gradient = torch.einsum("kji,...kj->...ki", self._whitening, -white)
+        # a sum of squares, where (x − μ)ᵀ g would cancel
+        log_density = self._offsets - 0.5 * white.square().sum(-1)
+        diagonal = self._curvatures.diagonal(dim1=-2, dim2=-1)
+        return _Components(log_density, gradient, diagonal, self._curvatures if dense else None)
 
     def _draw(self, component: Tensor, generator: torch.Generator | None) -> Tensor:
         z = self._normal(len(component), generator)
@@ -314,6 +332,17 @@ class LogisticMixtureScore(_Mixture):
         # 1 − u is exact for torch.rand, so both tails are reached
         logit = torch.log(u.clamp_min(tiny)) - torch.log1p(-u)
         return self.locations[component] + self.scales[component] * logit
+
+
+def _even(covariance: Tensor) -> Tensor:
+    """In float64, symmetric but for more than the rounding of its own dtype.
+
+    A Cholesky factor or eigenvalues in float32 lose all variances below 1e-7 of the largest.
+    """
+    wide = covariance.double()
+    slack = 100 * torch.finfo(covariance.dtype).eps * wide.abs().amax()
+    rounded = (wide - wide.mT).abs() <= slack
+    return torch.where(rounded, (wide + wide.mT) / 2, wide)
 
 
 def _noise(sigma: Array, like: Tensor) -> Tensor:

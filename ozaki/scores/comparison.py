@@ -79,7 +79,7 @@ def compare(
 
     Raises:
         ValueError: an estimator without s2 or of a range of σ, a score of another shape or of
-            other noise, or a name that is taken.
+            other noise, or without the entries that are compared, or a name that is taken.
 
     Source: the control variate of eq. 33 of Meng et al. (2021), on the residual form of
     `docs/mathematics.md`.
@@ -108,6 +108,8 @@ def compare(
     if estimator.rank and estimator.dim <= DENSE_UP_TO:
         kind = "low_rank"
     x = rows_of("data", data, estimator.event_shape).to(estimator.device, estimator.dtype)
+    for name in others or {}:
+        _check_curvature(name, scores[name], x[:1], kind)
     x = x.repeat(-(-draws // len(x)), 1)
     where = estimator.device if generator is None else generator.device
     z = torch.randn(x.shape, generator=generator, device=where, dtype=x.dtype).to(x.device)
@@ -149,11 +151,14 @@ def _in_noise(
     score: Score, points: Tensor, kind: CurvatureKind, noise: Tensor
 ) -> SymmetricOperator:
     """s2 at the points in units of the noise, in which σ is 1."""
-    if kind != "diagonal" and score.default_curvature != kind:
-        kind = "dense"
-    operator = score.expand(points, kind).curvature
+    operator = score.expand(points, _asked(score, kind)).curvature
     assert operator is not None
     return operator.astype(torch.float64).scale(noise.double())
+
+
+def _asked(score: Score, kind: CurvatureKind) -> CurvatureKind:
+    """The curvature that says as much as `kind`, and that the score has."""
+    return kind if kind in ("diagonal", score.default_curvature) else "dense"
 
 
 def _entries(score: Score, points: Tensor, kind: CurvatureKind, noise: Tensor) -> Tensor:
@@ -174,15 +179,27 @@ def _loss(operator: SymmetricOperator, block: _Block) -> Tensor:
     return loss + objectives.control("residual", block.s1[0], clean, block.noise[0], 1.0)
 
 
+def _check_curvature(name: str, score: Score, point: Tensor, kind: CurvatureKind) -> None:
+    """Raise ValueError unless the score has the entries that are compared, at one point."""
+    try:
+        score.expand(point, _asked(score, kind))
+    except ValueError as cause:
+        what, remedy = "the diagonal of s2", "leave it out"
+        if kind != "diagonal":
+            what = "all entries of s2, which the low rank of the estimator has compared"
+            remedy += ", or compare(it, …) with this estimator among others, by the diagonals"
+        raise ValueError(f"others[{name!r}] must give {what}, but {cause}; {remedy}") from cause
+
+
 def _same_law(name: str, score: Score, estimator: ScoreEstimator) -> None:
     if score.event_shape != estimator.event_shape:
         raise ValueError(
             f"others[{name!r}] must have event shape {tuple(estimator.event_shape)}, but had "
             f"{tuple(score.event_shape)}"
         )
-    noise = getattr(score, "noise_scale", None)
-    if noise is not None and not torch.allclose(noise, estimator.noise_scale, rtol=1e-3):
+    noise, own = getattr(score, "noise_scale", None), estimator.noise_scale
+    if noise is not None and not torch.allclose(noise.to(own), own, rtol=1e-3, atol=0):
         raise ValueError(
             f"others[{name!r}] must have the estimator's noise_scale, "
-            f"{estimator.noise_scale.tolist()}, but had {noise.tolist()}; train both at one sigma"
+            f"{own.tolist()}, but had {noise.tolist()}; train both at one sigma"
         )

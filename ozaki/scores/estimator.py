@@ -185,25 +185,28 @@ class ScoreEstimator(Score):
         diagonals = () if out.s2 is None else (out.s2.diagonal(),)
         scale = self.standardisation.scale.to(x.dtype)
         found = (out.s1, *diagonals, *out.higher)
-        return tuple(s.to(x.dtype) / scale ** (n + 1) for n, s in enumerate(found))
+        return tuple(_divided(s.to(x.dtype), scale, n) for n, s in enumerate(found, 1))
 
     def moments(self, x: Float[Tensor, "*batch dim"], *, central: bool = False) -> list[Tensor]:
         """Posterior moments of each coordinate of the clean point, given the noisy point x.
 
-        E[x_iᵏ | x̃] for k up to `order`, by Lemma 1; the first is Tweedie's mean (eq. 4).
+        E[x_iᵏ | x̃] for k up to `order`, by Lemma 1; the first is Tweedie's mean (eq. 4). They are
+        formed in float64, since scores of high order of data far from order one are no float32.
 
         Args:
             x: noisy points x̃ in the data's units, (*batch, D).
             central: of x − E[x|x̃] in place of x; the first is then 0.
 
         Returns:
-            A tensor (*batch, D) for each k.
+            A tensor (*batch, D) for each k, in the dtype of x.
 
         Raises:
             ValueError: x of another last dimension or dtype, or an estimator of a range of σ.
         """
-        noise = self.noise_scale.to(x.dtype)
-        return list(moments.posterior_moments(self.derivatives(x), x, noise, central=central))
+        _check_dtype(x)
+        wide, noise = x.double(), self.noise_scale.double()
+        found = moments.posterior_moments(self.derivatives(wide), wide, noise, central=central)
+        return [m.to(x.dtype) for m in found]
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` training points, with replacement beyond those stored, plus the smoothing noise.
@@ -447,6 +450,13 @@ class _LearnedJacobianScore(JacobianScore):
     def check(self, x: Tensor, curvature: str | None) -> None:
         _check_dtype(x)
         super().check(x, curvature)
+
+
+def _divided(score: Tensor, scale: Tensor, order: int) -> Tensor:
+    """The score over scale^order, a power that itself may be 0 or infinite where this is not."""
+    for _ in range(order):
+        score = score / scale
+    return score
 
 
 def _check_dtype(x: Tensor) -> None:

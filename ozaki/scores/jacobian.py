@@ -61,7 +61,10 @@ class JacobianScore(Score):
             s1 = self._first(point.unsqueeze(0)).squeeze(0).to(x.dtype)
             return s1, s1
 
-        jacobian, s1 = torch.func.vmap(torch.func.jacrev(first, has_aux=True))(points)
+        if points.numel():
+            jacobian, s1 = torch.func.vmap(torch.func.jacrev(first, has_aux=True))(points)
+        else:  # of no points networks cannot tell the shape
+            jacobian, s1 = points.new_zeros(0, self.dim, self.dim), points
         j = jacobian.detach().reshape(*x.shape, self.dim)
         operator: SymmetricOperator
         if curvature == "diagonal":

@@ -132,7 +132,9 @@ def _outer(block: Tensor, members: tuple[int, ...], rest: Tensor, n: int) -> Ten
 def _scaled(score: Tensor, axes: int, order: int, sigma: float | Tensor) -> Tensor:
     """N^{⊗order} s: σ² on each of the `axes` last dimensions, or σ^{2·order} on the only one."""
     if not isinstance(sigma, Tensor) or sigma.ndim == 0 or axes == 1:
-        return sigma ** (2 * order) * score
+        for _ in range(order):  # σ^{2·order} itself may be 0 or infinite where the product is not
+            score = sigma**2 * score
+        return score
     variance = sigma.square()
     batch, dim = variance.shape[:-1], variance.shape[-1]
     for axis in range(axes):
