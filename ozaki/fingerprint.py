@@ -38,7 +38,8 @@ def of_law(score: Score, points: Float[Tensor, "n dim"]) -> list[str]:
 def of_data(*parts: Any) -> str:
     """A digest of the tensors, arrays, frames, numbers, text and weights in `parts`, to the bit.
 
-    Anything else counts by its type alone: what it does to the law is seen by `of_law`.
+    Of a score its networks count, and what a model has observed. Anything else counts by its type
+    alone: what it does to the law is seen by `of_law`.
     """
     digest = hashlib.sha256()
     _add(digest, parts)
@@ -49,13 +50,17 @@ def _add(digest: Any, part: Any) -> None:
     digest.update(type(part).__name__.encode())
     if isinstance(part, nn.Module):
         part = part.state_dict()
+    elif isinstance(part, Score):
+        own = vars(part).items()
+        part = {k: v for k, v in own if k == "observed" or isinstance(v, nn.Module)}
     elif hasattr(part, "to_numpy"):  # a frame
         digest.update(repr(list(getattr(part, "columns", ()))).encode())
         part = part.to_numpy()
     if isinstance(part, Tensor):
-        part = part.detach().cpu()
-        part = part.view(torch.int16) if part.dtype == torch.bfloat16 else part
-        part = part.resolve_conj().resolve_neg().numpy()
+        digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+        plain = part.detach().cpu().to_dense() if part.layout != torch.strided else part.detach()
+        flat = plain.cpu().resolve_conj().resolve_neg().reshape(-1)
+        part = flat.view(torch.uint8).numpy()  # NumPy has not all of torch's dtypes
     if isinstance(part, np.ndarray):
         digest.update(f"{part.dtype}{part.shape}".encode())
         digest.update(repr(part.tolist()).encode() if part.dtype.hasobject else part.tobytes())

@@ -18,7 +18,7 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.mcmc import util
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform
 
 from ozaki import diagnostics, fingerprint, report, streaming, validation
@@ -240,12 +240,6 @@ class MCMC(PyroMCMC):
         """What bears on the draws, the law by its gradient at two points."""
         kernel, score, guide = self.kernel, target.score, self.kernel.guide
         points = score.start(2, torch.Generator(score.device).manual_seed(0))
-        networks = [
-            {k: v for k, v in vars(law).items() if isinstance(v, nn.Module)}
-            for law in (score, guide)
-            if law is not None
-        ]
-        observed = score.observed if isinstance(score, PyroModelScore) else {}
         return {
             "kernel": type(kernel).__name__,
             **kernel.settings(),
@@ -258,7 +252,7 @@ class MCMC(PyroMCMC):
             "sites": {name: list(shape) for name, shape in target.sites.shapes.items()},
             "law": fingerprint.of_law(score, points),
             "guide": [] if guide is None else fingerprint.of_law(guide, points),
-            "data": fingerprint.of_data(self._args, self._kwargs, observed, networks),
+            "data": fingerprint.of_data(self._args, self._kwargs, score, guide),
         }
 
     @poutine.block

@@ -126,7 +126,7 @@ ASKED = {
 @pytest.mark.parametrize("asked", ASKED)
 def test_points_that_no_score_can_be_given_in_are_refused(asked: str, dtype: torch.dtype):
     """Whole numbers would cut its fractions off, and halves have no room for it."""
-    with pytest.raises(ValueError, match=rf"x must be float32 or .* {dtype}; give floating-point"):
+    with pytest.raises(ValueError, match=rf"x must be float.* {dtype}; "):
         ASKED[asked](make(), torch.ones(2, 3, dtype=dtype))
 
 

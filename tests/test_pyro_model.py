@@ -566,12 +566,15 @@ def summaries_of_summed_out():
         pyro.sample("y", dist.Normal(mu + z, 1.0), obs=OBS)
     pyro.deterministic("share", z.mean())
     pyro.deterministic("spread", (z - z.mean()).square().sum() + (z.mean() > 0.5))
+    pyro.deterministic("edges", (z * (1 - z.roll(1, -1))).sum())  # 0 where all are equal
     pyro.deterministic("twice", 2 * mu)
 
 
 def test_what_reduces_over_a_summed_out_site_is_left_out_too():
     score = PyroModelScore(summaries_of_summed_out)
-    with pytest.warns(UserWarning, match=r"\['share', 'spread'\] depend on the discrete sites"):
+    with pytest.warns(
+        UserWarning, match=r"\['share', 'spread', 'first of two'\] depend on the discrete sites"
+    ):
         found = score.deterministic(torch.ones(3, 1))
     assert list(found) == ["twice"]
     torch.testing.assert_close(found["twice"], torch.full((3,), 2.0))

@@ -12,7 +12,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel, diagnostics, report
+from ozaki import (
+    MCMC,
+    ScoreLangevinKernel,
+    ScoreOzakiKernel,
+    diagnostics,
+    fingerprint,
+    report,
+)
 from ozaki.scores import GaussianMixtureScore, GaussianScore
 from ozaki.walk import FILE
 from tests.test_distribution import Bare
@@ -254,6 +261,18 @@ def test_one_other_entry_of_the_data_is_seen(by, tmp_path):
     with pytest.raises(ValueError, match=r"data was"):
         run(other, 10)
     run(torch.zeros(10), 10)
+
+
+def test_data_of_any_kind_are_known_again():
+    kinds = [
+        *(torch.ones(3, dtype=d) for d in (torch.float64, torch.bfloat16, torch.bool)),
+        *(torch.ones(3, dtype=torch.complex64).conj(), torch.eye(3).to_sparse(), torch.ones(())),
+        *(np.ones(3), np.array(["a"], object), 1, 1.0, "a", None, [1, 2], {"a": 1}),
+    ]
+    digests = [fingerprint.of_data(kind) for kind in kinds]
+    assert len(set(digests)) == len(kinds)
+    assert digests == [fingerprint.of_data(kind) for kind in kinds]
+    assert fingerprint.of_data(2 * torch.eye(3).to_sparse()) not in digests
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path):

@@ -16,7 +16,7 @@ from ozaki.diagnostics import save
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.mcmc import MCMC
 from ozaki.scores.estimator import ScoreEstimator
-from ozaki.scores.standardisation import RESOLUTION
+from ozaki.scores.standardisation import resolution
 from ozaki.storage import write_folder_atomically
 from ozaki.tables import Table, named_table
 from ozaki.validation import choice, short
@@ -185,19 +185,19 @@ def _cast(values: Tensor, columns: list[str], used: Iterable[int] | None = None)
     The rule is that of training, but that a constant column, an intercept say, loses nothing.
     """
     cast = values.to(torch.get_default_dtype())
-    eps = torch.finfo(cast.dtype).eps
-    rows = torch.atleast_1d(values)[..., None].flatten(1)
-    if eps <= torch.finfo(values.dtype).eps or len(rows) < 2:
+    rows = torch.atleast_1d(values)[..., None].flatten(1).double()
+    if cast.dtype == values.dtype or len(rows) < 2:
         return cast
-    for i in range(rows.shape[1]) if used is None else used:
-        column = rows[:, i].double()
-        mean, scale = float(column.mean()), float(column.std())
-        step = eps * abs(mean)
-        if step > RESOLUTION * scale and not bool((column == column[0]).all()):
+    mean, scale = rows.mean(0), rows.std(0)
+    step, blurred = resolution(cast.dtype, mean, scale)
+    blurred &= (rows != rows[0]).any(0)
+    for i in range(len(mean)) if used is None else used:
+        if blurred[i]:
             name = f" ({short(columns[i])})" if columns else ""
             raise ValueError(
                 f"column {i + 1}{name} of --data must be resolved by {cast.dtype}, but near "
-                f"{mean:.4g} it holds only every {step:.2g}, where the standard deviation was "
-                f"{scale:.2g}; subtract an offset, such as the mean, from the column"
+                f"{float(mean[i]):.4g} it holds only every {float(step[i]):.2g}, where the "
+                f"standard deviation was {float(scale[i]):.2g}; subtract an offset, such as the "
+                "mean, from the column"
             )
     return cast

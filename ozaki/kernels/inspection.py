@@ -195,18 +195,26 @@ def _undetermined(
 ) -> frozenset[str]:
     """The deterministic sites that change with the discrete ones, the others held where they were.
 
-    All discrete sites take their first value, their second, …, and then values as they come: what
-    is the same for equal values, as their spread, is not for mixed ones.
+    All discrete sites take their first value, their second, …, and then any of their values alike:
+    what is the same for equal values, as their spread, is not for mixed ones, and the prior may
+    hardly ever draw some.
     """
-    supports = {n: trace.nodes[n]["fn"].enumerate_support(expand=False) for n in enumerated}
-    shapes = {n: trace.nodes[n]["value"].shape for n in enumerated}
-    trials: list[dict[str, Tensor]] = [
-        {n: s[min(k, len(s) - 1)].expand(shapes[n]) for n, s in supports.items()}
-        for k in range(min(TRIALS, max(map(len, supports.values()))))
-    ]
+    supports, shapes = {}, {}
+    for name in enumerated:
+        fn = trace.nodes[name]["fn"]
+        found = fn.enumerate_support(expand=False)
+        supports[name] = found.reshape(len(found), *fn.event_shape)
+        shapes[name] = fn.batch_shape
+
+    def taking(place: Callable[[int, torch.Size], Tensor]) -> dict[str, Tensor]:
+        return {n: s[place(len(s), shapes[n])] for n, s in supports.items()}
+
+    most = min(TRIALS, max(map(len, supports.values())))
+    alike = (taking(lambda n, shape, k=k: torch.full(shape, min(k, n - 1))) for k in range(most))
+    trials = [*alike, *(taking(torch.randint) for _ in range(TRIALS))]
     seen = []
     with lenient():
-        for discrete in (*trials, *({},) * TRIALS):
+        for discrete in trials:
             run = _run(poutine.condition(model, {**values, **discrete}))
             seen.append({n: torch.as_tensor(run.nodes[n]["value"]) for n in deterministic})
     first = seen[0]

@@ -248,7 +248,7 @@ class ScoreEstimator(Score):
             s1 = self.network.first(self._standardised(x)).to(x.dtype)
             return s1 / self.standardisation.scale.to(x.dtype)
 
-        return _LearnedJacobianScore(first, self.start, self.event_shape, self.dtype, self.device)
+        return JacobianScore(first, self.start, self.event_shape, self.dtype, self.device)
 
     @torch.no_grad()
     def evaluate(
@@ -442,14 +442,6 @@ class ScoreEstimator(Score):
             f"curvature={self.default_curvature!r}, standardize={self.standardisation.kind!r}, "
             f"dtype={self.dtype})"
         )
-
-
-class _LearnedJacobianScore(JacobianScore):
-    """A Jacobian score that refuses the points that its estimator refuses."""
-
-    def check(self, x: Tensor, curvature: str | None) -> None:
-        _check_dtype(x)
-        super().check(x, curvature)
 
 
 def _divided(score: Tensor, scale: Tensor, order: int) -> Tensor:

@@ -97,11 +97,16 @@ def _check_size(kind: str | None, scale: Tensor) -> None:
         )
 
 
+def resolution(dtype: torch.dtype, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """How far apart numbers of a dtype are near `mean`, and where that is too far for `scale`."""
+    step = torch.finfo(dtype).eps * mean.abs()
+    return step, step > RESOLUTION * scale
+
+
 def _check_resolved(
     own: torch.dtype, coarse: torch.dtype, kind: str | None, mean: Tensor, scale: Tensor
 ) -> None:
-    step = torch.finfo(coarse).eps * mean.abs()
-    blurred = step > RESOLUTION * scale
+    step, blurred = resolution(coarse, mean, scale)
     if not bool(blurred.any()):
         return
     i = int(blurred.nonzero()[0])
