@@ -58,9 +58,11 @@ def rank(components: Components, bins: int = 20) -> Figure:
     figure, panels = _panels(components, 1.6)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
         count = draws.shape[1]
-        # ties in an order of their own: by chain, they would part chains that are equal
-        ties = np.random.default_rng(0).random(draws.size)
-        order = np.argsort(np.lexsort((ties, draws.ravel()))).reshape(draws.shape)
+        # shuffled first: ties that are ranked by chain would part chains that are equal
+        shuffled = np.random.default_rng(0).permutation(draws.size)
+        order = np.empty(draws.size, int)
+        order[shuffled[np.argsort(draws.ravel()[shuffled], kind="stable")]] = np.arange(draws.size)
+        order = order.reshape(draws.shape)
         edges = np.linspace(0, draws.size, min(bins, count) + 1)
         share = count / (len(edges) - 1)
         low, high = stats.binom.interval(0.95, count, 1 / (len(edges) - 1))
