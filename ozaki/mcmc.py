@@ -306,15 +306,17 @@ class MCMC(PyroMCMC):
         """Before the walk, since afterwards the draws would be lost."""
         if self._save_params is None:
             return
-        known, left_out = set(target.sites.names), set()
+        known, left_out = set(target.sites.names), {}
         if isinstance(target.score, PyroModelScore):
             known |= set(target.score._deterministic)
-            left_out = set(target.score._undetermined)
+            left_out = target.score.left_out
         unknown = sorted(set(self._save_params) - known)
         if unknown:
-            why = ""
-            if summed := sorted(left_out & set(unknown)):
-                why = f"; {summed} depend on discrete sites, which are summed out"
+            why = "".join(
+                f"; {names} {reason}"
+                for reason, names in left_out.items()
+                if set(names) & set(unknown)
+            )
             raise ValueError(
                 f"save_params must name sites among {sorted(known)}, but named {unknown}{why}"
             )

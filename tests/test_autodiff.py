@@ -320,13 +320,13 @@ def test_a_distribution_that_cannot_be_sampled_starts_uniform():
         (td.Categorical(torch.ones(3)), "is discrete"),
         (pd.Bernoulli(torch.ones(3) / 2).to_event(1), "is discrete"),
         (td.MixtureSameFamily(td.Categorical(torch.ones(2)), td.Poisson(torch.ones(2))), "discre"),
-        (td.Wishart(torch.tensor(4.0), torch.eye(3)), "biject_to knows"),
+        (pd.ProjectedNormal(torch.ones(3)), "a bijection leads to.*ProjectedNormalReparam"),
         (td.Normal, "must be a distribution, but was type"),
         (
             td.MixtureSameFamily(
-                td.Categorical(torch.ones(2)), td.Uniform(torch.zeros(2), torch.ones(2))
+                td.Categorical(torch.ones(2)), td.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0]))
             ),
-            "one support for all its components",
+            "components have different supports, from 0 to 0 and from 1 to 2",
         ),
     ],
 )

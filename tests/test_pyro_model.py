@@ -401,7 +401,7 @@ def loose_plate():
 
 
 def no_bijection():
-    pyro.sample("w", dist.Wishart(torch.tensor(9.0), torch.eye(2)))
+    pyro.sample("w", dist.ProjectedNormal(torch.ones(3)))
 
 
 @pytest.mark.parametrize(
@@ -409,10 +409,10 @@ def no_bijection():
     [
         (no_latents, "must have a continuous latent site.*had none"),
         (only_discrete, r"only the discrete \['z'\]"),
-        (countable, "latent site 'n' must be continuous.*Poisson is countable"),
+        (countable, "latent site 'n' must be continuous.*Poisson is discrete"),
         (subsampled, "plate 'data' must not be subsampled.*2 of 4"),
         (random_density, "function of its latent sites"),
-        (no_bijection, "latent site 'w' must have a support that biject_to knows"),
+        (no_bijection, "latent site 'w' must have a support that a bijection leads to"),
         (loose_plate, "site 'y' must have its batch dimensions in plates"),
         (moving_support, "latent site 'z' must have a fixed support"),
     ],

@@ -1,23 +1,32 @@
 """What a Pyro model is made of, read from one run of it (floor 4)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Distribution, Transform, TransformedDistribution
 
-from ozaki.scores.autodiff import support_transform
+from ozaki.kernels.trials import Trial, lenient, run, trials
 from ozaki.scores.base import Score
 from ozaki.scores.derivatives import first_line
 from ozaki.scores.distribution import ScoreDistribution
-from ozaki.scores.singular import LinAlgError, singular_is_nan
+from ozaki.scores.singular import LinAlgError
+from ozaki.scores.supports import (
+    ends_of,
+    law_transform,
+    remedy,
+    support_of,
+    support_transform,
+    unwrapped,
+)
 
-TRIALS = 8  # of values of discrete sites, to see what depends on them
+POINTS = (-8.0, -2.0, -0.5, 0.0, 0.5, 2.0, 8.0)
+"""Unconstrained coordinates at which two supports are compared: two transforms that agree at 0 may
+differ elsewhere."""
 
 
 class Latents(NamedTuple):
@@ -29,7 +38,9 @@ class Latents(NamedTuple):
         enumerated: finite discrete latent sites.
         observed: observed site → value.
         deterministic: deterministic site → shape.
-        undetermined: those of them that change with the enumerated ones.
+        undetermined: those of them that have no one value or no one shape → why.
+        moving: observed sites whose value changes with the latent ones, as that of a residual.
+        masked: latent site → where its own density counts, of its value's shape, if not everywhere.
         max_plate_nesting: how many dimensions to the left its plates take.
         priors: latent site → its `ScoreDistribution`, where chains begin in a way of their own.
         learned: sites of whose density only the score is known.
@@ -43,28 +54,15 @@ class Latents(NamedTuple):
     deterministic: dict[str, torch.Size]
     max_plate_nesting: int
     priors: dict[str, Any]
+    masked: dict[str, Tensor]
     learned: tuple[str, ...] = ()
-    undetermined: frozenset[str] = frozenset()
+    undetermined: Mapping[str, str] = MappingProxyType({})
+    moving: tuple[str, ...] = ()
     complaint: str | None = None
 
 
-@contextmanager
-def lenient() -> Iterator[None]:
-    """Leave the arguments and values of distributions unchecked for a while, and matrices too.
-
-    A prior may draw what its own model cannot take; the chains then start elsewhere.
-    """
-    before = dist.is_validation_enabled()
-    dist.enable_validation(False)
-    try:
-        with singular_is_nan():
-            yield
-    finally:
-        dist.enable_validation(before)
-
-
 def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> Latents:
-    """Run `model` twice and sort its sites; `transforms` replace what biject_to would give.
+    """Run `model` and sort its sites; `transforms` replace what `law_transform` would give.
 
     Raises:
         ValueError: no continuous latent site; a subsampled plate; a countable latent site; a
@@ -72,13 +70,13 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
     """
     complaint = None
     try:
-        trace, again = _run(model), _run(model)
+        trace = run(model)
     except (ValueError, LinAlgError) as error:
         complaint = first_line(error)
         with lenient():
-            trace, again = _run(model), _run(model)
-    found = Latents({}, {}, (), {}, {}, 0, {})
-    enumerated, learned, depth = [], [], 0
+            trace = run(model)
+    found = Latents({}, {}, (), {}, {}, 0, {}, {})
+    enumerated, learned, replaced, depth = [], [], [], 0
     for name, node in trace.nodes.items():
         if node["type"] != "sample":
             continue
@@ -98,8 +96,11 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         elif node["infer"].get("_deterministic"):
             found.deterministic[name] = node["value"].shape
         elif node["is_observed"]:
-            if not isinstance(fn, dist.Unit):  # pyro.factor
-                found.observed[name] = node["value"]
+            if isinstance(fn, dist.Unit):  # pyro.factor
+                continue
+            found.observed[name] = node["value"]
+            if _is_copy(fn, node["value"]):
+                replaced.append(name)
         elif fn.has_enumerate_support:
             enumerated.append(name)
         else:
@@ -107,8 +108,8 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             if score is not None:
                 found.priors[name] = fn
             found.transforms[name] = transforms.get(name) or _transform(name, fn)
-            if name not in transforms:
-                _check_fixed(name, found.transforms[name], again, found.values[name])
+            if (mask := _mask(node)) is not None:
+                found.masked[name] = mask
     if not found.values:
         raise ValueError(
             "model must have a continuous latent site, a pyro.sample without obs, but it had "
@@ -121,21 +122,25 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             f"ScoreDistribution without a density, {learned}: the sum weighs by values; observe "
             "the discrete sites, or use a score with a density"
         )
-    undetermined = frozenset()
     if enumerated:
         _check_plates(trace, enumerated)
-    if enumerated and found.deterministic:
-        undetermined = _undetermined(model, trace, found.values, enumerated, found.deterministic)
     unknown = sorted(set(transforms) - set(found.values))
     if unknown:
         raise ValueError(
             f"transforms must be for the latent sites {sorted(found.values)}, but named {unknown}"
         )
+    seen = _Seen(trace, found, enumerated, set(transforms))
+    for trial in trials(model, trace, found.values, found.transforms, enumerated):
+        seen.add(trial)
+    for name in replaced:
+        if name in seen.moving:  # what a reparametriser leaves of the site that it replaced
+            found.deterministic[name] = found.observed.pop(name).shape
     return found._replace(
         enumerated=tuple(enumerated),
         max_plate_nesting=depth,
         learned=tuple(learned),
-        undetermined=undetermined,
+        undetermined=seen.undetermined,
+        moving=tuple(name for name in found.observed if name in seen.moving),
         complaint=complaint,
     )
 
@@ -181,53 +186,6 @@ def _check_plates(trace: Any, enumerated: list[str]) -> None:
             )
 
 
-def _run(model: Callable[[], Any]) -> Any:
-    with poutine.block():
-        return poutine.trace(model).get_trace()
-
-
-def _undetermined(
-    model: Callable[[], Any],
-    trace: Any,
-    values: Mapping[str, Tensor],
-    enumerated: list[str],
-    deterministic: Iterable[str],
-) -> frozenset[str]:
-    """The deterministic sites that change with the discrete ones, the others held where they were.
-
-    All discrete sites take their first value, their second, …, and then any of their values alike:
-    what is the same for equal values, as their spread, is not for mixed ones, and the prior may
-    hardly ever draw some.
-    """
-    supports, shapes = {}, {}
-    for name in enumerated:
-        fn = trace.nodes[name]["fn"]
-        found = fn.enumerate_support(expand=False)
-        supports[name] = found.reshape(len(found), *fn.event_shape)
-        shapes[name] = fn.batch_shape
-
-    def taking(place: Callable[[int, torch.Size], Tensor]) -> dict[str, Tensor]:
-        return {n: s[place(len(s), shapes[n])] for n, s in supports.items()}
-
-    most = min(TRIALS, max(map(len, supports.values())))
-    alike = (taking(lambda n, shape, k=k: torch.full(shape, min(k, n - 1))) for k in range(most))
-    trials = [*alike, *(taking(torch.randint) for _ in range(TRIALS))]
-    seen = []
-    with lenient():
-        for discrete in trials:
-            run = _run(poutine.condition(model, {**values, **discrete}))
-            seen.append({n: torch.as_tensor(run.nodes[n]["value"]) for n in deterministic})
-    first = seen[0]
-    return frozenset(
-        n
-        for n in deterministic
-        if not all(
-            s[n].shape == first[n].shape and torch.equal(s[n].nan_to_num(), first[n].nan_to_num())
-            for s in seen
-        )
-    )
-
-
 def _refuse_subsampling(name: str, fn: Any) -> None:
     if fn.subsample_size is not None and fn.subsample_size < fn.size:
         raise ValueError(
@@ -237,36 +195,154 @@ def _refuse_subsampling(name: str, fn: Any) -> None:
 
 
 def _transform(name: str, fn: Any) -> Transform:
+    """From where a site lives to unconstrained coordinates."""
+    law = unwrapped(fn)
     try:
-        support = fn.support
-        if not support.is_discrete:
-            return support_transform(support).inv
+        if not support_of(fn).is_discrete:
+            return law_transform(fn).inv
     except NotImplementedError as cause:
         raise ValueError(
-            f"latent site {name!r} must have a support that biject_to knows, but "
-            f"{type(fn).__name__} has none ({cause}); pass transforms={{{name!r}: ...}}"
+            f"latent site {name!r} must have a support that a bijection leads to, but "
+            f"{type(law).__name__} has none ({cause}); {remedy(fn, name)}"
         ) from cause
+    if getattr(law, "has_enumerate_support", False):
+        each = len(law.enumerate_support(expand=False))
+        entries = (fn.batch_shape + fn.event_shape).numel()
+        raise ValueError(
+            f"latent site {name!r} must have its entries in a pyro.plate to be summed out, but "
+            f".to_event made one event of {entries} of them, with {each}^{entries} = "
+            f"{each**entries} values that Pyro does not list; leave .to_event out and sample it in "
+            "a plate"
+        )
     raise ValueError(
-        f"latent site {name!r} must be continuous, or discrete with finitely many values, but "
-        f"{type(fn).__name__} is countable and has no score; observe it, integrate it out, or "
-        "replace it by a continuous approximation"
+        f"latent site {name!r} must be continuous, or discrete with finitely many values that Pyro "
+        f"lists, but {type(law).__name__} is discrete and has no such list, nor a score; observe "
+        "it, integrate it out, or replace it by a continuous approximation"
     )
 
 
-def _check_fixed(name: str, transform: Transform, again: Any, value: Tensor) -> None:
-    """Refuse a support that other sites move: Pyro would fix it at its first value, silently."""
-    if name not in again.nodes:
-        raise ValueError(
-            f"model must have the same sites in every run, but {name!r} was absent in a second "
-            "one; do not let latent values decide which sites there are"
-        )
-    start: Any = transform(value)
-    u = torch.zeros_like(start)
-    here: Any = transform.inv(u)
-    there: Any = _transform(name, again.nodes[name]["fn"]).inv(u)
-    if here.shape != there.shape or not torch.equal(here, there):
-        raise ValueError(
-            f"latent site {name!r} must have a fixed support, but it moved with the values of "
-            "other sites, where Pyro keeps the first one; sample it on a fixed support and shift "
-            "or scale it by pyro.deterministic"
-        )
+def _is_copy(fn: Any, value: Tensor) -> bool:
+    """Whether a site is a point mass at its own value, as reparametrisers leave."""
+    law = unwrapped(fn)
+    return isinstance(law, dist.Delta) and law.v.numel() == value.numel() and law.v is not None
+
+
+def _mask(node: Mapping[str, Any]) -> Tensor | None:
+    """Where a latent site's own density counts, if it does not everywhere."""
+    masks = [node["mask"], getattr(node["fn"], "_mask", None)]
+    mask: Any = True
+    for found in masks:
+        if found is not None:
+            mask = torch.as_tensor(found) & mask
+    if mask is True or bool(mask.all()):
+        return None
+    value, events = node["value"], len(node["fn"].event_shape)
+    return mask.reshape(mask.shape + (1,) * events).expand(value.shape)
+
+
+class _Seen:
+    """What changes from run to run.
+
+    Attributes:
+        moving: observed sites whose value does.
+        undetermined: deterministic sites that have no one value or no one shape → why.
+    """
+
+    def __init__(self, trace: Any, found: Latents, enumerated: list[str], given: set[str]):
+        self._trace, self._found, self._enumerated = trace, found, enumerated
+        self._supports = {
+            name: support_transform(support_of(trace.nodes[name]["fn"]))
+            for name in found.values
+            if name not in given
+        }
+        self._discrete: dict[str, Tensor] = {}
+        self.moving: set[str] = set()
+        self.undetermined: dict[str, str] = {}
+
+    def add(self, trial: Trial) -> None:
+        """Compare one more run."""
+        if trial.near:
+            self._same_sites(trial.nodes)
+        for name, transform in self._supports.items():
+            if name in trial.nodes:
+                self._fixed(name, transform, trial.nodes[name]["fn"])
+        for name, value in self._found.observed.items():
+            if name in trial.nodes:
+                if not _equal(trial.nodes[name]["value"], value):
+                    self.moving.add(name)
+                self._covered(name, trial)
+        for name, shape in self._found.deterministic.items():
+            if name in trial.nodes:
+                self._determined(name, shape, trial)
+
+    def _same_sites(self, nodes: Mapping[str, Any]) -> None:
+        for name in self._found.values:
+            if name not in nodes:
+                raise ValueError(
+                    f"model must have the same sites in every run, but {name!r} was absent in "
+                    "another one; do not let latent values decide which sites there are"
+                )
+        for name, node in nodes.items():
+            if name not in self._trace.nodes and node["type"] == "sample":
+                raise ValueError(
+                    f"model must have the same sites in every run, but {name!r} came in another "
+                    "one; do not let latent values decide which sites there are"
+                )
+
+    def _fixed(self, name: str, transform: Transform, fn: Any) -> None:
+        """Refuse a support that other sites move: Pyro would fix it where it is first."""
+        try:
+            other = support_transform(support_of(fn))
+            u: Any = transform.inv(self._found.values[name])
+            pairs = [(transform(p), other(p)) for p in (torch.full_like(u, v) for v in POINTS)]
+        except (NotImplementedError, ValueError, RuntimeError):  # where no chain need go
+            return
+        if not all(_equal(here, there) for here, there in pairs):
+            raise ValueError(
+                f"latent site {name!r} must have a fixed support, but it moved with the values of "
+                "other sites, where Pyro keeps the first one; sample it on a fixed support and "
+                "shift or scale it by pyro.deterministic"
+            )
+
+    def _covered(self, name: str, trial: Trial) -> None:
+        """Refuse a density that data have where their law has none."""
+        node = trial.nodes[name]
+        fn, value = node["fn"], node["value"]
+        try:
+            support = support_of(fn)
+            ends = ends_of(support)
+            if ends is None or bool((ends.lower.isinf() & ends.upper.isinf()).all()):
+                return
+            outside = ~support.check(value)
+            with lenient():
+                density = fn.log_prob(value)
+                if node["mask"] is not None:
+                    density = torch.where(torch.as_tensor(node["mask"]), density, -torch.inf)
+                wrong = bool((outside & density.isfinite()).any())
+                wrong = wrong and bool(trial.trace.log_prob_sum().isfinite())
+        except (NotImplementedError, ValueError, RuntimeError):
+            return
+        if wrong:
+            raise ValueError(
+                f"observed site {name!r} must have no density outside of its support, but "
+                f"{type(unwrapped(fn)).__name__} gives one to data that lie outside where other "
+                "sites have moved it, since it does not check them; keep those sites where the "
+                f"data lie inside, by their supports, or add pyro.factor('{name}_inside', "
+                "torch.where(inside, 0.0, -math.inf)) with inside whether all of the data do"
+            )
+
+    def _determined(self, name: str, shape: torch.Size, trial: Trial) -> None:
+        value = torch.as_tensor(trial.nodes[name]["value"])
+        if value.shape != shape:
+            self.undetermined.setdefault(name, "change their shape with the latent sites")
+        elif trial.discrete:
+            first = self._discrete.setdefault(name, value)
+            if not _equal(value, first):
+                self.undetermined[name] = (
+                    f"depend on the discrete sites {self._enumerated}, which are summed out"
+                )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    one, other = torch.as_tensor(one), torch.as_tensor(other)
+    return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Transform
@@ -21,8 +20,9 @@ from torch.func import vmap
 
 from ozaki import validation
 from ozaki.kernels.batching import Batching, agree
-from ozaki.kernels.inspection import Latents, inspect, lenient
+from ozaki.kernels.inspection import Latents, inspect
 from ozaki.kernels.sites import Sites, check_initial_params
+from ozaki.kernels.trials import drawn, lenient
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import evaluated, finite_start, isolated_rng, seed_from, uniform
 from ozaki.scores.distribution import walking
@@ -93,19 +93,22 @@ class PyroModelScore(Score):
                     self.model,
                     transforms=dict(found.transforms),
                     max_plate_nesting=found.max_plate_nesting,
-                    init_strategy=init_to_sample,
+                    init_strategy=drawn,
                     initial_params={},
                 )
         self.observed, self.enumerated = found.observed, found.enumerated
         self._complaint = found.complaint
         self.learned, self._priors = found.learned, found.priors
         self._settle(found)
-        # what depends on a summed-out site has one value for each of its values in the prototype
-        self._undetermined = tuple(
-            name
-            for name, shape in found.deterministic.items()
-            if prototype.nodes[name]["value"].shape != shape or name in found.undetermined
-        )
+        self.moving, self.masked = found.moving, found.masked
+        self._undetermined = dict(found.undetermined)
+        for name, shape in found.deterministic.items():
+            # what depends on a summed-out site has one value for each of its values here
+            if prototype.nodes[name]["value"].shape != shape:
+                self._undetermined.setdefault(
+                    name,
+                    f"depend on the discrete sites {list(self.enumerated)}, which are summed out",
+                )
         self._deterministic = [n for n in found.deterministic if n not in self._undetermined]
         self._initial = None
         if initial_params is not None:
@@ -197,17 +200,22 @@ class PyroModelScore(Score):
     def deterministic(self, x: Float[Tensor, "*batch dim"]) -> dict[str, Tensor]:
         """The `pyro.deterministic` sites at points (*batch, D): site → (*batch, *site shape).
 
-        A site whose value depends on a summed-out one has none, and is left out with a warning.
+        A site whose value depends on a summed-out one, or whose shape changes, has none, and is
+        left out with a warning.
         """
-        if self._undetermined:
-            warnings.warn(
-                f"deterministic sites {list(self._undetermined)} depend on the discrete sites "
-                f"{list(self.enumerated)}, which are summed out: they are left out",
-                stacklevel=2,
-            )
+        for why, names in self.left_out.items():
+            warnings.warn(f"deterministic sites {names} {why}: they are left out", stacklevel=2)
         if not self._deterministic:
             return {}
         return self.at_points(self._deterministic_at, x)
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Why deterministic sites have no one value, in words → which."""
+        found: dict[str, list[str]] = {}
+        for name, why in self._undetermined.items():
+            found.setdefault(why, []).append(name)
+        return found
 
     def at_points(
         self, f: Callable[[Tensor], dict[str, Tensor]], x: Float[Tensor, "*batch dim"]

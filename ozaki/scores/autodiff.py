@@ -1,6 +1,5 @@
 """Scores of any density written in torch: a function, or a distribution (floor 3)."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,8 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform, biject_to
-from torch.distributions.constraints import Constraint
+from torch.distributions import Distribution, Transform
 
 from ozaki import validation
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
@@ -25,19 +23,8 @@ from ozaki.scores.derivatives import (
     seed_from,
     values_vectorised,
 )
+from ozaki.scores.supports import checked, law_transform, remedy, support_of
 from ozaki.shapes import Float
-
-
-def support_transform(support: Constraint) -> Transform:
-    """The bijection from unconstrained coordinates to `support`: biject_to, mixtures included.
-
-    Raises:
-        NotImplementedError: torch knows none.
-    """
-    # newer torch wraps the support of a mixture in a constraint that it cannot biject to
-    if type(support).__name__ == "MixtureSameFamilyConstraint":
-        return support_transform(getattr(support, "base_constraint"))  # noqa: B009
-    return biject_to(support)
 
 
 class LogDensityScore(Score):
@@ -171,7 +158,7 @@ class DistributionScore(LogDensityScore):
                 f"distribution must be a distribution, but was {type(distribution).__name__}"
             )
         self.transform = _bijection(distribution)
-        self.distribution = without_validation(distribution)
+        self.distribution = checked(distribution, False)
         shape = distribution.batch_shape + distribution.event_shape
         try:
             u_shape = torch.Size(self.transform.inverse_shape(shape))
@@ -218,30 +205,16 @@ class DistributionScore(LogDensityScore):
             return next((v for v in found if v.is_floating_point()), torch.empty(()))
 
 
-def without_validation(distribution: Distribution) -> Distribution:
-    """A copy that checks nothing, nor do the distributions inside it; vmap allows no checks."""
-    twin = copy.copy(distribution)
-    for name, value in vars(distribution).items():
-        if isinstance(value, Distribution):
-            vars(twin)[name] = without_validation(value)
-        elif isinstance(value, (list, tuple)) and any(isinstance(v, Distribution) for v in value):
-            vars(twin)[name] = type(value)(
-                without_validation(v) if isinstance(v, Distribution) else v for v in value
-            )
-    vars(twin)["_validate_args"] = False
-    return twin
-
-
 def _bijection(distribution: Distribution) -> Transform:
     try:
-        support: Any = distribution.support
-        if not support.is_discrete:
-            return support_transform(support)
+        if not support_of(distribution).is_discrete:
+            with isolated_rng(0):
+                return law_transform(distribution)
     except NotImplementedError as cause:
         raise ValueError(
-            f"distribution must have a support that biject_to knows, but {distribution} has none "
-            f"({first_line(cause)}); register one with torch.distributions.biject_to, or write "
-            "its log density in unconstrained coordinates for LogDensityScore"
+            "distribution must have a support that a bijection leads to, but that of "
+            f"{distribution} has none ({cause}); {remedy(distribution, 'x')}, or write its log "
+            "density in unconstrained coordinates for LogDensityScore"
         ) from cause
     raise ValueError(
         f"distribution must be continuous, but {distribution} is discrete: it has no score"

@@ -1,0 +1,171 @@
+"""Runs of a Pyro model in many places, to see what changes with its latent sites (floor 3.5).
+
+What a run fixes once, a support, a shape, an observation, may be another where latent sites have
+other values. Two draws from the prior seldom show it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform
+
+from ozaki.scores.derivatives import uniform
+from ozaki.scores.singular import singular_is_nan
+from ozaki.scores.supports import support_of, support_transform
+
+Model = Callable[[], Any]
+
+NEAR = 2.0  # how far from 0, unconstrained, chains begin
+FAR = (2.0, 8.0, 100.0)  # where a model is run besides, and may fail
+RANDOM = 8  # runs with discrete sites at any of their values; half as many near 0
+
+
+class Trial(NamedTuple):
+    """A run of a model.
+
+    Attributes:
+        trace: what Pyro saw.
+        discrete: whether the discrete sites alone were moved, the continuous ones held.
+        near: whether chains may well begin there.
+    """
+
+    trace: Any
+    discrete: bool
+    near: bool
+
+    @property
+    def nodes(self) -> Mapping[str, Any]:
+        """Site → what Pyro knows of it."""
+        return self.trace.nodes
+
+
+@contextmanager
+def lenient() -> Iterator[None]:
+    """Leave the arguments and values of distributions unchecked for a while, and matrices too.
+
+    A prior may draw what its own model cannot take; the chains then start elsewhere.
+    """
+    before = dist.is_validation_enabled()
+    dist.enable_validation(False)
+    try:
+        with singular_is_nan():
+            yield
+    finally:
+        dist.enable_validation(before)
+
+
+def drawn(site: Mapping[str, Any]) -> Tensor:
+    """A value for a site: a draw, or T(u) with u uniform(−2, 2) of a law that cannot be drawn from.
+
+    It has the form of Pyro's init strategies.
+    """
+    fn = site["fn"]
+    try:
+        value: Any = fn.sample().detach()
+    except NotImplementedError:
+        transform = support_transform(support_of(fn))
+        shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
+        like = torch.empty(())
+        value = transform(uniform(1, shape.numel(), None, like).reshape(shape))
+    value._pyro_custom_init = False  # which Pyro's reparametrisers would warn of
+    return value
+
+
+class _Fill(Messenger):
+    """Gives a value to each site of a law that cannot be drawn from."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and not isinstance(msg["fn"], _Subsample):
+            msg["value"] = drawn(msg)
+
+
+def run(model: Model) -> Any:
+    """One run of a model by itself, laws that cannot be drawn from included."""
+    with poutine.block():
+        try:
+            return poutine.trace(model).get_trace()
+        except NotImplementedError:
+            return poutine.trace(_Fill()(model)).get_trace()
+
+
+def trials(
+    model: Model,
+    trace: Any,
+    values: Mapping[str, Tensor],
+    transforms: Mapping[str, Transform],
+    enumerated: list[str],
+) -> Iterator[Trial]:
+    """Runs with the latent sites elsewhere than in `trace`; those that fail are left out.
+
+    The continuous sites are at uniform(−2, 2) and at ±2, ±8 and ±100, unconstrained. All discrete
+    sites take their first value, their second, … to the last, and then any of their values alike:
+    what is the same for equal values, as their spread, is not for mixed ones, and the prior may
+    hardly ever draw some.
+
+    Args:
+        model: with its arguments bound.
+        trace: one run of it.
+        values: continuous latent site → its value there.
+        transforms: site → constrained-to-unconstrained transform.
+        enumerated: finite discrete latent sites.
+    """
+    us: dict[str, Any] = {name: transforms[name](value) for name, value in values.items()}
+
+    def at(choose: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        return {name: transforms[name].inv(choose(u)) for name, u in us.items()}
+
+    def anywhere(u: Tensor) -> Tensor:
+        return (2 * torch.rand_like(u) - 1) * NEAR
+
+    values_of = _Discrete(trace, enumerated)
+    for far in (None,) * (RANDOM // 2) + tuple(s * v for v in FAR for s in (1, -1)):
+        moved = at(anywhere) if far is None else at(lambda u, far=far: torch.full_like(u, far))
+        found = _attempt(poutine.condition(model, {**moved, **values_of.mixed()}))
+        if found is not None:
+            yield Trial(found, False, far is None)
+    for discrete in values_of:
+        found = _attempt(poutine.condition(model, {**values, **discrete}))
+        if found is not None:
+            yield Trial(found, True, True)
+
+
+def _attempt(model: Model) -> Any:
+    try:
+        with lenient():
+            return run(model)
+    except Exception:  # whatever a model raises where no chain need go
+        return None
+
+
+class _Discrete:
+    """The values of the finite discrete sites."""
+
+    def __init__(self, trace: Any, enumerated: list[str]):
+        self._supports: dict[str, Tensor] = {}
+        self._shapes: dict[str, torch.Size] = {}
+        for name in enumerated:
+            fn = trace.nodes[name]["fn"]
+            found = fn.enumerate_support(expand=False)
+            self._supports[name] = found.reshape(len(found), *fn.event_shape)
+            self._shapes[name] = fn.batch_shape
+
+    def mixed(self) -> dict[str, Tensor]:
+        """Each entry at any of its values."""
+        return self._taking(torch.randint)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        if self._supports:
+            for k in range(max(map(len, self._supports.values()))):
+                yield self._taking(lambda n, shape, k=k: torch.full(shape, min(k, n - 1)))
+            for _ in range(RANDOM):
+                yield self.mixed()
+
+    def _taking(self, place: Callable[[int, torch.Size], Tensor]) -> dict[str, Tensor]:
+        return {n: s[place(len(s), self._shapes[n])] for n, s in self._supports.items()}

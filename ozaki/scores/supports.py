@@ -1,0 +1,445 @@
+"""Where a law lives, and the bijection that takes unconstrained coordinates there (floor 1).
+
+`law.support` alone does not say it: that of torch's TransformedDistribution is the codomain of its
+last transform, which an affine of a positive law does not fill. Here a support is what the
+transforms make of that of the base.
+"""
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    AffineTransform,
+    ComposeTransform,
+    Distribution,
+    Independent,
+    IndependentTransform,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
+from torch.distributions.constraints import Constraint
+
+_HALVES = (constraints.greater_than, constraints.greater_than_eq, constraints.less_than)
+_BOUNDED = (constraints.interval, constraints.half_open_interval)
+REPARAMETRISERS = {"ProjectedNormal": "ProjectedNormalReparam"}
+PERIOD = 2 * math.pi
+INSIDE = (0.0, 2.0, 10.0, 100.0)
+"""Unconstrained coordinates, of either sign, whose values a law must take for its own."""
+
+
+class NoBijection(NotImplementedError):
+    """Why no bijection leads from unconstrained coordinates to a law's support."""
+
+
+class Ends(NamedTuple):
+    """The bounds of an interval, −∞ and ∞ where it is open to that side."""
+
+    lower: Tensor
+    upper: Tensor
+
+
+class Image(Constraint):
+    """What a bijection makes of a set.
+
+    Args:
+        base: the set.
+        transform: the bijection.
+    """
+
+    is_discrete = False  # pyright: ignore
+
+    def __init__(self, base: Constraint, transform: Transform):
+        self.base, self.transform = base, transform
+
+    @property
+    def event_dim(self) -> int:  # pyright: ignore
+        """How many dimensions on the right belong to one value."""
+        more = max(0, self.base.event_dim - self.transform.domain.event_dim)
+        return self.transform.codomain.event_dim + more
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each value lies in it."""
+        return self.base.check(self.transform.inv(value))
+
+
+class WrapTransform(Transform):
+    """x = u − 2π·round(u / 2π): real numbers to the angles in [−π, π).
+
+    A density of period 2π is proper on the circle alone. Chains walk on the line, and what they
+    draw are angles. It is no bijection, but the identity on angles undoes it, and its slope is one.
+    """
+
+    domain = constraints.real
+    codomain = constraints.half_open_interval(-math.pi, math.pi)
+    bijective = True
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.remainder(x + math.pi, PERIOD) - math.pi
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """0: the slope is one."""
+        return torch.zeros_like(x)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WrapTransform)
+
+    __hash__ = None  # pyright: ignore
+
+
+class PositiveDefiniteTransform(Transform):
+    """X = L Lᵀ with L lower triangular: log Lᵢᵢ and the entries below from a vector of n(n + 1)/2.
+
+    |∂X/∂u| = 2ⁿ ∏ Lᵢᵢⁿ⁻ⁱ⁺², i = 1 … n, over the lower triangle of X.
+
+    Source: Muirhead (1982), Aspects of Multivariate Statistical Theory, Theorem 2.1.9; one more
+    Lᵢᵢ each is that of the logarithm.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.positive_definite
+    bijective = True
+
+    def _call(self, x: Tensor) -> Tensor:
+        factor = self._factor(x)
+        return factor @ factor.mT
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        factor = torch.linalg.cholesky(y)
+        n = y.shape[-1]
+        rows, columns = torch.tril_indices(n, n, device=y.device)
+        entries = factor[..., rows, columns]
+        return torch.where(rows == columns, entries.clamp_min(0).log(), entries)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of the lower triangle of X over u."""
+        n = self._size(x.shape[-1])
+        diagonal = torch.arange(1, n + 1, device=x.device).cumsum(0) - 1
+        powers = torch.arange(n + 1, 1, -1, device=x.device, dtype=x.dtype)
+        return (x[..., diagonal] * powers).sum(-1) + n * math.log(2.0)
+
+    def forward_shape(self, shape: Any) -> torch.Size:
+        """(*batch, n(n + 1)/2) → (*batch, n, n)."""
+        n = self._size(shape[-1])
+        return torch.Size((*shape[:-1], n, n))
+
+    def inverse_shape(self, shape: Any) -> torch.Size:
+        """(*batch, n, n) → (*batch, n(n + 1)/2)."""
+        return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
+
+    def _factor(self, x: Tensor) -> Tensor:
+        n = self._size(x.shape[-1])
+        rows, columns = torch.tril_indices(n, n, device=x.device)
+        entries = torch.where(rows == columns, x.exp(), x)
+        # no writing in place: the entries are picked, zero above the diagonal
+        place = torch.full((n, n), x.shape[-1], device=x.device)
+        place[rows, columns] = torch.arange(x.shape[-1], device=x.device)
+        padded = torch.cat([entries, torch.zeros_like(entries[..., :1])], -1)
+        return padded[..., place.reshape(-1)].reshape(*x.shape[:-1], n, n)
+
+    @staticmethod
+    def _size(entries: int) -> int:
+        n = (math.isqrt(8 * entries + 1) - 1) // 2
+        if n * (n + 1) // 2 != entries:
+            raise ValueError(f"u must have n(n + 1)/2 entries for some n, but had {entries}")
+        return n
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PositiveDefiniteTransform)
+
+    __hash__ = None  # pyright: ignore
+
+
+def support_of(law: Distribution) -> Constraint:
+    """The set in which a law has its density: `law.support`, or what transforms make of the base's.
+
+    Raises:
+        NoBijection: a transform that takes several points to one, or values it is not defined for.
+        NotImplementedError: the law has no support.
+    """
+    if isinstance(law, TransformedDistribution):
+        # a class that says where it lives is believed: LogNormal, HalfCauchy, Gumbel, ...
+        if type(law).support is TransformedDistribution.support:
+            support = support_of(law.base_dist)
+            for transform in law.transforms:
+                support = _pushed(support, transform)
+            return _events(support, len(law.event_shape))
+    elif isinstance(law, Independent):
+        return _events(support_of(law.base_dist), len(law.event_shape))
+    elif isinstance(law, MixtureSameFamily):
+        return _alike(support_of(law.component_distribution), law)
+    elif isinstance(base := getattr(law, "base_dist", None), Distribution) and (
+        law.support is base.support or repr(law.support) == repr(base.support)
+    ):
+        return support_of(base)  # masked, expanded: the same law
+    support: Any = law.support
+    return support
+
+
+def support_transform(support: Constraint) -> Transform:
+    """The bijection from unconstrained coordinates to `support`: biject_to, and what it lacks.
+
+    Raises:
+        NotImplementedError: none is known.
+    """
+    # newer torch wraps the support of a mixture in a constraint that it cannot biject to
+    if type(support).__name__ == "MixtureSameFamilyConstraint":
+        return support_transform(getattr(support, "base_constraint"))  # noqa: B009
+    if isinstance(support, Image):
+        return ComposeTransform([support_transform(support.base), support.transform])
+    if isinstance(support, constraints.independent):
+        inner = support_transform(support.base_constraint)
+        return IndependentTransform(inner, support.reinterpreted_batch_ndims)
+    if isinstance(support, type(constraints.positive_definite)):
+        return PositiveDefiniteTransform()
+    ends = ends_of(support)
+    if ends is not None and isinstance(support, _BOUNDED):
+        # a bound may be infinite, as that of a generalised Pareto law
+        support = _between(ends) or support
+    return biject_to(support)
+
+
+def law_transform(law: Distribution) -> Transform:
+    """The bijection from unconstrained coordinates to where `law` lives, tried on the law.
+
+    Raises:
+        NoBijection: the law does not live where it says.
+        NotImplementedError: no bijection is known.
+    """
+    support = support_of(law)
+    if support.is_discrete:
+        raise NotImplementedError("it is discrete")
+    transform = support_transform(support)
+    _try(law, support, transform)
+    ends = ends_of(support)
+    if ends is not None and bool((ends.upper - ends.lower).isinf().all()) and is_periodic(law):
+        events = support.event_dim
+        return IndependentTransform(WrapTransform(), events) if events else WrapTransform()
+    return transform
+
+
+def unwrapped(law: Any) -> Any:
+    """The law inside of masks, expansions and `.to_event`."""
+    while isinstance(base := getattr(law, "base_dist", None), Distribution) and not isinstance(
+        law, TransformedDistribution
+    ):
+        law = base
+    return law
+
+
+def remedy(law: Distribution, site: str) -> str:
+    """What to do about a law that no bijection leads to."""
+    name = type(unwrapped(law)).__name__
+    if name in REPARAMETRISERS:
+        return (
+            f"reparametrise it, pyro.poutine.reparam(model, {{{site!r}: "
+            f"pyro.infer.reparam.{REPARAMETRISERS[name]}()}})"
+        )
+    if "phere" in repr(law.support):
+        return (
+            "sample a Normal of as many entries in its place, divide it by its length in "
+            "pyro.deterministic, and add the density by pyro.factor"
+        )
+    return "sample a law on a known support in its place, and transform it by pyro.deterministic"
+
+
+def ends_of(support: Constraint) -> Ends | None:
+    """The bounds of an interval of numbers; None of any other set."""
+    bare = _bare(support)
+    if isinstance(bare, type(constraints.real)):
+        lower, upper = -math.inf, math.inf
+    elif isinstance(bare, (*_HALVES, *_BOUNDED)):
+        lower = getattr(bare, "lower_bound", -math.inf)
+        upper = getattr(bare, "upper_bound", math.inf)
+    else:
+        return None
+    return Ends(torch.as_tensor(lower), torch.as_tensor(upper))
+
+
+def is_periodic(law: Distribution) -> bool:
+    """Whether a density on the line repeats itself after 2π, so that it is one of angles."""
+    try:
+        x = torch.stack([law.sample() for _ in range(4)]).detach()
+        here, turned, moved = (law.log_prob(v) for v in (x, x + PERIOD, x + 1))
+    except (NotImplementedError, ValueError, RuntimeError):  # no sampler, or no density
+        return False
+    if not bool(here.isfinite().all()):
+        return False
+    # the rounding of an angle, and of a sum of as many terms as there are
+    error = 100 * torch.finfo(x.dtype).eps * (1 + here.abs().max()) * max(1, x[0].numel())
+    return bool((here - turned).abs().max() < error and (here - moved).abs().max() > 10 * error)
+
+
+def _try(law: Distribution, support: Constraint, transform: Transform) -> None:
+    """Refuse a transform that does not lead to where the law has its draws and its density."""
+    try:
+        x = law.sample().detach()
+    except (NotImplementedError, ValueError, RuntimeError):  # no sampler, or arguments it cannot
+        return
+    if ends_of(support) is None or not bool(x.isfinite().all()):
+        return  # of other sets rounding alone moves points out
+    u: Any = transform.inv(x)
+    back: Any = transform(u)
+    if back.shape != x.shape:
+        return  # told elsewhere, with the shapes
+    # what rounding or saturation move is little beside the law's own size
+    wrong = ~((back - x).abs() <= 1e-2 * (x.abs().amax() + 1))
+    if bool(wrong.any()):
+        raise NoBijection(
+            f"its support is said to be {_named(support)}, but it draws values outside, such as "
+            f"{float(x[wrong][0]):.4g}"
+        )
+    strict = checked(law, True)
+    for value in (s * v for v in INSIDE for s in (1, -1)):
+        point = torch.full_like(u, value)
+        inside: Any = transform(point)
+        again: Any = transform.inv(inside)
+        if not bool(((again - point).abs() <= 0.1 * (1 + point.abs())).all()):
+            continue  # rounded to the bound
+        try:
+            strict.log_prob(inside)
+        except ValueError as error:
+            raise NoBijection(
+                f"its support is said to be {_named(support)}, but it has no density at "
+                f"{float(inside.reshape(-1)[0]):.4g} there ({str(error).splitlines()[0][:200]})"
+            ) from error
+        except (NotImplementedError, RuntimeError):  # no density at all: told elsewhere
+            return
+
+
+def checked(law: Distribution, checks: bool) -> Distribution:
+    """A copy of a law that checks its values, or does not; nor do those inside it.
+
+    torch.func.vmap allows no checks.
+    """
+    twin = copy.copy(law)
+    for name, value in vars(law).items():
+        if isinstance(value, Distribution):
+            vars(twin)[name] = checked(value, checks)
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, Distribution) for v in value):
+            vars(twin)[name] = type(value)(
+                checked(v, checks) if isinstance(v, Distribution) else v for v in value
+            )
+    vars(twin)["_validate_args"] = checks
+    return twin
+
+
+def _pushed(support: Constraint, transform: Transform) -> Constraint:
+    """What a transform makes of a set."""
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            support = _pushed(support, part)
+        return support
+    if isinstance(transform, IndependentTransform):
+        return _pushed(support, transform.base_transform)
+    if not transform.bijective:
+        raise NoBijection(
+            f"{_kind(transform)} takes several points to one, and torch has no density for what it "
+            "makes of a law; use one that has, as HalfNormal, HalfCauchy or FoldedDistribution for "
+            "an absolute value"
+        )
+    domain, codomain = transform.domain, transform.codomain
+    given, wanted = ends_of(support), ends_of(domain)
+    if given is None or wanted is None:
+        return (
+            codomain if type(_bare(support)) is type(_bare(domain)) else Image(support, transform)
+        )
+    if bool((given.lower < wanted.lower).any() or (given.upper > wanted.upper).any()):
+        raise NoBijection(
+            f"{_kind(transform)} is defined on {_named(domain)}, but what it is given lies in "
+            f"{_named(support)}"
+        )
+    if bool((given.lower == wanted.lower).all() and (given.upper == wanted.upper).all()):
+        return codomain
+    goal = ends_of(codomain)
+    if goal is None or not (domain.event_dim == 0 or isinstance(transform, AffineTransform)):
+        return Image(support, transform)
+    try:
+        rising = torch.as_tensor(transform.sign) > 0
+    except NotImplementedError:
+        return Image(support, transform)
+    # an end that is the domain's own goes to one of the codomain's, without rounding
+    move: Any = transform
+    first, last = (
+        torch.where(end == own, torch.where(rising, near, far), move(end))
+        for end, own, near, far in (
+            (given.lower, wanted.lower, goal.lower, goal.upper),
+            (given.upper, wanted.upper, goal.upper, goal.lower),
+        )
+    )
+    ends = Ends(torch.where(rising, first, last), torch.where(rising, last, first))
+    return _between(ends) or Image(support, transform)
+
+
+def _between(ends: Ends) -> Constraint | None:
+    """The interval with these ends; None where some entries are open and some are not."""
+    left, right = (bool(end.isinf().all()) for end in ends)
+    if any(bool(end.isinf().any()) and not bool(end.isinf().all()) for end in ends):
+        return None
+    if left and right:
+        return constraints.real
+    if right:
+        return constraints.greater_than(ends.lower)
+    return constraints.less_than(ends.upper) if left else constraints.interval(*ends)
+
+
+def _alike(support: Constraint, mixture: MixtureSameFamily) -> Constraint:
+    """The support of a mixture's components, which must be one, without their dimension."""
+    ends = ends_of(support)
+    if ends is None or not isinstance(_bare(support), (*_HALVES, *_BOUNDED)):
+        return support
+    shape = mixture.component_distribution.batch_shape + mixture.event_shape
+    dim = -1 - len(mixture.event_shape)
+    lower, upper = (end.expand(shape) for end in ends)
+    one = Ends(lower.select(dim, 0), upper.select(dim, 0))
+    same = all(
+        torch.equal(end, own.unsqueeze(dim).expand(shape))
+        for end, own in zip((lower, upper), one, strict=True)
+    )
+    if not same:
+        raise NoBijection(
+            "its components have different supports, from "
+            f"{_number(lower.min())} to {_number(lower.max())} and from {_number(upper.min())} to "
+            f"{_number(upper.max())}: its density jumps where one of them ends"
+        )
+    if all(end.numel() == 1 for end in ends):
+        return support
+    return _events(_between(one) or support, len(mixture.event_shape))
+
+
+def _events(support: Constraint, events: int) -> Constraint:
+    more = events - support.event_dim
+    return constraints.independent(support, more) if more > 0 else support
+
+
+def _bare(support: Constraint) -> Constraint:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _named(support: Constraint) -> str:
+    ends = ends_of(support)
+    if ends is None:
+        return str(_bare(support))
+    return f"({_number(ends.lower.min())}, {_number(ends.upper.max())})"
+
+
+def _number(value: Tensor) -> str:
+    found = float(value)
+    return ("∞" if found > 0 else "−∞") if math.isinf(found) else f"{found:.4g}"
+
+
+def _kind(transform: Transform) -> str:
+    inverse = getattr(transform, "_inv", None)
+    if type(transform).__name__ == "_InverseTransform" and inverse is not None:
+        return f"the inverse of {type(inverse).__name__}"
+    return type(transform).__name__
