@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.mcmc import util
 from torch import Tensor
@@ -29,6 +28,7 @@ from ozaki.kernels import prediction, ranks
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
+from ozaki.process import pyro_turn
 from ozaki.scores.derivatives import first_line, seed_from
 from ozaki.storage import lock
 from ozaki.verdict import Verdict
@@ -50,7 +50,8 @@ class MCMC(PyroMCMC):
         num_samples: draws kept per chain.
         warmup_steps: adaptation steps, discarded; None means `num_samples`.
         initial_params: site → unconstrained tensor, or array or list of floats, with a leading
-            chain dimension when `num_chains` > 1; drawn from the score if None.
+            chain dimension when `num_chains` > 1, or without it for all chains; drawn from the
+            score if None.
         num_chains: chains walked at once.
         hook_fn: called as ``hook_fn(kernel, params, "Warmup" or "Sample", i)`` once a step with the
             unconstrained batch.
@@ -143,11 +144,12 @@ class MCMC(PyroMCMC):
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
         self.store = streaming.checked(store)
 
-    @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Warm up, draw, and bring the draws back to the model's own coordinates.
 
-        Ctrl-C after warm-up keeps the draws made so far and says how many there are.
+        Ctrl-C after warm-up keeps the draws made so far and says how many there are. Runs of scores
+        and distributions may go on in several threads at once; those of Pyro models, whose handlers
+        are one stack for all threads, take turns.
 
         Args:
             args: passed to the Pyro model.
@@ -168,7 +170,10 @@ class MCMC(PyroMCMC):
     def _at_work(self) -> Iterator[ScoreKernel]:
         """The kernel as it walks a batch, and afterwards as it was; the checkpoint's lock held."""
         kernel, folder = self.kernel, self.checkpoint
-        with ExitStack() as held, pyro.validation_enabled(self.disable_validation is False):
+        with ExitStack() as held:
+            if kernel.model is not None:
+                held.enter_context(pyro_turn())
+                held.enter_context(pyro.validation_enabled(self.disable_validation is False))
             kernel.cleanup()
             kernel.num_chains, kernel.team = self.num_chains, ranks.team(self.num_chains)
             if not kernel.team.chief:
@@ -255,7 +260,6 @@ class MCMC(PyroMCMC):
             "data": fingerprint.of_data(self._args, self._kwargs, score, guide),
         }
 
-    @poutine.block
     def extend(self, num_samples: int) -> None:
         """Go on with the chains of the last run, and add draws to those it made.
 

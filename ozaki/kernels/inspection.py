@@ -40,6 +40,7 @@ class Latents(NamedTuple):
         deterministic: deterministic site → shape.
         undetermined: those of them that have no one value or no one shape → why.
         moving: observed sites whose value changes with the latent ones, as that of a residual.
+        unbounded: latent sites that are numbers on a line or half of one.
         masked: latent site → where its own density counts, of its value's shape, if not everywhere.
         max_plate_nesting: how many dimensions to the left its plates take.
         priors: latent site → its `ScoreDistribution`, where chains begin in a way of their own.
@@ -58,6 +59,7 @@ class Latents(NamedTuple):
     learned: tuple[str, ...] = ()
     undetermined: Mapping[str, str] = MappingProxyType({})
     moving: tuple[str, ...] = ()
+    unbounded: frozenset[str] = frozenset()
     complaint: str | None = None
 
 
@@ -76,7 +78,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         with lenient():
             trace = run(model)
     found = Latents({}, {}, (), {}, {}, 0, {}, {})
-    enumerated, learned, replaced, depth = [], [], [], 0
+    enumerated, learned, replaced, unbounded, depth = [], [], [], [], 0
     for name, node in trace.nodes.items():
         if node["type"] != "sample":
             continue
@@ -110,6 +112,9 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             found.transforms[name] = transforms.get(name) or _transform(name, fn)
             if (mask := _mask(node)) is not None:
                 found.masked[name] = mask
+            ends = None if name in transforms else ends_of(support_of(fn))
+            if ends is not None and bool((ends.upper - ends.lower).isinf().any()):
+                unbounded.append(name)
     if not found.values:
         raise ValueError(
             "model must have a continuous latent site, a pyro.sample without obs, but it had "
@@ -140,6 +145,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         max_plate_nesting=depth,
         learned=tuple(learned),
         undetermined=seen.undetermined,
+        unbounded=frozenset(unbounded),
         moving=tuple(name for name in found.observed if name in seen.moving),
         complaint=complaint,
     )
@@ -203,7 +209,7 @@ def _transform(name: str, fn: Any) -> Transform:
     except NotImplementedError as cause:
         raise ValueError(
             f"latent site {name!r} must have a support that a bijection leads to, but "
-            f"{type(law).__name__} has none ({cause}); {remedy(fn, name)}"
+            f"{type(law).__name__} has none ({cause}); {remedy(fn, name, cause)}"
         ) from cause
     if getattr(law, "has_enumerate_support", False):
         each = len(law.enumerate_support(expand=False))
@@ -325,10 +331,9 @@ class _Seen:
         if wrong:
             raise ValueError(
                 f"observed site {name!r} must have no density outside of its support, but "
-                f"{type(unwrapped(fn)).__name__} gives one to data that lie outside where other "
-                "sites have moved it, since it does not check them; keep those sites where the "
-                f"data lie inside, by their supports, or add pyro.factor('{name}_inside', "
-                "torch.where(inside, 0.0, -math.inf)) with inside whether all of the data do"
+                f"{type(unwrapped(fn)).__name__}, which does not check its values, gives one to "
+                "data outside where other sites have moved it; keep those sites where the data lie "
+                "inside, by a support that ends there, as dist.Uniform(0.0, y.min())"
             )
 
     def _determined(self, name: str, shape: torch.Size, trial: Trial) -> None:

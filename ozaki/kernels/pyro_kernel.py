@@ -9,6 +9,7 @@ from typing import ClassVar
 from ozaki import validation
 from ozaki.kernels import proposals
 from ozaki.kernels.metropolis import Correction
+from ozaki.kernels.pyro_model import InitStrategy
 from ozaki.kernels.score_kernel import Model, ScoreKernel
 from ozaki.scores.base import CurvatureKind, Score
 
@@ -29,6 +30,8 @@ class ScoreLangevinKernel(ScoreKernel):
             that can be batched, and some ten to thirty seconds at the first run.
         site: the name of the draws where `model` is a score or a distribution.
         jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
+        init_strategy: where the chains of a Pyro model begin, one of Pyro's, as
+            `pyro.infer.autoguide.init_to_median`; None for uniform(−2, 2), unconstrained.
 
     Raises:
         ValueError: an argument that cannot be used, by name.
@@ -63,6 +66,7 @@ class ScoreLangevinKernel(ScoreKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
+        init_strategy: InitStrategy | None = None,
     ):
         super().__init__(
             model,
@@ -73,6 +77,7 @@ class ScoreLangevinKernel(ScoreKernel):
             compile=compile,
             site=site,
             jitter=jitter,
+            init_strategy=init_strategy,
         )
 
 
@@ -104,6 +109,8 @@ class ScoreOzakiKernel(ScoreKernel):
             that can be batched, and some ten to thirty seconds at the first run.
         site: the name of the draws where `model` is a score or a distribution.
         jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
+        init_strategy: where the chains of a Pyro model begin, one of Pyro's, as
+            `pyro.infer.autoguide.init_to_median`; None for uniform(−2, 2), unconstrained.
 
     Raises:
         ValueError: an argument that cannot be used, by name.
@@ -139,6 +146,7 @@ class ScoreOzakiKernel(ScoreKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
+        init_strategy: InitStrategy | None = None,
     ):
         validation.choice("curvature", curvature, ("auto", "diagonal", "low_rank", "dense"))
         super().__init__(
@@ -151,4 +159,5 @@ class ScoreOzakiKernel(ScoreKernel):
             compile=compile,
             site=site,
             jitter=jitter,
+            init_strategy=init_strategy,
         )

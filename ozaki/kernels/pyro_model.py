@@ -21,13 +21,17 @@ from torch.func import vmap
 from ozaki import validation
 from ozaki.kernels.batching import Batching, agree
 from ozaki.kernels.inspection import Latents, inspect
+from ozaki.kernels.model_data import with_tensors
 from ozaki.kernels.sites import Sites, check_initial_params
-from ozaki.kernels.trials import drawn, lenient
+from ozaki.kernels.trials import begun, drawn, lenient
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import evaluated, finite_start, isolated_rng, seed_from, uniform
 from ozaki.scores.distribution import walking
 from ozaki.scores.singular import LinAlgError
 from ozaki.shapes import Float
+
+InitStrategy = Callable[..., Any]
+"""One of Pyro's: a site, as a trace has it → a constrained value."""
 
 
 class PyroModelScore(Score):
@@ -38,12 +42,15 @@ class PyroModelScore(Score):
 
     Args:
         model: a Pyro model: a function, or a PyroModule.
-        args: its arguments.
+        args: its arguments. Where it cannot compute with NumPy's arrays or frames among them, they
+            become tensors, their floating-point numbers of torch's default dtype.
         kwargs: its keyword arguments.
         transforms: site → constrained-to-unconstrained transform, for sites that should not take
             the inverse of biject_to(support).
         initial_params: site → unconstrained tensor where every chain begins; None for
             uniform(−2, 2).
+        init_strategy: where chains begin, one of Pyro's, as `init_to_median` or
+            `init_to_value(values=...)`; None for uniform(−2, 2).
         vectorize: "auto" batches over chains where that agrees with a loop, and warns where it does
             not; False always loops; True raises where it would warn.
 
@@ -76,16 +83,18 @@ class PyroModelScore(Score):
         *,
         transforms: Mapping[str, Transform] | None = None,
         initial_params: Mapping[str, Tensor] | None = None,
+        init_strategy: InitStrategy | None = None,
         vectorize: bool | str = "auto",
     ):
         if not callable(model):
             raise ValueError(f"model must be a Pyro model, a callable, but was {model!r}")
         self._vectorize = validation.choice("vectorize", vectorize, ("auto", True, False))
         self._made_of = (model, tuple(args), dict(kwargs or {}), transforms, initial_params)
-        self.model = partial(model, *args, **dict(kwargs or {}))
+        self._init_strategy = init_strategy
+        self._transforms = transforms or {}
         prototype: Any
         with isolated_rng(0):
-            found = inspect(self.model, transforms or {})
+            self.model, found = self._inspected(model, tuple(args), dict(kwargs or {}))
             # its sites' transforms are known, so it is kept from finding them and from searching
             # for starting points
             with lenient():
@@ -100,7 +109,7 @@ class PyroModelScore(Score):
         self._complaint = found.complaint
         self.learned, self._priors = found.learned, found.priors
         self._settle(found)
-        self.moving, self.masked = found.moving, found.masked
+        self.moving, self.masked, self._open = found.moving, found.masked, found.unbounded
         self._undetermined = dict(found.undetermined)
         for name, shape in found.deterministic.items():
             # what depends on a summed-out site has one value for each of its values here
@@ -121,6 +130,22 @@ class PyroModelScore(Score):
         self._batching = Batching(self._log_density, self._probe(), self._vectorize, hindrance)
         self._batching.check_repeatable()
         self._learned_part = Batching(self._learned_density, self._probe(), self._vectorize)
+
+    def _inspected(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Callable[[], Any], Latents]:
+        """The model with its arguments, and its sites."""
+        given, tensors = partial(model, *args, **kwargs), with_tensors(model, args, kwargs)
+        try:
+            found = inspect(given, self._transforms)
+        except Exception as error:  # Pyro raises several where data are no tensors
+            try:
+                return tensors, inspect(tensors, self._transforms)
+            except Exception:
+                raise error from error.__cause__
+        if all(isinstance(value, Tensor) for value in found.observed.values()):
+            return given, found
+        return tensors, inspect(tensors, self._transforms)
 
     def _settle(self, found: Latents) -> None:
         """Lay the sites out."""
@@ -159,7 +184,7 @@ class PyroModelScore(Score):
         return self._learned_part.expand(x).gradient if self.learned else super().rough(x)
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
-        """`n` points, uniform(−2, 2), redrawn where density or gradient are not finite, (n, D).
+        """`n` points where density and gradient are finite, redrawn where they are not, (n, D).
 
         Raises:
             ValueError: still not finite after 100 tries.
@@ -172,6 +197,28 @@ class PyroModelScore(Score):
             if not self.blamed:
                 raise
             raise ValueError(f"{error} ({self.blamed})") from error
+
+    def flat(self) -> dict[str, Tensor]:
+        """Where the density leaves a site free: site → entries, of its own shape, with no law.
+
+        An entry of a half-bounded or unbounded site on which the density does not depend at any of
+        some points, near 0 and far from it, is improper: chains walk off in it without end.
+        """
+        with isolated_rng(1):
+            points = torch.cat([self._near(4, None), 50 * self._near(4, None)])
+        gradient = self.expand(points).gradient
+        known = gradient.isfinite()
+        with torch.enable_grad():
+            u = points.detach().requires_grad_()
+            terms = [
+                self.transforms[name].inv.log_abs_det_jacobian(v, self.transforms[name].inv(v))
+                for name, v in self.unflatten(u).items()
+            ]
+            jacobian = sum((term.sum() for term in terms), u.sum() * 0)
+            of_jacobian = torch.autograd.grad(jacobian, u)[0]
+        rounding = 1e-4 * of_jacobian.abs()
+        free = (((gradient - of_jacobian).abs() <= rounding) | ~known).all(0) & known.any(0)
+        return {n: v for n, v in self.unflatten(free).items() if n in self._open and bool(v.any())}
 
     @property
     def blamed(self) -> str:
@@ -263,7 +310,7 @@ class PyroModelScore(Score):
         except Exception as error:  # whatever a model raises
             then = self._latent_shapes
             with isolated_rng(0):
-                found = inspect(self.model, self._made_of[3] or {})
+                found = inspect(self.model, self._transforms)
             now = {name: tuple(value.shape) for name, value in found.values.items()}
             if now == then:
                 raise
@@ -290,6 +337,26 @@ class PyroModelScore(Score):
             return sum((trace.nodes[n]["log_prob_sum"] for n in self.learned), point.new_zeros(()))
 
     def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        if self._init_strategy is not None:
+            with isolated_rng(seed_from(generator)):
+                return torch.stack([self._begun(self._init_strategy) for _ in range(n)])
+        return self._near(n, generator)
+
+    def _begun(self, strategy: InitStrategy) -> Float[Tensor, "dim"]:
+        """Where a chain begins by one of Pyro's strategies."""
+        values = begun(self.model, strategy, self.names)
+        for name, value in values.items():
+            if tuple(value.shape) != self._latent_shapes[name]:
+                raise ValueError(
+                    f"init_strategy must give site {name!r} a value of shape "
+                    f"{self._latent_shapes[name]}, but gave one of {tuple(value.shape)}"
+                )
+        return self.sites.flatten(
+            {name: self.transforms[name](value).to(self.dtype) for name, value in values.items()}
+        )
+
+    def _near(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """Uniform(−2, 2), and where learned priors begin."""
         like = torch.empty((), dtype=self.dtype, device=self.device)
         points = uniform(n, self.dim, generator, like)
         if not self._priors:
@@ -302,12 +369,12 @@ class PyroModelScore(Score):
 
     def _probe(self) -> Tensor:
         """Twenty points, (20, D), near where chains begin."""
-        near = self._draw(20, torch.Generator().manual_seed(1))
+        near = self._near(20, torch.Generator().manual_seed(1))
         return near if self._initial is None else self._initial + 0.01 * near
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pyro's potential and what was learned of it are made anew
-        return _rebuild, (*self._made_of, self._vectorize)
+        return _rebuild, (*self._made_of, self._init_strategy, self._vectorize)
 
 
 def unconstrain(
@@ -355,13 +422,14 @@ def unconstrain(
 
 
 def _rebuild(
-    model: Any, args: Any, kwargs: Any, transforms: Any, initial_params: Any, vectorize: Any
+    model: Any, args: Any, kwargs: Any, transforms: Any, initial: Any, strategy: Any, vectorize: Any
 ) -> PyroModelScore:
     return PyroModelScore(
         model,
         args,
         kwargs,
         transforms=transforms,
-        initial_params=initial_params,
+        initial_params=initial,
+        init_strategy=strategy,
         vectorize=vectorize,
     )

@@ -19,7 +19,7 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.inspection import has_density
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.pyro_model import PyroModelScore
+from ozaki.kernels.pyro_model import InitStrategy, PyroModelScore
 from ozaki.kernels.ranks import ALONE, Team
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.kernels.transition import Info, Method, Trail
@@ -76,6 +76,7 @@ class ScoreKernel(MCMCKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
+        init_strategy: InitStrategy | None = None,
     ):
         if not (isinstance(model, (Score, Distribution)) or callable(model)):
             raise ValueError(
@@ -92,6 +93,18 @@ class ScoreKernel(MCMCKernel):
         validation.flag("compile", compile)
         if not isinstance(site, str) or not site:
             raise ValueError(f"site must be a name, but was {site!r}")
+        if init_strategy is not None:
+            if not callable(init_strategy):
+                raise ValueError(
+                    "init_strategy must be one of Pyro's, as init_to_median or "
+                    f"init_to_value(values=...), but was {init_strategy!r}"
+                )
+            if isinstance(model, (Score, Distribution)):
+                raise ValueError(
+                    "init_strategy must be left out where model is no Pyro model, but model was a "
+                    f"{type(model).__name__}; give MCMC initial_params"
+                )
+        self._init_strategy = init_strategy
         self._source, self.guide = model, score
         self._step_size, self._metropolis = step_size, metropolis
         self._curvature, self._frozen, self._site = curvature, frozen, site
@@ -283,7 +296,7 @@ class ScoreKernel(MCMCKernel):
             score = DistributionScore(source)
             sites = Sites({self._site: score.unconstrained_shape})
             return Target(score, sites, {self._site: score.transform.inv})
-        score = PyroModelScore(source, args, kwargs)
+        score = PyroModelScore(source, args, kwargs, init_strategy=self._init_strategy)
         return Target(score, score.sites, score.transforms)
 
     def _make_engine(self, target: Target, x: Tensor) -> Engine:

@@ -75,7 +75,8 @@ def check_initial_params(
     """Return `params` as tensors if they can begin the chains.
 
     Args:
-        params: site → unconstrained tensor, (*leading, *site shape).
+        params: site → unconstrained tensor, (*leading, *site shape), or (*site shape), which is
+            one for all chains.
         sites: the layout they must fit.
         leading: the dimensions in front: `(num_chains,)`, or none for one chain.
 
@@ -93,8 +94,12 @@ def check_initial_params(
         label = f"initial_params[{name!r}]"
         value = validation.floating(label, params[name])
         expected = (*leading, *shape)
+        if leading and tuple(value.shape) == tuple(shape):
+            value = value.expand(expected)  # one for all chains
         if tuple(value.shape) != expected:
-            chains = f" ({leading[0]} chains in front)" if leading else ""
+            chains = (
+                f" ({leading[0]} chains in front), or {tuple(shape)} for all" if leading else ""
+            )
             raise ValueError(
                 f"{label} must have shape {expected}{chains}, in unconstrained coordinates, but "
                 f"had {tuple(value.shape)}"

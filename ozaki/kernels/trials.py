@@ -4,19 +4,20 @@ What a run fixes once, a support, a shape, an observation, may be another where 
 other values. Two draws from the prior seldom show it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform
 
-from ozaki.scores.derivatives import uniform
+from ozaki.scores.derivatives import first_line, uniform
 from ozaki.scores.singular import singular_is_nan
 from ozaki.scores.supports import support_of, support_transform
 
@@ -93,6 +94,23 @@ def run(model: Model) -> Any:
             return poutine.trace(model).get_trace()
         except NotImplementedError:
             return poutine.trace(_Fill()(model)).get_trace()
+
+
+def begun(model: Model, strategy: Callable[..., Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """Where one of Pyro's init strategies begins a chain: site → constrained value.
+
+    Raises:
+        ValueError: the strategy failed.
+    """
+    with poutine.block(), lenient():
+        try:
+            trace = poutine.trace(InitMessenger(strategy)(model)).get_trace()
+        except Exception as error:  # whatever a strategy raises
+            raise ValueError(
+                f"init_strategy must give each latent site a value, but raised {first_line(error)}"
+            ) from error
+    nodes: Any = trace.nodes
+    return {name: torch.as_tensor(nodes[name]["value"]).detach() for name in names}
 
 
 def trials(

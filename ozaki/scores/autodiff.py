@@ -213,8 +213,8 @@ def _bijection(distribution: Distribution) -> Transform:
     except NotImplementedError as cause:
         raise ValueError(
             "distribution must have a support that a bijection leads to, but that of "
-            f"{distribution} has none ({cause}); {remedy(distribution, 'x')}, or write its log "
-            "density in unconstrained coordinates for LogDensityScore"
+            f"{distribution} has none ({cause}); {remedy(distribution, 'x', cause)}, or write its "
+            "log density in unconstrained coordinates for LogDensityScore"
         ) from cause
     raise ValueError(
         f"distribution must be continuous, but {distribution} is discrete: it has no score"

@@ -6,18 +6,19 @@ for what cannot be batched). Second derivatives are reverse over reverse: some f
 forward mode. Beside them, what such densities need to begin a chain.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import pyro
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, jacrev, vjp, vmap
 
 from ozaki import validation
 from ozaki.linalg import Dense, Diagonal
+from ozaki.process import isolated_rng as isolated_rng
+from ozaki.process import seed_from as seed_from
+from ozaki.process import unchecked
 from ozaki.scores.base import CurvatureKind, Expansion
 from ozaki.scores.singular import LinAlgError, singular_is_nan
 from ozaki.shapes import Float
@@ -40,7 +41,7 @@ def evaluated(compute: Callable[[], T]) -> T:
 
     Where a matrix cannot be factorised it is called again, and that density is NaN.
     """
-    with pyro.validation_enabled(False):
+    with unchecked():
         if not tracing():
             try:
                 return compute()
@@ -237,23 +238,6 @@ def finite_start(
         f"was not finite at {int(bad.sum())} of {n} starting points; check the observed data for "
         "NaN and the density for values outside its support, or give points to begin from"
     )
-
-
-@contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed torch's global generators for a while; afterwards they are as they were."""
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(gpus)):
-        torch.default_generator.manual_seed(seed)
-        if gpus:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-def seed_from(generator: torch.Generator | None) -> int:
-    """A seed drawn from `generator`, or from the global one."""
-    device = None if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def first_line(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from torch.distributions.constraints import Constraint
 
 _HALVES = (constraints.greater_than, constraints.greater_than_eq, constraints.less_than)
 _BOUNDED = (constraints.interval, constraints.half_open_interval)
+WRONG_SUPPORT = "let its class say where it lives, by `support`"
 REPARAMETRISERS = {"ProjectedNormal": "ProjectedNormalReparam"}
 PERIOD = 2 * math.pi
 INSIDE = (0.0, 2.0, 10.0, 100.0)
@@ -34,7 +35,16 @@ INSIDE = (0.0, 2.0, 10.0, 100.0)
 
 
 class NoBijection(NotImplementedError):
-    """Why no bijection leads from unconstrained coordinates to a law's support."""
+    """Why no bijection leads from unconstrained coordinates to a law's support.
+
+    Args:
+        cause: in words.
+        remedy: what to do, in words.
+    """
+
+    def __init__(self, cause: str, remedy: str):
+        super().__init__(cause)
+        self.remedy = remedy
 
 
 class Ends(NamedTuple):
@@ -235,8 +245,10 @@ def unwrapped(law: Any) -> Any:
     return law
 
 
-def remedy(law: Distribution, site: str) -> str:
+def remedy(law: Distribution, site: str, cause: Exception) -> str:
     """What to do about a law that no bijection leads to."""
+    if isinstance(cause, NoBijection):
+        return cause.remedy
     name = type(unwrapped(law)).__name__
     if name in REPARAMETRISERS:
         return (
@@ -295,7 +307,8 @@ def _try(law: Distribution, support: Constraint, transform: Transform) -> None:
     if bool(wrong.any()):
         raise NoBijection(
             f"its support is said to be {_named(support)}, but it draws values outside, such as "
-            f"{float(x[wrong][0]):.4g}"
+            f"{float(x[wrong][0]):.4g}",
+            WRONG_SUPPORT,
         )
     strict = checked(law, True)
     for value in (s * v for v in INSIDE for s in (1, -1)):
@@ -309,7 +322,8 @@ def _try(law: Distribution, support: Constraint, transform: Transform) -> None:
         except ValueError as error:
             raise NoBijection(
                 f"its support is said to be {_named(support)}, but it has no density at "
-                f"{float(inside.reshape(-1)[0]):.4g} there ({str(error).splitlines()[0][:200]})"
+                f"{float(inside.reshape(-1)[0]):.4g} there ({str(error).splitlines()[0][:200]})",
+                WRONG_SUPPORT,
             ) from error
         except (NotImplementedError, RuntimeError):  # no density at all: told elsewhere
             return
@@ -343,8 +357,9 @@ def _pushed(support: Constraint, transform: Transform) -> Constraint:
     if not transform.bijective:
         raise NoBijection(
             f"{_kind(transform)} takes several points to one, and torch has no density for what it "
-            "makes of a law; use one that has, as HalfNormal, HalfCauchy or FoldedDistribution for "
-            "an absolute value"
+            "makes of a law",
+            "use a law that has one, as dist.FoldedDistribution or dist.HalfNormal for an absolute "
+            "value",
         )
     domain, codomain = transform.domain, transform.codomain
     given, wanted = ends_of(support), ends_of(domain)
@@ -355,7 +370,8 @@ def _pushed(support: Constraint, transform: Transform) -> Constraint:
     if bool((given.lower < wanted.lower).any() or (given.upper > wanted.upper).any()):
         raise NoBijection(
             f"{_kind(transform)} is defined on {_named(domain)}, but what it is given lies in "
-            f"{_named(support)}"
+            f"{_named(support)}",
+            "give it a base that lies where the transform is defined",
         )
     if bool((given.lower == wanted.lower).all() and (given.upper == wanted.upper).all()):
         return codomain
@@ -408,7 +424,8 @@ def _alike(support: Constraint, mixture: MixtureSameFamily) -> Constraint:
         raise NoBijection(
             "its components have different supports, from "
             f"{_number(lower.min())} to {_number(lower.max())} and from {_number(upper.min())} to "
-            f"{_number(upper.max())}: its density jumps where one of them ends"
+            f"{_number(upper.max())}: its density jumps where one of them ends",
+            "use components of one support",
         )
     if all(end.numel() == 1 for end in ends):
         return support

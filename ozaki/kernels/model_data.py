@@ -1,0 +1,50 @@
+"""Data of a Pyro model that are no tensors: arrays, frames and numbers (floor 3).
+
+Pyro computes with tensors alone, and where it meets another thing it raises an error from inside.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+
+def with_tensors(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The model with its arguments and what it observes as tensors.
+
+    NumPy's arrays and the columns of frames become tensors, their floating-point numbers of torch's
+    default dtype, in lists and dicts too; so do arrays and numbers given to `obs=`.
+    """
+    found = {name: as_tensors(value) for name, value in kwargs.items()}
+    return _Observing()(partial(model, *map(as_tensors, args), **found))
+
+
+def as_tensors(value: Any) -> Any:
+    """Arrays and frames as tensors, in lists, tuples and dicts too; anything else as it is."""
+    if isinstance(value, dict):
+        return {name: as_tensors(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(as_tensors(each) for each in value)
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "to_numpy"):  # of a frame or one of its columns
+        value = value.to_numpy()
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "biuf":
+        return value
+    tensor = torch.as_tensor(np.ascontiguousarray(value).reshape(value.shape))
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+class _Observing(Messenger):
+    """Makes tensors of what `obs=` is given."""
+
+    def _pyro_sample(self, msg: Mapping[str, Any]) -> None:
+        value = msg["value"]
+        if msg["is_observed"] and value is not None and not isinstance(value, Tensor):
+            assert isinstance(msg, dict)
+            number = isinstance(value, (bool, int, float, list))
+            msg["value"] = torch.as_tensor(value) if number else as_tensors(value)
