@@ -30,6 +30,7 @@ from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
 from ozaki.process import pyro_turn
 from ozaki.scores.derivatives import first_line, seed_from
+from ozaki.site_facts import attach, site_facts
 from ozaki.storage import lock
 from ozaki.verdict import Verdict
 from ozaki.walk import Store, Walk
@@ -370,7 +371,9 @@ class MCMC(PyroMCMC):
                 samples[name] = value
         if isinstance(target.score, PyroModelScore):
             samples.update(target.score.deterministic(position))
-        names = samples if self._save_params is None else sorted(self._save_params)
+        names = (
+            samples if self._save_params is None else sorted(set(self._save_params) & set(samples))
+        )
         # a transform's bounds may ask for gradients
         return {name: samples[name].detach() for name in names}
 
@@ -442,6 +445,8 @@ class MCMC(PyroMCMC):
         validation.flag("posterior_predictive", posterior_predictive)
         validation.count("prior", prior, minimum=0)
         posterior, stats = draws.labelled(self._samples or {})
+        posterior = diagnostics.dataset(posterior)
+        attach(posterior, site_facts(self._target, draws.position))
         if not isinstance(score, PyroModelScore):
             if log_likelihood or posterior_predictive or prior:
                 raise ValueError(
@@ -450,9 +455,28 @@ class MCMC(PyroMCMC):
                     "them out"
                 )
             return diagnostics.inference_data(posterior, stats, attrs=self._run_info())
+        with pyro_turn():
+            groups = self._groups(score, draws, log_likelihood, posterior_predictive, prior)
+        if score.moving:
+            warnings.warn(
+                f"observed sites {list(score.moving)} change with the latent sites: they are no "
+                "data, and are left out of observed_data",
+                stacklevel=2,
+            )
+        return diagnostics.inference_data(posterior, stats, score.data, self._run_info(), **groups)
+
+    def _groups(
+        self,
+        score: PyroModelScore,
+        draws: Draws,
+        log_likelihood: bool | None,
+        posterior_predictive: bool,
+        prior: int,
+    ) -> dict[str, Any]:
+        """What a Pyro model says of its data."""
         groups: dict[str, Any] = {}
         if log_likelihood is None:
-            points = sum(torch.as_tensor(v).numel() for v in score.observed.values())
+            points = sum(v.numel() for v in score.observed.values())
             fits = points * draws.count * self.num_chains <= LIKELIHOODS_MOST
             log_likelihood = fits and not score.enumerated
         if log_likelihood:
@@ -466,9 +490,7 @@ class MCMC(PyroMCMC):
             groups["prior"], groups["prior_predictive"] = (
                 {name: value.unsqueeze(0) for name, value in part.items()} for part in found
             )
-        return diagnostics.inference_data(
-            posterior, stats, score.observed, self._run_info(), **groups
-        )
+        return groups
 
     def step_bias(self) -> Any:
         """How far the step size of an unadjusted run biases it, measured by step halving.

@@ -57,7 +57,7 @@ class PyroModelScore(Score):
     Attributes:
         sites: the layout; also `names` and `shapes` (unconstrained).
         transforms: site → constrained-to-unconstrained transform, Pyro's convention.
-        observed: observed site → value.
+        observed: observed site → value; also `data`, those that stay what they are.
         enumerated: the finite discrete sites that are summed out.
         learned: sites of which only a score is known (see `ScoreDistribution`).
         model: the model with its arguments bound.
@@ -198,6 +198,14 @@ class PyroModelScore(Score):
                 raise
             raise ValueError(f"{error} ({self.blamed})") from error
 
+    @property
+    def data(self) -> dict[str, Tensor]:
+        """Observed site → value, of those whose value does not change with the latent sites.
+
+        What is observed of a residual, as `obs=y - f(x)`, has a likelihood and is no data.
+        """
+        return {name: v for name, v in self.observed.items() if name not in self.moving}
+
     def flat(self) -> dict[str, Tensor]:
         """Where the density leaves a site free: site → entries, of its own shape, with no law.
 
@@ -218,7 +226,8 @@ class PyroModelScore(Score):
             of_jacobian = torch.autograd.grad(jacobian, u)[0]
         rounding = 1e-4 * of_jacobian.abs()
         free = (((gradient - of_jacobian).abs() <= rounding) | ~known).all(0) & known.any(0)
-        return {n: v for n, v in self.unflatten(free).items() if n in self._open and bool(v.any())}
+        sites = self.unflatten(free.to(self.dtype)).items()
+        return {name: v > 0 for name, v in sites if name in self._open and bool(v.any())}
 
     @property
     def blamed(self) -> str:
@@ -280,8 +289,7 @@ class PyroModelScore(Score):
         with isolated_rng(0), torch.no_grad():
             found = evaluated(partial(self._batched, f, points))
             if found is None:
-                each = [evaluated(partial(f, point)) for point in points]
-                found = {name: torch.stack([e[name] for e in each]) for name in each[0]}
+                found = _stacked([evaluated(partial(f, point)) for point in points])
         return {name: v.reshape(x.shape[:-1] + v.shape[1:]) for name, v in found.items()}
 
     def _batched(
@@ -375,6 +383,16 @@ class PyroModelScore(Score):
     def __reduce__(self) -> tuple[Any, ...]:
         # Pyro's potential and what was learned of it are made anew
         return _rebuild, (*self._made_of, self._init_strategy, self._vectorize)
+
+
+def _stacked(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What all points have in one shape; the rest is left out with a warning."""
+    uneven = [n for n in each[0] if len({e[n].shape for e in each}) > 1]
+    if uneven:
+        warnings.warn(
+            f"sites {uneven} change their shape from draw to draw: they are left out", stacklevel=2
+        )
+    return {n: torch.stack([e[n] for e in each]) for n in each[0] if n not in uneven}
 
 
 def unconstrain(

@@ -72,7 +72,7 @@ def drawn(site: Mapping[str, Any]) -> Tensor:
         value: Any = fn.sample().detach()
     except NotImplementedError:
         transform = support_transform(support_of(fn))
-        shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
+        shape = torch.Size(transform.inverse_shape(fn.batch_shape + fn.event_shape))
         like = torch.empty(())
         value = transform(uniform(1, shape.numel(), None, like).reshape(shape))
     value._pyro_custom_init = False  # which Pyro's reparametrisers would warn of

@@ -171,7 +171,13 @@ class DistributionScore(LogDensityScore):
                 f"{distribution} has another shape than its values, {tuple(shape)}"
             )
         like = self._like()
-        super().__init__(self._joint, u_shape, dtype=like.dtype, device=like.device)
+        try:
+            super().__init__(self._joint, u_shape, dtype=like.dtype, device=like.device)
+        except (NotImplementedError, RuntimeError) as cause:
+            raise ValueError(
+                f"distribution must have a log density, but that of {distribution} raised "
+                f"{first_line(cause)}; write it in torch, for LogDensityScore"
+            ) from cause
         self.unconstrained_shape, self.event_shape = u_shape, shape
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:

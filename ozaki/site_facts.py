@@ -1,0 +1,81 @@
+"""What is to be known of sites to judge their draws (floor 7).
+
+Each fact is an attribute of the site's variable in the posterior, in the form in which files keep
+it, and is read by `ozaki.diagnostics.verdict`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import IndependentTransform, Transform
+
+from ozaki.kernels.pyro_model import PyroModelScore
+from ozaki.kernels.score_kernel import Target
+from ozaki.scores.supports import WrapTransform
+from ozaki.shapes import Float
+
+DRAWS_MOST = 100_000  # looked at, evenly spaced
+LOST = 0.5  # of an unconstrained coordinate, which a value and its way back have lost
+
+
+def site_facts(
+    target: Target, position: Float[Tensor, "chains draws dim"]
+) -> dict[str, dict[str, Any]]:
+    """Site → attribute → value, of sites of which there is something to know.
+
+    - ``circular``: 1 where values are angles, in radians.
+    - ``saturated``: the share of draws of which the dtype does not hold the value: back in
+      unconstrained coordinates it is another, and the density there is not the law's.
+    - ``flat``, ``masked``: which entries, in the order of the flattened site, the density does not
+      depend on, and which of those the model itself leaves out by a mask.
+
+    Args:
+        target: what was walked on.
+        position: flat unconstrained draws, (chains, draws, D).
+    """
+    every = max(1, position.shape[0] * position.shape[1] // DRAWS_MOST)
+    found: dict[str, dict[str, Any]] = {}
+    for name, u in target.sites.unflatten(position[:, ::every]).items():
+        facts = {}
+        if name in target.transforms:
+            transform = target.transforms[name].inv
+            if _wraps(transform):
+                facts["circular"] = 1
+            elif share := _saturated(transform, u):
+                facts["saturated"] = share
+        found[name] = facts
+    if isinstance(target.score, PyroModelScore):
+        for name, free in target.score.flat().items():
+            masked = target.score.masked.get(name, torch.tensor(True))
+            # of draws that walk off no more need be said
+            found[name] = {"flat": _places(free), "masked": _places(free & ~masked)}
+    return {name: facts for name, facts in found.items() if facts}
+
+
+def attach(idata: Any, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write facts of sites into the attributes of a data set's variables, in place."""
+    for name, known in facts.items():
+        if name in idata.data_vars:  # not one that save_params leaves out
+            idata[name].attrs.update(known)
+
+
+def _wraps(transform: Transform) -> bool:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, WrapTransform)
+
+
+def _saturated(transform: Any, u: Float[Tensor, "chains draws *shape"]) -> float:
+    """The share of draws that do not come back from where a transform takes them."""
+    with torch.no_grad():
+        back = transform.inv(transform(u))
+    lost = ~((back - u).abs() <= LOST)
+    return (
+        float(lost.flatten(2).any(-1).float().mean()) if u.ndim > 2 else float(lost.float().mean())
+    )
+
+
+def _places(mask: Tensor) -> list[int]:
+    return mask.reshape(-1).nonzero().flatten().tolist()
