@@ -20,6 +20,7 @@ def target(law):
 
 
 @pytest.mark.parametrize("law", [dist.VonMises(t(3.0), t(1.0)), lambda: angle()])
+@pytest.mark.usefixtures("unchecked")
 def test_angles_are_drawn_on_the_circle_and_marked(law):
     mcmc = MCMC(ScoreOzakiKernel(law, step_size=3.0), 100, 0, seed=0, disable_progbar=True)
     mcmc.run()

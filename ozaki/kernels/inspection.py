@@ -271,7 +271,7 @@ class _Seen:
             self._same_sites(trial.nodes)
         for name, transform in self._supports.items():
             if name in trial.nodes:
-                self._fixed(name, transform, trial.nodes[name]["fn"])
+                self._fixed(name, transform, trial)
         for name, value in self._found.observed.items():
             if name in trial.nodes:
                 if not _equal(trial.nodes[name]["value"], value):
@@ -295,14 +295,16 @@ class _Seen:
                     "one; do not let latent values decide which sites there are"
                 )
 
-    def _fixed(self, name: str, transform: Transform, fn: Any) -> None:
+    def _fixed(self, name: str, transform: Transform, trial: Trial) -> None:
         """Refuse a support that other sites move: Pyro would fix it where it is first."""
         try:
-            other = support_transform(support_of(fn))
+            other = support_transform(support_of(trial.nodes[name]["fn"]))
             u: Any = transform.inv(self._found.values[name])
-            pairs = [(transform(p), other(p)) for p in (torch.full_like(u, v) for v in POINTS)]
+            pairs: Any = [(transform(p), other(p)) for p in (torch.full_like(u, v) for v in POINTS)]
         except (NotImplementedError, ValueError, RuntimeError):  # where no chain need go
             return
+        if not trial.near and not all(bool(there.isfinite().all()) for _, there in pairs):
+            return  # where numbers overflow
         if not all(_equal(here, there) for here, there in pairs):
             raise ValueError(
                 f"latent site {name!r} must have a fixed support, but it moved with the values of "

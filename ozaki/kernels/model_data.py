@@ -35,7 +35,7 @@ def as_tensors(value: Any) -> Any:
         value = value.to_numpy()
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "biuf":
         return value
-    tensor = torch.as_tensor(np.ascontiguousarray(value).reshape(value.shape))
+    tensor = torch.from_numpy(np.array(value))  # copied: it may be read-only, or run backwards
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
