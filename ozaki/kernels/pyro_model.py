@@ -20,13 +20,14 @@ from torch.distributions import Transform
 from torch.func import vmap
 
 from ozaki import validation
-from ozaki.kernels.batching import Batching, agree
+from ozaki.kernels.batching import Batching
 from ozaki.kernels.inspection import Latents, inspect, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import evaluated, finite_start, isolated_rng, seed_from, uniform
-from ozaki.scores.distribution import walking
+from ozaki.scores.distribution import apart, walking
 from ozaki.scores.singular import LinAlgError
+from ozaki.scores.trials import agree
 from ozaki.shapes import Float
 
 
@@ -141,10 +142,20 @@ class PyroModelScore(Score):
     ) -> Expansion:
         """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
         self.check(x, curvature)
+        if curvature is not None:
+            self._check_curvature()
         with walking(curvature is not None), self._same_sites():
             found = self._batching.expand(x, curvature)
         # outside: of that part no second derivative is read
         return found._replace(score_gradient=self.rough(x)) if self.learned else found
+
+    def _check_curvature(self) -> None:
+        """Refuse a second derivative that is not that of the gradient, of what has a density."""
+        with self._same_sites():
+            with walking():
+                self._batching.possible()  # of all of it: remembered, and asked of a part below
+            with apart():
+                self._batching.check_curvature()
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """The log density of its part that has one at `x`, (*batch, D)."""

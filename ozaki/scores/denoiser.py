@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ozaki import validation
+from ozaki.modes import ordinary, recordable
 from ozaki.scores.derivatives import Draw, draw_from, first_line, isolated_rng, like_start
 from ozaki.scores.jacobian import JacobianScore
+from ozaki.scores.trials import changes
 
 
 class DenoiserScore(JacobianScore):
@@ -69,27 +71,58 @@ class DenoiserScore(JacobianScore):
         self._check()
 
     def _score(self, points: Tensor) -> Tensor:
+        return (self._trial(points) - points) / self.sigma**2
+
+    def _trial(self, points: Tensor) -> Tensor:
+        # not s1, in which the identity may hide a Jacobian that is missing
         x = points.reshape(-1, *self.event_shape)
-        return (self.denoiser(x, self.sigma) - x).reshape(points.shape) / self.sigma**2
+        return self.denoiser(x, self.sigma).reshape(points.shape)
 
     def _check(self) -> None:
         """Denoise two points, so that what is wrong is said here and not in the middle of a run."""
-        with isolated_rng(0), torch.no_grad():
-            x = self.start(2, torch.Generator().manual_seed(0)).reshape(2, *self.event_shape)
+        with isolated_rng(0), ordinary(), torch.no_grad():
+            points = recordable(self.start(2, torch.Generator().manual_seed(0)))
+            x = points.reshape(2, *self.event_shape)
+            given = x.clone()
             try:
-                found: Any = self.denoiser(x, self.sigma)
+                found: Any = self.denoiser(given, self.sigma)
             except Exception as cause:
                 raise ValueError(
                     f"denoiser could not be called with points of shape {tuple(x.shape)} and "
                     f"sigma {self.sigma:g}: it raised {first_line(cause)}"
                 ) from cause
-        if not isinstance(found, Tensor) or found.shape != x.shape:
-            was = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
-                f"denoiser must return points of the shape it was given, {tuple(x.shape)}, but "
-                f"returned {was}"
-            )
-        if not bool(found.isfinite().all()):
-            raise ValueError(
-                "denoiser must return finite values, but returned NaN or infinite ones"
-            )
+            if not isinstance(found, Tensor) or found.shape != x.shape:
+                was = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    "denoiser must return points of the shape it was given, "
+                    f"{tuple(x.shape)}, but returned {was}"
+                )
+            if (found.dtype, found.device) != (x.dtype, x.device):
+                raise ValueError(
+                    "denoiser must return points of the dtype and on the device it was given, "
+                    f"{x.dtype} on {x.device}, but returned {found.dtype} on {found.device}; end "
+                    "it with .to(x)"
+                )
+            if not bool(found.isfinite().all()):
+                raise ValueError(
+                    "denoiser must return finite values, but returned NaN or infinite ones"
+                )
+            if not torch.equal(given, x):
+                raise ValueError(
+                    "denoiser must leave the points it is given as they are, but it wrote over "
+                    "them; let it work on x.clone()"
+                )
+            change = changes(self._trial, points)
+            if change is not None:
+                raise ValueError(
+                    f"denoiser must be a function of each point by itself, but {change}; put "
+                    "modules in eval mode, and leave out what is random or remembers"
+                )
+            try:
+                self._pulled(points, torch.ones_like(points))
+            except Exception as cause:  # whatever a denoiser raises
+                raise ValueError(
+                    f"denoiser could not be differentiated by torch.func ({first_line(cause)}); "
+                    "write it without torch.autograd, numpy and .item(): torch.func.grad gives "
+                    "gradients inside"
+                ) from cause
