@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ozaki.modes import ordinary
 from ozaki.scores.base import CurvatureKind, Expansion
 from ozaki.scores.derivatives import (
     Function,
@@ -85,6 +86,7 @@ class Batching:
                 self._complain(cause)
         return self._found[curvature]
 
+    @ordinary()
     def check_repeatable(self) -> None:
         """Raise ValueError unless evaluations at one point agree, whatever came between them."""
 
@@ -100,6 +102,7 @@ class Batching:
                 "draw random numbers by pyro.sample, or outside the model, and keep no state"
             )
 
+    @ordinary()
     def check_curvature(self) -> None:
         """Raise ValueError where the second derivative is not that of the gradient; tried once."""
         if self._untrue is None and not tracing():

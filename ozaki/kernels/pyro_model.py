@@ -23,6 +23,7 @@ from ozaki import validation
 from ozaki.kernels.batching import Batching
 from ozaki.kernels.inspection import Latents, inspect, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
+from ozaki.modes import ordinary, recordable
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import evaluated, finite_start, isolated_rng, seed_from, uniform
 from ozaki.scores.distribution import apart, walking
@@ -69,6 +70,7 @@ class PyroModelScore(Score):
         tensor([-1.])
     """
 
+    @ordinary()
     def __init__(
         self,
         model: Callable[..., Any],
@@ -82,8 +84,9 @@ class PyroModelScore(Score):
         if not callable(model):
             raise ValueError(f"model must be a Pyro model, a callable, but was {model!r}")
         self._vectorize = validation.choice("vectorize", vectorize, ("auto", True, False))
-        self._made_of = (model, tuple(args), dict(kwargs or {}), transforms, initial_params)
-        self.model = partial(model, *args, **dict(kwargs or {}))
+        args, kwargs = recordable((tuple(args), dict(kwargs or {})))
+        self._made_of = (model, args, kwargs, transforms, initial_params)
+        self.model = partial(model, *args, **kwargs)
         prototype: Any
         with isolated_rng(0):
             found = inspect(self.model, transforms or {})

@@ -267,9 +267,13 @@ class DistributionScore(LogDensityScore):
 
 
 def without_validation(distribution: Distribution) -> Distribution:
-    """A copy that checks nothing, nor do the distributions inside it; vmap allows no checks."""
+    """A copy that checks nothing, nor do the distributions inside it; vmap allows no checks.
+
+    Nor does it hold tensors that inference mode made, as far as they are its own.
+    """
     twin = copy.copy(distribution)
     for name, value in vars(distribution).items():
+        vars(twin)[name] = recordable(value)
         if isinstance(value, Distribution):
             vars(twin)[name] = without_validation(value)
         elif isinstance(value, (list, tuple)) and any(isinstance(v, Distribution) for v in value):
