@@ -38,6 +38,7 @@ class Batching:
         near: candidate points for the comparison, (n, D); the first finite ones are used.
         vectorize: "auto" falls back to the loop with one warning, True raises instead, False loops.
         hindrance: why batching need not even be tried; None where it may work.
+        remedy: what would be batched in its place.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Batching:
         near: Float[Tensor, "n dim"],
         vectorize: bool | str = "auto",
         hindrance: str | None = None,
+        remedy: str | None = None,
     ):
         self._f, self._near = f, near
         self._vectorize, self._hindrance = vectorize, hindrance
+        self._remedy = "" if remedy is None else f"; {remedy}"
         self._found: dict[CurvatureKind | None, bool] = {}
         self._warned = False
         self._untrue: str | None = None  # what is wrong with its curvature, if something is
@@ -156,10 +159,12 @@ class Batching:
     def _complain(self, cause: str) -> None:
         message = f"the model cannot be vectorised over chains: {cause}"
         if self._vectorize is True:
-            raise ValueError(f"vectorize=True, but {message}; use vectorize='auto' to loop")
+            raise ValueError(
+                f"vectorize=True, but {message}; use vectorize='auto' to loop{self._remedy}"
+            )
         if not self._warned:
             warnings.warn(
-                f"{message}; its chains are evaluated one by one, which is slower",
+                f"{message}; its chains are evaluated one by one, which is slower{self._remedy}",
                 UserWarning,
                 stacklevel=5,
             )

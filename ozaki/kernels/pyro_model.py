@@ -114,12 +114,15 @@ class PyroModelScore(Score):
         self._initial = None
         if initial_params is not None:
             self._initial = self.sites.flatten(check_initial_params(initial_params, self.sites))
-        hindrance = None
+        hindrance = remedy = None
         if self.enumerated:
+            remedy = "a mixture written as dist.MixtureSameFamily, without its labels, is batched"
             hindrance = f"its discrete sites {list(self.enumerated)} are summed out by enumeration"
             with isolated_rng(0), lenient():  # Pyro checks here that its plates fit
                 self._log_density(self._probe()[0])
-        self._batching = Batching(self._log_density, self._probe(), self._vectorize, hindrance)
+        self._batching = Batching(
+            self._log_density, self._probe(), self._vectorize, hindrance, remedy
+        )
         self._batching.check_repeatable()
         self._learned_part = Batching(self._learned_density, self._probe(), self._vectorize)
 
