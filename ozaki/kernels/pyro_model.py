@@ -84,9 +84,9 @@ class PyroModelScore(Score):
         if not callable(model):
             raise ValueError(f"model must be a Pyro model, a callable, but was {model!r}")
         self._vectorize = validation.choice("vectorize", vectorize, ("auto", True, False))
-        args, kwargs = recordable((tuple(args), dict(kwargs or {})))
-        self._made_of = (model, args, kwargs, transforms, initial_params)
-        self.model = partial(model, *args, **kwargs)
+        bound: Any = recordable((tuple(args), dict(kwargs or {})))
+        self._made_of = (model, bound[0], bound[1], transforms, initial_params)
+        self.model = partial(model, *bound[0], **bound[1])
         prototype: Any
         with isolated_rng(0):
             found = inspect(self.model, transforms or {})

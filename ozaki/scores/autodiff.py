@@ -177,7 +177,7 @@ class LogDensityScore(Score):
             if not agree(batch.log_density[0], value.detach().to(points)):
                 raise ValueError(
                     "log_density must be the same batched by torch.func.vmap and alone, but gave "
-                    f"{float(batch.log_density[0]):.6g} and {float(value):.6g}; mend the vmap rule "
+                    f"{float(batch.log_density[0]):.6g} and {float(value.detach()):.6g}; mend the vmap rule "
                     "of what it calls"
                 )
 
@@ -266,6 +266,7 @@ class DistributionScore(LogDensityScore):
             return next((v for v in found if v.is_floating_point()), torch.empty(()))
 
 
+@ordinary()
 def without_validation(distribution: Distribution) -> Distribution:
     """A copy that checks nothing, nor do the distributions inside it; vmap allows no checks.
 

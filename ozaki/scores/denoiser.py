@@ -41,6 +41,8 @@ class DenoiserScore(JacobianScore):
         tensor([-0.8000, -0.8000, -0.8000])
     """
 
+    _name = "denoiser"
+
     def __init__(
         self,
         denoiser: Any,
@@ -112,7 +114,14 @@ class DenoiserScore(JacobianScore):
                     "denoiser must leave the points it is given as they are, but it wrote over "
                     "them; let it work on x.clone()"
                 )
-            change = changes(self._trial, points)
+            try:
+                change = changes(self._trial, points)
+            except Exception as cause:  # whatever a denoiser raises
+                raise ValueError(
+                    "denoiser must take any number of points, and each by itself, but after two "
+                    f"it could not be called with one: it raised {first_line(cause)}; put modules "
+                    "in eval mode"
+                ) from cause
             if change is not None:
                 raise ValueError(
                     f"denoiser must be a function of each point by itself, but {change}; put "

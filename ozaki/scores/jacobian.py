@@ -103,10 +103,10 @@ class JacobianScore(Score):
         """Jᵀv of what is differentiated, at each point, (n, D), as `expand` forms it."""
 
         def pull(point: Tensor, v: Tensor) -> Tensor:
-            _, back = torch.func.vjp(
-                lambda p: self._trial(p.unsqueeze(0)).squeeze(0).to(p.dtype), point
-            )
-            return back(v)[0]
+            def one(p: Tensor) -> Tensor:
+                return self._trial(p.unsqueeze(0)).squeeze(0).to(p.dtype)
+
+            return torch.func.vjp(one, point)[1](v)[0]  # pyright: ignore
 
         return torch.func.vmap(pull)(points, directions).detach()
 

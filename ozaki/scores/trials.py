@@ -20,6 +20,7 @@ NEAR = 20  # points to take them from, and their spread
 STEPS = 6  # of each difference, from a quarter of the spread down to what rounding leaves
 ROUGH = 1e-5  # relative noise of a gradient, above which its differences are not read
 RESOLVED = 0.05  # relative error of a difference that tells anything
+SLACK = 1 / 3  # power of the rounding unit that two derivatives may differ by, relatively
 CERTAIN = 10.0  # how many times its own error a difference must be off
 ASYMMETRIC = 0.1  # of the terms of a product; no rounding that leaves digits does that
 
@@ -95,15 +96,16 @@ class _Evidence(NamedTuple):
     error: Tensor
 
     def objects(self) -> Tensor:
-        """Which entries speak against the claim."""
+        """Which entries speak against the claim; kernels themselves name one that is not finite."""
         claim, truth, error = self
-        usual = torch.finfo(claim.dtype).eps ** 0.25 * (claim.abs() + truth.abs())
+        usual = torch.finfo(claim.dtype).eps ** SLACK * (claim.abs() + truth.abs())
         off = (claim - truth).abs() > usual + CERTAIN * error
-        return error.isfinite() & (off | ~claim.isfinite())
+        return error.isfinite() & off
 
     def confirms(self) -> Tensor:
         """Which entries speak for it."""
-        return (self.error.isfinite() & ~self.objects()) | (self.claim == self.truth)
+        fine = self.error.isfinite() & self.claim.isfinite() & ~self.objects()
+        return fine | (self.claim == self.truth)
 
 
 def no_curvature(what: str, complaint: str) -> str:
@@ -191,7 +193,7 @@ def _evidence(
         return None
     change = (s1[1 : STEPS + 1] - s1[STEPS + 1 :]) / (2 * steps.unsqueeze(-1))
     # where x is so large that a step is rounded, it is not the step that was meant
-    meant = ((ahead - behind) / (2 * offsets) - 1).abs().amax(-1) < 0.1 * eps**0.25
+    meant = ((ahead - behind) / (2 * offsets) - 1).abs().amax(-1) < 0.1 * eps**SLACK
     change = torch.where(meant.unsqueeze(-1), change, torch.nan)
     largest = s1.abs().nan_to_num(0.0, 0.0, 0.0).amax(0)
     pulled = torch.stack(along) if unit is None else torch.stack(along) / unit.square()
@@ -233,7 +235,7 @@ def _difference(change: Tensor, largest: Tensor, steps: Tensor) -> tuple[Tensor,
     best = error.argmin(0, keepdim=True)
     truth, least = change[1:].gather(0, best), error.gather(0, best)
     clear = (error <= RESOLVED * change[1:].abs()) & (change[1:] != 0)
-    usual = eps**0.25 * (change[1:].abs() + truth.abs())
+    usual = eps**SLACK * (change[1:].abs() + truth.abs())
     contradicts = clear & ((change[1:] - truth).abs() > usual + CERTAIN * (error + least))
     tells = clear.gather(0, best) & ~contradicts.any(0) & (noise <= ROUGH * largest)
     return truth[0], torch.where(tells, least, torch.inf)[0]
