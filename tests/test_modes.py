@@ -57,7 +57,7 @@ def formula(x):
 
 
 def walked(kernel, *args, **options):
-    mcmc = MCMC(kernel, 8, 20, **QUIET, **options)
+    mcmc = MCMC(kernel, 4, 10, **QUIET, **options)
     mcmc.run(*args)
     return mcmc
 

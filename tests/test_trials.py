@@ -190,16 +190,17 @@ def test_what_autograd_gets_right_or_rounding_hides_is_taken(name, dtype):
     score.expand(torch.full((5,), 0.3, dtype=dtype), "dense")
 
 
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=12, derandomize=True, deadline=None)
 @given(
     st.integers(1, 6),
     st.floats(-100, 100),
     st.floats(-3, 3),
     st.sampled_from([F32, F64]),
-    st.sampled_from([0.0, 20.0]),
+    st.sampled_from([0.0, 20.0]),  # in spreads: single precision has fewer digits left there
 )
 def test_of_any_scale_and_size(dim, power, quartic, dtype, shift):
     """X = c + s u, log p = −a u²/2 − b u⁴/4 with s up to 1e±100 in double precision."""
+    shift = shift if dtype is F64 else shift / 10
     scale = 10 ** (power if dtype is F64 else power / 10)
     generator = torch.Generator().manual_seed(dim)
     start = scale * (shift + torch.randn(50, dim, generator=generator, dtype=dtype))

@@ -57,8 +57,8 @@ class LogDensityScore(Score):
         device: of the points.
 
     Raises:
-        ValueError: a shape that is none, or a log density that is not a scalar, not differentiable
-            or cannot be batched.
+        ValueError: a shape that is none, or a log density that is not a scalar, not differentiable,
+            cannot be batched, or changes from call to call.
 
     Example:
         >>> score = LogDensityScore(lambda x: -0.5 * (x**2).sum(), (2,))
@@ -177,8 +177,8 @@ class LogDensityScore(Score):
             if not agree(batch.log_density[0], value.detach().to(points)):
                 raise ValueError(
                     "log_density must be the same batched by torch.func.vmap and alone, but gave "
-                    f"{float(batch.log_density[0]):.6g} and {float(value.detach()):.6g}; mend the vmap rule "
-                    "of what it calls"
+                    f"{float(batch.log_density[0]):.6g} and {float(value.detach()):.6g}; "
+                    "mend the vmap rule of what it calls"
                 )
 
     def _evaluate(self, points: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class DenoiserScore(JacobianScore):
 
     Args:
         denoiser: called as denoiser(x, sigma) with x of (n, *event_shape) and a number; returns the
-            denoised points, of the same shape, in torch. Curvature needs it to treat the points of
-            a batch one by one, in operations torch.func.vmap knows: put modules in eval mode.
+            denoised points, of the same shape and dtype. It treats each point of a batch by itself,
+            without memory or chance, in operations that torch.func knows: put modules in eval mode.
         sigma: σ, the standard deviation of the noise, in the units of x.
         event_shape: the shape of one point.
         start: where chains begin: `(n, generator) → (n, *event_shape)`, or a tensor of points, of
@@ -30,8 +30,9 @@ class DenoiserScore(JacobianScore):
         device: of the points; None for that of `start`, or the CPU.
 
     Raises:
-        ValueError: arguments of the wrong kind, or a denoiser that returns another shape or
-            values that are not finite.
+        ValueError: arguments of the wrong kind, or a denoiser that returns another shape, dtype or
+            values that are not finite, that changes from call to call, writes over its argument, or
+            cannot be differentiated by torch.func.
 
     Source: Meng et al. (2021), eq. 4 and 18; Efron, "Tweedie's formula and selection bias" (2011).
 
