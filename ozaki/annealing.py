@@ -14,6 +14,7 @@ from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.transition import Method, Options
 from ozaki.kernels.wrappers import Whitened
 from ozaki.lazy import lazy
+from ozaki.modes import ordinary
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.derivatives import seed_from
 
@@ -54,6 +55,7 @@ def spaced(low: float, high: float, count: int) -> list[float]:
     return [high * (low / high) ** (i / count) for i in range(count)] + [low]
 
 
+@ordinary()
 @torch.no_grad()
 def anneal(
     estimator: Any,

@@ -28,6 +28,7 @@ from ozaki.kernels import prediction, ranks
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
+from ozaki.modes import ordinary
 from ozaki.process import pyro_turn
 from ozaki.scores.derivatives import first_line, seed_from
 from ozaki.site_facts import attach, site_facts
@@ -145,6 +146,7 @@ class MCMC(PyroMCMC):
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
         self.store = streaming.checked(store)
 
+    @ordinary()
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Warm up, draw, and bring the draws back to the model's own coordinates.
 
@@ -261,6 +263,7 @@ class MCMC(PyroMCMC):
             "data": fingerprint.of_data(self._args, self._kwargs, score, guide),
         }
 
+    @ordinary()
     def extend(self, num_samples: int) -> None:
         """Go on with the chains of the last run, and add draws to those it made.
 

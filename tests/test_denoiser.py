@@ -121,7 +121,50 @@ BAD = {
         "denoiser": lambda x: x
     },
     "start must have shape": {"start": torch.zeros(5, 2)},
+    "must return points of the dtype .* but returned torch.float32 .* end it with .to.x.": {
+        "denoiser": lambda x, sigma: x.float()
+    },
+    "must leave the points it is given as they are": {"denoiser": lambda x, sigma: x.mul_(0.5)},
 }
+
+
+def gradient_inside(x, sigma):
+    """Tweedie's formula by a gradient that torch.func cannot go through."""
+    with torch.enable_grad():
+        z = x.detach().requires_grad_()
+        return x + sigma**2 * torch.autograd.grad(-0.5 * (z**2).sum(), z)[0]
+
+
+def backward_inside(x, sigma):
+    with torch.enable_grad():
+        z = x.detach().clone().requires_grad_()
+        (-0.5 * (z**2).sum()).backward()
+    return x + sigma**2 * z.grad
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [
+        gradient_inside,
+        backward_inside,
+        lambda x, sigma: torch.from_numpy(x.detach().numpy() / 2),
+        lambda x, sigma: x / (1 + x.abs().max().item() * 0),
+        lambda x, sigma: x / 2 if x.sum() > -1e9 else x / 3,
+    ],
+)
+def test_what_torch_func_cannot_differentiate_is_refused_when_made(denoiser):
+    with pytest.raises(ValueError, match=r"could not be differentiated by torch.func .*func.grad"):
+        DenoiserScore(denoiser, SIGMA, (3,), dtype=F64)
+
+
+def test_the_gradient_that_is_recommended_works():
+    def by_func(x, sigma):
+        return x + sigma**2 * torch.func.grad(lambda z: -0.5 * (z**2).sum())(x)
+
+    score = DenoiserScore(by_func, SIGMA, (3,), dtype=F64)  # s1 = −x
+    found = score.expand(torch.ones(2, 3, dtype=F64), "dense")
+    torch.testing.assert_close(found.gradient, -torch.ones(2, 3, dtype=F64))
+    torch.testing.assert_close(found.curvature.dense(), -torch.eye(3, dtype=F64).expand(2, 3, 3))
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -325,6 +325,29 @@ def test_what_cannot_be_batched_is_looped_with_one_warning(model, hand, cause):
         PyroModelScore(model, vectorize=True).expand(x)
 
 
+def test_the_warning_of_summed_out_sites_names_what_is_batched():
+    def summed_out():
+        x = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Bernoulli(t(0.3)[0]))
+            pyro.sample("y", dist.Normal(z * x, 1.0), obs=OBS)
+
+    def by_mixture():
+        x = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        parts = dist.Normal(torch.stack([0 * x, x]), 1.0)
+        with pyro.plate("data", 4):
+            mixture = dist.MixtureSameFamily(dist.Categorical(t(0.7, 0.3)), parts)
+            pyro.sample("y", mixture, obs=OBS)
+
+    score, batched = PyroModelScore(summed_out), PyroModelScore(by_mixture, vectorize=True)
+    x = points(batched)
+    with pytest.warns(UserWarning, match=r"slower; .*dist.MixtureSameFamily.* is batched"):
+        found = score.expand(x)
+    torch.testing.assert_close(found.log_density, batched.expand(x).log_density, **CLOSE)
+    with pytest.warns(UserWarning, match=r"one by one, which is slower$"):
+        PyroModelScore(branching).expand(t(0.5))
+
+
 class _Wrong(torch.autograd.Function):
     """Doubles its argument, but not under vmap."""
 

@@ -5,10 +5,12 @@ the loop before it is trusted: once for the gradient, once for each kind of curv
 """
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ozaki.modes import ordinary
 from ozaki.scores.base import CurvatureKind, Expansion
 from ozaki.scores.derivatives import (
     Function,
@@ -17,9 +19,11 @@ from ozaki.scores.derivatives import (
     expand_vectorised,
     first_line,
     isolated_rng,
+    products_looped,
     values_looped,
     values_vectorised,
 )
+from ozaki.scores.trials import agree, changes, no_curvature, untrue_curvature
 from ozaki.shapes import Float
 from ozaki.tracing import tracing
 
@@ -34,6 +38,7 @@ class Batching:
         near: candidate points for the comparison, (n, D); the first finite ones are used.
         vectorize: "auto" falls back to the loop with one warning, True raises instead, False loops.
         hindrance: why batching need not even be tried; None where it may work.
+        remedy: what would be batched in its place.
     """
 
     def __init__(
@@ -42,11 +47,14 @@ class Batching:
         near: Float[Tensor, "n dim"],
         vectorize: bool | str = "auto",
         hindrance: str | None = None,
+        remedy: str | None = None,
     ):
         self._f, self._near = f, near
         self._vectorize, self._hindrance = vectorize, hindrance
+        self._remedy = "" if remedy is None else f"; {remedy}"
         self._found: dict[CurvatureKind | None, bool] = {}
         self._warned = False
+        self._untrue: str | None = None  # what is wrong with its curvature, if something is
 
     def expand(
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
@@ -81,18 +89,35 @@ class Batching:
                 self._complain(cause)
         return self._found[curvature]
 
+    @ordinary()
     def check_repeatable(self) -> None:
-        """Raise ValueError unless two evaluations at one point agree."""
-        point = self._near[0]
+        """Raise ValueError unless evaluations at one point agree, whatever came between them."""
+
+        def evaluate(points: Tensor) -> Tensor:
+            found = [derivatives(self._f, point)[:2] for point in points]
+            return torch.stack([torch.cat([v.reshape(1).to(g), g]) for v, g in found])
+
         with isolated_rng(2):
-            one, two = (derivatives(self._f, point)[:2] for _ in range(2))
-        same = (torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
-        if not all(same):
+            change = changes(evaluate, self._near[:2], together=False)
+        if change is not None:
             raise ValueError(
-                "model must have a density that is a function of its latent sites, but two "
-                f"evaluations at one point gave {float(one[0]):.6g} and {float(two[0]):.6g}; draw "
-                "random numbers by pyro.sample, or outside the model"
+                f"model must have a density that is a function of its latent sites, but {change}; "
+                "draw random numbers by pyro.sample, or outside the model, and keep no state"
             )
+
+    @ordinary()
+    def check_curvature(self) -> None:
+        """Raise ValueError where the second derivative is not that of the gradient; tried once."""
+        if self._untrue is None and not tracing():
+            with isolated_rng(4):
+                found = untrue_curvature(
+                    lambda x: self.expand(x).gradient,
+                    partial(products_looped, self._f),
+                    self._near,
+                )
+            self._untrue = found or ""
+        if self._untrue:
+            raise ValueError(no_curvature("model", self._untrue))
 
     def _cause(self, curvature: CurvatureKind | None) -> str | None:
         """Why the batched route is not right; None where it is."""
@@ -134,23 +159,13 @@ class Batching:
     def _complain(self, cause: str) -> None:
         message = f"the model cannot be vectorised over chains: {cause}"
         if self._vectorize is True:
-            raise ValueError(f"vectorize=True, but {message}; use vectorize='auto' to loop")
+            raise ValueError(
+                f"vectorize=True, but {message}; use vectorize='auto' to loop{self._remedy}"
+            )
         if not self._warned:
             warnings.warn(
-                f"{message}; its chains are evaluated one by one, which is slower",
+                f"{message}; its chains are evaluated one by one, which is slower{self._remedy}",
                 UserWarning,
                 stacklevel=5,
             )
         self._warned = True
-
-
-def agree(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:
-    """Whether two routes gave the same numbers, up to what rounding, here the least, may do."""
-    if a.shape != b.shape:
-        return False
-    if not b.is_floating_point():
-        return torch.equal(a, b)
-    tolerance = max(torch.finfo(b.dtype).eps ** 0.4, rounding)
-    finite = b.abs()[b.isfinite()]
-    scale = 1 + (float(finite.max()) if finite.numel() else 0.0)
-    return torch.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True)

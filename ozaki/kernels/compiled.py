@@ -19,7 +19,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
 from ozaki.kernels import transition
-from ozaki.kernels.batching import agree
 from ozaki.kernels.noise import Share
 from ozaki.kernels.proposals import blend
 from ozaki.kernels.transition import Info, Method, Options, State, Trail
@@ -28,6 +27,7 @@ from ozaki.lazy import lazy
 from ozaki.linalg import Dense, SymmetricOperator
 from ozaki.scores.base import Expansion, Score
 from ozaki.scores.derivatives import first_line
+from ozaki.scores.trials import agree
 
 # the compiler takes a second to import
 inductor = lazy("torch._inductor")

@@ -10,7 +10,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Distribution, Transform, TransformedDistribution
 
-from ozaki.kernels.trials import Trial, lenient, run, trials
+from ozaki.kernels.model_runs import Trial, lenient, run, trials
 from ozaki.scores.base import Score
 from ozaki.scores.derivatives import first_line
 from ozaki.scores.distribution import ScoreDistribution

@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
 
+from ozaki.kernels.model_runs import lenient
 from ozaki.kernels.pyro_model import PyroModelScore
-from ozaki.kernels.trials import lenient
 from ozaki.scores.derivatives import isolated_rng
 from ozaki.shapes import Float
 

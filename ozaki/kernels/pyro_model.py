@@ -19,15 +19,17 @@ from torch.distributions import Transform
 from torch.func import vmap
 
 from ozaki import validation
-from ozaki.kernels.batching import Batching, agree
+from ozaki.kernels.batching import Batching
 from ozaki.kernels.inspection import Latents, inspect
 from ozaki.kernels.model_data import with_tensors
+from ozaki.kernels.model_runs import begun, drawn, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
-from ozaki.kernels.trials import begun, drawn, lenient
+from ozaki.modes import ordinary, recordable
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import evaluated, finite_start, isolated_rng, seed_from, uniform
-from ozaki.scores.distribution import walking
+from ozaki.scores.distribution import apart, walking
 from ozaki.scores.singular import LinAlgError
+from ozaki.scores.trials import agree
 from ozaki.shapes import Float
 
 InitStrategy = Callable[..., Any]
@@ -75,6 +77,7 @@ class PyroModelScore(Score):
         tensor([-1.])
     """
 
+    @ordinary()
     def __init__(
         self,
         model: Callable[..., Any],
@@ -89,12 +92,13 @@ class PyroModelScore(Score):
         if not callable(model):
             raise ValueError(f"model must be a Pyro model, a callable, but was {model!r}")
         self._vectorize = validation.choice("vectorize", vectorize, ("auto", True, False))
-        self._made_of = (model, tuple(args), dict(kwargs or {}), transforms, initial_params)
+        bound: Any = recordable((tuple(args), dict(kwargs or {})))
+        self._made_of = (model, bound[0], bound[1], transforms, initial_params)
         self._init_strategy = init_strategy
         self._transforms = transforms or {}
         prototype: Any
         with isolated_rng(0):
-            self.model, found = self._inspected(model, tuple(args), dict(kwargs or {}))
+            self.model, found = self._inspected(model, bound[0], bound[1])
             # its sites' transforms are known, so it is kept from finding them and from searching
             # for starting points
             with lenient():
@@ -122,12 +126,15 @@ class PyroModelScore(Score):
         self._initial = None
         if initial_params is not None:
             self._initial = self.sites.flatten(check_initial_params(initial_params, self.sites))
-        hindrance = None
+        hindrance = remedy = None
         if self.enumerated:
+            remedy = "a mixture written as dist.MixtureSameFamily, without its labels, is batched"
             hindrance = f"its discrete sites {list(self.enumerated)} are summed out by enumeration"
             with isolated_rng(0), lenient():  # Pyro checks here that its plates fit
                 self._log_density(self._probe()[0])
-        self._batching = Batching(self._log_density, self._probe(), self._vectorize, hindrance)
+        self._batching = Batching(
+            self._log_density, self._probe(), self._vectorize, hindrance, remedy
+        )
         self._batching.check_repeatable()
         self._learned_part = Batching(self._learned_density, self._probe(), self._vectorize)
 
@@ -169,10 +176,20 @@ class PyroModelScore(Score):
     ) -> Expansion:
         """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
         self.check(x, curvature)
+        if curvature is not None:
+            self._check_curvature()
         with walking(curvature is not None), self._same_sites():
             found = self._batching.expand(x, curvature)
         # outside: of that part no second derivative is read
         return found._replace(score_gradient=self.rough(x)) if self.learned else found
+
+    def _check_curvature(self) -> None:
+        """Refuse a second derivative that is not that of the gradient, of what has a density."""
+        with self._same_sites():
+            with walking():
+                self._batching.possible()  # of all of it: remembered, and asked of a part below
+            with apart():
+                self._batching.check_curvature()
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """The log density of its part that has one at `x`, (*batch, D)."""

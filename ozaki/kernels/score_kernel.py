@@ -24,6 +24,7 @@ from ozaki.kernels.ranks import ALONE, Team
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.kernels.transition import Info, Method, Trail
 from ozaki.kernels.wrappers import Guided
+from ozaki.modes import ordinary, recordable
 from ozaki.scores.autodiff import DistributionScore
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.distribution import ScoreDistribution
@@ -130,6 +131,7 @@ class ScoreKernel(MCMCKernel):
 
     # -- what pyro.infer.MCMC calls, in its order -------------------------------------------------
 
+    @ordinary()
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Bind the model to its arguments and begin anew."""
         given = self._initial_params
@@ -140,6 +142,7 @@ class ScoreKernel(MCMCKernel):
         self._initial_params = given
 
     @property
+    @ordinary()
     def initial_params(self) -> dict[str, Tensor]:
         """Where the chain begins: site → unconstrained tensor, drawn from the score if not given.
 
@@ -160,6 +163,7 @@ class ScoreKernel(MCMCKernel):
     def initial_params(self, params: dict[str, Tensor] | None) -> None:
         self._initial_params = params
 
+    @ordinary()
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step from `params`, unconstrained; a batch of chains if `num_chains` is set."""
         self.place(params)
@@ -186,7 +190,7 @@ class ScoreKernel(MCMCKernel):
     def place(self, params: dict[str, Tensor]) -> None:
         """Put the chains at `params`, unless they are there."""
         target = self._bound()
-        x = target.sites.flatten(params).detach()
+        x = target.sites.flatten(recordable(params)).detach()
         x = (x if self.num_chains is not None else x.unsqueeze(0)).to(target.score.dtype)
         if self._engine is None:
             self._engine = self._make_engine(target, x)

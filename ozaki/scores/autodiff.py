@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from ozaki import validation
+from ozaki.modes import ordinary, recordable
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import (
     Draw,
@@ -20,11 +21,14 @@ from ozaki.scores.derivatives import (
     first_line,
     isolated_rng,
     like_start,
+    products_vectorised,
     seed_from,
     values_vectorised,
 )
 from ozaki.scores.supports import checked, law_transform, remedy, support_of
+from ozaki.scores.trials import NEAR, agree, changes, no_curvature, untrue_curvature
 from ozaki.shapes import Float
+from ozaki.tracing import tracing
 
 
 class LogDensityScore(Score):
@@ -40,8 +44,8 @@ class LogDensityScore(Score):
         device: of the points.
 
     Raises:
-        ValueError: a shape that is none, or a log density that is not a scalar, not differentiable
-            or cannot be batched.
+        ValueError: a shape that is none, or a log density that is not a scalar, not differentiable,
+            cannot be batched, or changes from call to call.
 
     Example:
         >>> score = LogDensityScore(lambda x: -0.5 * (x**2).sum(), (2,))
@@ -66,6 +70,7 @@ class LogDensityScore(Score):
         self.dtype, self.device = like.dtype, like.device
         self.log_density, self._start = log_density, start
         self._shape = self.event_shape  # of what log_density is given
+        self._tried: str | None = None  # what is wrong with its curvature, if something is
         self._check()
 
     @property
@@ -76,8 +81,15 @@ class LogDensityScore(Score):
     def expand(
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
-        """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D)."""
+        """Gradient, curvature ("diagonal" or "dense") and log density at `x`, (*batch, D).
+
+        Raises:
+            ValueError: a curvature that is not how the gradient changes; it is tried the first time
+                that one is asked for.
+        """
         self.check(x, curvature)
+        if curvature is not None:
+            self._check_curvature()
         return expand_vectorised(self._flat, x, curvature)
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
@@ -99,10 +111,27 @@ class LogDensityScore(Score):
         like = torch.empty((), dtype=self.dtype, device=self.device)
         return draw_from(self._start, n, generator, self._shape, like)
 
+    def _check_curvature(self) -> None:
+        """Refuse a second derivative that is not that of the first."""
+        if self._tried is None and not tracing():
+            with isolated_rng(0), ordinary():
+                near = self._draw(NEAR, torch.Generator().manual_seed(1)).to(self.dtype)
+                self._tried = (
+                    untrue_curvature(
+                        lambda x: expand_vectorised(self._flat, x).gradient,
+                        partial(products_vectorised, self._flat),
+                        recordable(near.detach()),
+                    )
+                    or ""
+                )
+        if self._tried:
+            raise ValueError(no_curvature("log_density", self._tried))
+
     def _check(self) -> None:
-        """Evaluate once, so that what is wrong is said here and not in the middle of a run."""
-        with isolated_rng(0):
-            point = self._draw(1, torch.Generator().manual_seed(0))[0].requires_grad_()
+        """Evaluate it, so that what is wrong is said here and not in the middle of a run."""
+        with isolated_rng(0), ordinary():
+            points = recordable(self._draw(2, torch.Generator().manual_seed(0)).detach())
+            point = points[0].clone().requires_grad_()
             with torch.enable_grad():
                 value = evaluated(partial(self._flat, point))
             if not isinstance(value, Tensor) or value.ndim > 0:
@@ -119,12 +148,31 @@ class LogDensityScore(Score):
                     ".item() or numpy"
                 )
             try:
-                expand_vectorised(self._flat, point.detach().expand(2, -1))
+                batch = expand_vectorised(self._flat, points)
             except Exception as cause:
                 raise ValueError(
                     f"log_density could not be batched by torch.func.vmap ({first_line(cause)}); "
                     "write it without .item(), branches on values and random numbers"
                 ) from cause
+            change = changes(self._evaluate, points)
+            if change is not None:
+                raise ValueError(
+                    f"log_density must be a function of the point alone, but {change}; leave out "
+                    "what is random or remembers"
+                )
+            assert batch.log_density is not None
+            if not agree(batch.log_density[0], value.detach().to(points)):
+                raise ValueError(
+                    "log_density must be the same batched by torch.func.vmap and alone, but gave "
+                    f"{float(batch.log_density[0]):.6g} and {float(value.detach()):.6g}; "
+                    "mend the vmap rule of what it calls"
+                )
+
+    def _evaluate(self, points: Tensor) -> Tensor:
+        """Log density and gradient at points (n, D), side by side."""
+        found = expand_vectorised(self._flat, points)
+        assert found.log_density is not None
+        return torch.cat([found.log_density.unsqueeze(-1), found.gradient], -1)
 
 
 class DistributionScore(LogDensityScore):

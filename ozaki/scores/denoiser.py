@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ozaki import validation
+from ozaki.modes import ordinary, recordable
 from ozaki.scores.derivatives import Draw, draw_from, first_line, isolated_rng, like_start
 from ozaki.scores.jacobian import JacobianScore
+from ozaki.scores.trials import changes
 
 
 class DenoiserScore(JacobianScore):
@@ -18,8 +20,8 @@ class DenoiserScore(JacobianScore):
 
     Args:
         denoiser: called as denoiser(x, sigma) with x of (n, *event_shape) and a number; returns the
-            denoised points, of the same shape, in torch. Curvature needs it to treat the points of
-            a batch one by one, in operations torch.func.vmap knows: put modules in eval mode.
+            denoised points, of the same shape and dtype. It treats each point of a batch by itself,
+            without memory or chance, in operations that torch.func knows: put modules in eval mode.
         sigma: σ, the standard deviation of the noise, in the units of x.
         event_shape: the shape of one point.
         start: where chains begin: `(n, generator) → (n, *event_shape)`, or a tensor of points, of
@@ -28,8 +30,9 @@ class DenoiserScore(JacobianScore):
         device: of the points; None for that of `start`, or the CPU.
 
     Raises:
-        ValueError: arguments of the wrong kind, or a denoiser that returns another shape or
-            values that are not finite.
+        ValueError: arguments of the wrong kind, or a denoiser that returns another shape, dtype or
+            values that are not finite, that changes from call to call, writes over its argument, or
+            cannot be differentiated by torch.func.
 
     Source: Meng et al. (2021), eq. 4 and 18; Efron, "Tweedie's formula and selection bias" (2011).
 
@@ -38,6 +41,8 @@ class DenoiserScore(JacobianScore):
         >>> score.expand(torch.ones(3)).gradient  # of N(0, (1 + σ²) I)
         tensor([-0.8000, -0.8000, -0.8000])
     """
+
+    _name = "denoiser"
 
     def __init__(
         self,
@@ -69,27 +74,65 @@ class DenoiserScore(JacobianScore):
         self._check()
 
     def _score(self, points: Tensor) -> Tensor:
+        return (self._trial(points) - points) / self.sigma**2
+
+    def _trial(self, points: Tensor) -> Tensor:
+        # not s1, in which the identity may hide a Jacobian that is missing
         x = points.reshape(-1, *self.event_shape)
-        return (self.denoiser(x, self.sigma) - x).reshape(points.shape) / self.sigma**2
+        return self.denoiser(x, self.sigma).reshape(points.shape)
 
     def _check(self) -> None:
         """Denoise two points, so that what is wrong is said here and not in the middle of a run."""
-        with isolated_rng(0), torch.no_grad():
-            x = self.start(2, torch.Generator().manual_seed(0)).reshape(2, *self.event_shape)
+        with isolated_rng(0), ordinary(), torch.no_grad():
+            points = recordable(self.start(2, torch.Generator().manual_seed(0)))
+            x = points.reshape(2, *self.event_shape)
+            given = x.clone()
             try:
-                found: Any = self.denoiser(x, self.sigma)
+                found: Any = self.denoiser(given, self.sigma)
             except Exception as cause:
                 raise ValueError(
                     f"denoiser could not be called with points of shape {tuple(x.shape)} and "
                     f"sigma {self.sigma:g}: it raised {first_line(cause)}"
                 ) from cause
-        if not isinstance(found, Tensor) or found.shape != x.shape:
-            was = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(
-                f"denoiser must return points of the shape it was given, {tuple(x.shape)}, but "
-                f"returned {was}"
-            )
-        if not bool(found.isfinite().all()):
-            raise ValueError(
-                "denoiser must return finite values, but returned NaN or infinite ones"
-            )
+            if not isinstance(found, Tensor) or found.shape != x.shape:
+                was = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    "denoiser must return points of the shape it was given, "
+                    f"{tuple(x.shape)}, but returned {was}"
+                )
+            if (found.dtype, found.device) != (x.dtype, x.device):
+                raise ValueError(
+                    "denoiser must return points of the dtype and on the device it was given, "
+                    f"{x.dtype} on {x.device}, but returned {found.dtype} on {found.device}; end "
+                    "it with .to(x)"
+                )
+            if not bool(found.isfinite().all()):
+                raise ValueError(
+                    "denoiser must return finite values, but returned NaN or infinite ones"
+                )
+            if not torch.equal(given, x):
+                raise ValueError(
+                    "denoiser must leave the points it is given as they are, but it wrote over "
+                    "them; let it work on x.clone()"
+                )
+            try:
+                change = changes(self._trial, points)
+            except Exception as cause:  # whatever a denoiser raises
+                raise ValueError(
+                    "denoiser must take any number of points, and each by itself, but after two "
+                    f"it could not be called with one: it raised {first_line(cause)}; put modules "
+                    "in eval mode"
+                ) from cause
+            if change is not None:
+                raise ValueError(
+                    f"denoiser must be a function of each point by itself, but {change}; put "
+                    "modules in eval mode, and leave out what is random or remembers"
+                )
+            try:
+                self._pulled(points, torch.ones_like(points))
+            except Exception as cause:  # whatever a denoiser raises
+                raise ValueError(
+                    f"denoiser could not be differentiated by torch.func ({first_line(cause)}); "
+                    "write it without torch.autograd, numpy and .item(): torch.func.grad gives "
+                    "gradients inside"
+                ) from cause

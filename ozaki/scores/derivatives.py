@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, jacrev, vjp, vmap
+from torch.func import grad, grad_and_value, jacrev, vjp, vmap
 
 from ozaki import validation
 from ozaki.linalg import Dense, Diagonal
+from ozaki.modes import ordinary, recordable
 from ozaki.process import isolated_rng as isolated_rng
 from ozaki.process import seed_from as seed_from
 from ozaki.process import unchecked
@@ -51,6 +52,7 @@ def evaluated(compute: Callable[[], T]) -> T:
             return compute()
 
 
+@ordinary()
 def expand_vectorised(
     f: Function, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
 ) -> Expansion:
@@ -62,7 +64,7 @@ def expand_vectorised(
         curvature: None, "diagonal" (exact, D vector products, never D × D) or "dense".
     """
     batch, dim = x.shape[:-1], x.shape[-1]
-    points = x.detach().reshape(-1, dim)
+    points = recordable(x.detach()).reshape(-1, dim)
 
     def first(point: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         gradient, value = grad_and_value(f)(point)
@@ -93,6 +95,7 @@ def expand_vectorised(
     )
 
 
+@ordinary()
 def values_vectorised(f: Function, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
     """The values of log p by torch.func, the batch at once."""
 
@@ -100,19 +103,21 @@ def values_vectorised(f: Function, x: Float[Tensor, "*batch dim"]) -> Float[Tens
         # nothing is pulled back, but Pyro's handlers read `.data`, which vmap alone forbids
         return vjp(f, point)[0]  # pyright: ignore
 
-    points = x.detach().reshape(-1, x.shape[-1])
+    points = recordable(x.detach()).reshape(-1, x.shape[-1])
     found = evaluated(lambda: vmap(value)(points)).detach()
     return found.reshape(x.shape[:-1]).to(x.dtype)
 
 
+@ordinary()
 def values_looped(f: Function, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
     """The same as `values_vectorised`, one point at a time."""
     with torch.no_grad():
-        points = x.detach().reshape(-1, x.shape[-1])
+        points = recordable(x.detach()).reshape(-1, x.shape[-1])
         found = torch.stack([evaluated(partial(f, point)) for point in points])
     return found.reshape(x.shape[:-1]).to(x.dtype)
 
 
+@ordinary()
 def expand_looped(
     f: Function, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
 ) -> Expansion:
@@ -120,7 +125,7 @@ def expand_looped(
     batch, dim = x.shape[:-1], x.shape[-1]
     rows = range(dim) if curvature is not None else ()
     second = None
-    found = [derivatives(f, point, rows) for point in x.reshape(-1, dim)]
+    found = [derivatives(f, point, rows) for point in recordable(x).reshape(-1, dim)]
     value, gradient, hessian = (torch.stack(part) for part in zip(*found, strict=True))
     if curvature == "dense":
         second = Dense(hessian.reshape(*batch, dim, dim))
@@ -129,6 +134,35 @@ def expand_looped(
     return Expansion(gradient.reshape(*batch, dim), second, value.reshape(batch).to(x.dtype))
 
 
+@ordinary()
+def products_vectorised(
+    f: Function, x: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]
+) -> Float[Tensor, "n dim"]:
+    """∇² log p times a vector at each point by torch.func, the batch at once."""
+
+    def product(point: Tensor, direction: Tensor) -> Tensor:
+        return vjp(grad(f), point)[1](direction)[0]  # pyright: ignore
+
+    return evaluated(lambda: vmap(product)(recordable(x.detach()), v)).detach()
+
+
+@ordinary()
+def products_looped(
+    f: Function, x: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]
+) -> Float[Tensor, "n dim"]:
+    """The same as `products_vectorised`, one point at a time."""
+    found = []
+    with torch.enable_grad():
+        for each, direction in zip(x, v, strict=True):
+            point = recordable(each.detach()).requires_grad_()
+            value = evaluated(partial(f, point))
+            gradient = _pull(value, point, create=True) if value.requires_grad else value
+            product = (gradient * direction).sum()
+            found.append(_pull(product, point) if product.requires_grad else 0 * direction)
+    return torch.stack(found).detach()
+
+
+@ordinary()
 def derivatives(
     f: Function, point: Float[Tensor, "dim"], rows: Sequence[int] = ()
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "dim"], Float[Tensor, "rows dim"]]:
@@ -137,7 +171,7 @@ def derivatives(
     What does not depend on the point has derivative 0.
     """
     with torch.enable_grad():
-        point = point.detach().requires_grad_()
+        point = recordable(point.detach()).requires_grad_()
         value = evaluated(partial(f, point))
         hessian = point.new_zeros(len(rows), len(point))
         if not value.requires_grad:

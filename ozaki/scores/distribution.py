@@ -38,6 +38,19 @@ def walking(second: bool = True) -> Iterator[None]:
         _READER.reset(token)
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Leave every `ScoreDistribution` out of a density: what is tried is the rest of it.
+
+    A learned s2 is not the Jacobian of s1, and is not meant to be.
+    """
+    token = _READER.set("none")
+    try:
+        yield
+    finally:
+        _READER.reset(token)
+
+
 class ScoreDistribution(TorchDistribution):
     """A distribution of which only a score is known, as a site of a Pyro model.
 
@@ -128,6 +141,8 @@ class ScoreDistribution(TorchDistribution):
         if self._validate_args and reader is None:  # a kernel's points are finite, or its own care
             self._validate_sample(value)
         events = len(self.event_shape)
+        if reader == "none":
+            return value.new_zeros(value.shape[: value.ndim - events])
         x = value.reshape(*value.shape[: value.ndim - events], self.score.dim)
         if reader == "first" or (reader is None and kind != "dense"):
             kind = None  # a Hessian that is not all of s2 is for those who know of it

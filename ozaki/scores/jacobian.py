@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.modes import ordinary, recordable
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
+from ozaki.scores.trials import NEAR, no_curvature, untrue_curvature
 from ozaki.shapes import Float
+from ozaki.tracing import tracing
 
 
 class JacobianScore(Score):
@@ -25,6 +28,8 @@ class JacobianScore(Score):
         device: of the points.
     """
 
+    _name = "s1"
+
     def __init__(
         self,
         first: Callable[[Tensor], Tensor],
@@ -37,25 +42,29 @@ class JacobianScore(Score):
         self.event_shape = torch.Size(event_shape)
         self.dim = self.event_shape.numel()
         self.dtype, self.device = dtype, device
+        self._tried: str | None = None  # what is wrong with its curvature, if something is
 
     @property
     def default_curvature(self) -> CurvatureKind:
         """Dense up to D = 100, diagonal beyond."""
         return dense_up_to(self.dim)
 
+    @ordinary()
     def expand(
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
     ) -> Expansion:
         """s1 at x, (*batch, D), and its Jacobian, dense or the diagonal alone.
 
         Raises:
-            ValueError: curvature="low_rank", or x of another last dimension.
+            ValueError: curvature="low_rank", x of another last dimension, or a Jacobian by autograd
+                that is not how s1 changes; it is tried the first time that one is asked for.
         """
         self.check(x, curvature)
-        points = x.detach().reshape(-1, self.dim)
+        points = recordable(x.detach()).reshape(-1, self.dim)
         if curvature is None:
             with torch.no_grad():
                 return Expansion(self._first(points).to(x.dtype).reshape(x.shape), None, None)
+        self._check_curvature()
 
         def first(point: Tensor) -> tuple[Tensor, Tensor]:
             s1 = self._first(point.unsqueeze(0)).squeeze(0).to(x.dtype)
@@ -72,6 +81,34 @@ class JacobianScore(Score):
         else:
             operator = Dense((j + j.mT) / 2)
         return Expansion(s1.detach().reshape(x.shape), operator, None)
+
+    def _check_curvature(self) -> None:
+        """Refuse a Jacobian by autograd that is not how the function changes; tried once."""
+        if self._tried is None and not tracing():
+            near = recordable(self.start(NEAR, torch.Generator().manual_seed(1)))
+            found = untrue_curvature(self._values, self._pulled, near, gradient=False)
+            self._tried = found or ""
+        if self._tried:
+            raise ValueError(no_curvature(self._name, self._tried))
+
+    def _trial(self, points: Tensor) -> Tensor:
+        """What is differentiated, at points (n, D)."""
+        return self._first(points)
+
+    def _values(self, points: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._trial(points).to(points.dtype)
+
+    def _pulled(self, points: Tensor, directions: Tensor) -> Tensor:
+        """Jᵀv of what is differentiated, at each point, (n, D), as `expand` forms it."""
+
+        def pull(point: Tensor, v: Tensor) -> Tensor:
+            def one(p: Tensor) -> Tensor:
+                return self._trial(p.unsqueeze(0)).squeeze(0).to(p.dtype)
+
+            return torch.func.vjp(one, point)[1](v)[0]  # pyright: ignore
+
+        return torch.func.vmap(pull)(points, directions).detach()
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points to begin chains from, (n, D)."""

@@ -25,6 +25,8 @@ from torch.distributions import (
 )
 from torch.distributions.constraints import Constraint
 
+from ozaki.modes import ordinary, recordable
+
 _HALVES = (constraints.greater_than, constraints.greater_than_eq, constraints.less_than)
 _BOUNDED = (constraints.interval, constraints.half_open_interval)
 WRONG_SUPPORT = "let its class say where it lives, by `support`"
@@ -329,13 +331,16 @@ def _try(law: Distribution, support: Constraint, transform: Transform) -> None:
             return
 
 
+@ordinary()
 def checked(law: Distribution, checks: bool) -> Distribution:
     """A copy of a law that checks its values, or does not; nor do those inside it.
 
-    torch.func.vmap allows no checks.
+    torch.func.vmap allows no checks. Nor does it hold tensors that inference mode made, as far as
+    they are its own.
     """
     twin = copy.copy(law)
     for name, value in vars(law).items():
+        vars(twin)[name] = recordable(value)
         if isinstance(value, Distribution):
             vars(twin)[name] = checked(value, checks)
         elif isinstance(value, (list, tuple)) and any(isinstance(v, Distribution) for v in value):
