@@ -280,7 +280,8 @@ MISUSE = [
     ),
     (("sample", "broken.py:f"), "broken.py could not be run: ZeroDivisionError"),
     (("sample", "models.py:line", "--data", "y.csv.gz"), "but had ['y']; name them in the first"),
-    (("sample", "models.py:line"), "run must be called with the arguments of the model"),
+    (("sample", "models.py:line"), "argument(s) x, y: give --data FILE, a table with columns of"),
+    (("sample", "models.py:mean"), "argument(s) y: give --data FILE, a table that it is called"),
     (
         ("sample", "one", "--num-samples", 0),
         "num_samples must be a whole number of at least 1, but was 0",

@@ -160,8 +160,8 @@ def collect(data: Any) -> Tensor:
 
 
 def rows_of(name: str, data: Any, event_shape: torch.Size) -> Tensor:
-    """Finite data as (N, D)."""
-    x = validation.floating(name, data)
+    """Finite data as (N, D), of half precision in float32."""
+    x = validation.single(validation.floating(name, data))
     dim = event_shape.numel()
     if x.ndim < 2 or len(x) == 0 or x.shape[1:] not in (event_shape, torch.Size([dim])):
         raise ValueError(
