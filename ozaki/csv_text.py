@@ -20,6 +20,7 @@ from ozaki import validation
 from ozaki.frames import LARGEST
 
 LINE = 2**21  # letters in a line of a .csv, whose entries take twenty times as much in memory
+BEGIN = 4096  # bytes that an encoding is guessed from
 UTF8 = "utf-8-sig"  # with its mark or without
 BOMS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", None: "spaces"}
@@ -168,7 +169,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
                         "lines, or save the numbers as .npy"
                     )
                 if "\0" in text:
-                    raise ValueError(_undecoded(path))
+                    raise ValueError(
+                        _as_utf_16(path)
+                        or f"{path}, line {number}, holds zero bytes, which no text has; save the "
+                        "numbers as text"
+                    )
                 size += len(text)
                 if size > due:
                     validation.unpacked(path, size)
@@ -192,31 +197,39 @@ def _encoding(path: Path) -> str:
 
 def _undecoded(path: Path) -> str:
     """Why the bytes of a file are no text in UTF-8, and what they seem to be."""
+    if said := _as_utf_16(path):
+        return said
     with _opener(path)(path, "rb") as file:
-        begin = file.read(4096)
+        begin = file.read(BEGIN)
         file.seek(0)
         if begin.startswith(tuple(BOMS)):
             return f"{path} begins as {begin[:2].hex(' ')}, as UTF-16 does, but does not go on so"
-        for order, place in (("LE", 1), ("BE", 0)):
-            zeros = begin[place::2].count(0)
-            if zeros > len(begin) / 4 > 2 * begin[1 - place :: 2].count(0):
-                what = f"{path} seems to be UTF-16 without its mark"
-                return _as_utf8(path, what, f"UTF-16{order}")
         for number, line in enumerate(iter(lambda: file.readline(LINE), b""), 1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 byte = line[error.start : error.start + 1]
-                where = f"{path}, line {number}: byte 0x{byte.hex()} is not UTF-8"
                 break
         else:
-            return f"{path} holds zero bytes, which no text has; save the numbers as text"
+            raise AssertionError("the file was no UTF-8 a moment ago")
+    where = f"{path}, line {number}: byte 0x{byte.hex()} is not UTF-8"
     if _CONTROL.search(begin):
         return f"{where}, and the file seems to be no text; save the numbers as text"
     letter = byte.decode("windows-1252", "replace")
     if letter == "\ufffd":
         return f"{where}; save the file as UTF-8"
     return _as_utf8(path, f"{where}, but {letter!r} in Windows-1252 (Latin-1)", "WINDOWS-1252")
+
+
+def _as_utf_16(path: Path) -> str:
+    """What to say of UTF-16 without a mark, whose every other byte is mostly zero; else nothing."""
+    with _opener(path)(path, "rb") as file:
+        begin = file.read(BEGIN)
+    for order, place in (("LE", 1), ("BE", 0)):
+        if begin[place::2].count(0) > len(begin) / 4 > 2 * begin[1 - place :: 2].count(0):
+            what = f"{path} seems to be UTF-16 without its mark"
+            return _as_utf8(path, what, f"UTF-16{order}")
+    return ""
 
 
 def _as_utf8(path: Path, what: str, encoding: str) -> str:

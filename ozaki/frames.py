@@ -57,7 +57,7 @@ def opened(name: str, value: Any) -> Any:
     made_by = {base.__module__.partition(".")[0] for base in type(value).__mro__}
     if "polars" in made_by:
         return _of_polars(name, value, frame)
-    if "pyarrow" in made_by:
+    if "pyarrow" in made_by and (hasattr(value, "schema") or hasattr(value, "type")):
         return _of_arrow(name, value)
     if hasattr(value, "__arrow_c_stream__"):
         return _of_arrow(name, arrow.table(value), value)

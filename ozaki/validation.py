@@ -116,7 +116,7 @@ def wide(name: str, tensor: Tensor) -> Tensor:
     if tensor.element_size() < 2:
         raise ValueError(
             f"{name} must be kept in 16 bits an entry at least, but its dtype was {tensor.dtype}; "
-            f"pass {name}.float()"
+            "convert it first by .float()"
         )
     return tensor
 

@@ -45,6 +45,7 @@ INTERRUPTED = "interrupted: "  # how the warning of MCMC begins
 _DIGITS = {"mean": ".6g", "sd": ".4g", "mcse_mean": ".4g", "r_hat": ".3f"}  # others are whole
 _held = ExitStack()  # what a command keeps to its end
 _own: list[Path] = []  # files of the person's own code that the command runs
+_told: set[str] = set()  # warnings: what runs under several filters would give them again
 
 
 class Command(typer.core.TyperCommand):
@@ -53,6 +54,7 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run it; what it raises becomes a sentence on standard error and an exit status."""
         _own.clear()
+        _told.clear()
         try:
             with _held, warnings.catch_warnings():
                 warnings.showwarning = _warned
@@ -94,26 +96,33 @@ def runs(path: Path) -> None:
 
 
 def place_of(error: BaseException) -> str:
-    """Where it was raised in code of the person's own, the deepest such line; or nothing."""
-    if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename):
-        return f"{_shown(error.filename)}, line {error.lineno}"
-    frames = [f for f in extract_tb(error.__traceback__) if _is_own(f.filename)]
-    return f"{_shown(frames[-1].filename)}, line {frames[-1].lineno}" if frames else ""
+    """Where it was raised in code of the person's own, the deepest such line; or nothing.
+
+    Of a file beside the one that was given also where that file called it.
+    """
+    places = [(f.filename, f.lineno) for f in extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    places = [(Path(name).resolve(), line) for name, line in places if _is_own(name)]
+    given = [place for place in places if place[0] in _own]
+    last = list(dict.fromkeys(places[-1:] + given[-1:]))
+    return ", called from ".join(f"{_shown(path)}, line {line}" for path, line in last)
 
 
 def _sentence(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         text = error.strerror  # a sentence of ozaki's, without the number
-    if place := place_of(error):  # Pyro adds lines of shapes
-        said = text if _is_raised_by_ozaki(error) else first_line(error)
-        return f"{place}: {said}"
-    if error.__cause__ is not None and (place := place_of(error.__cause__)):
+    ours = isinstance(error, ValueError) and _is_raised_by_ozaki(error)
+    if place := place_of(error):
+        return f"{place}: {text if ours else first_line(error)}"  # Pyro adds lines of shapes
+    if (cause := error.__cause__) is not None and (place := place_of(cause)):
         text += f" ({place})"
+    elif (first := error.__context__) is not None and (place := place_of(first)) and not ours:
+        return f"{place}: {first_line(first)}"  # which a library could not hand on
     if text and isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
         return text
-    first = text.splitlines()[0] if text else "no more is said"
-    return f"{type(error).__name__}: {first} (set {DEBUG}=1 to see where)"
+    return f"{first_line(error)} (set {DEBUG}=1 to see where)"
 
 
 def _is_raised_by_ozaki(error: BaseException) -> bool:
@@ -123,13 +132,12 @@ def _is_raised_by_ozaki(error: BaseException) -> bool:
 
 def _is_own(filename: str) -> bool:
     """Whether it is a file of theirs or stands beside one."""
-    path = Path(filename)
-    return path.suffix != "" and any(path.resolve().parent == own.parent for own in _own)
+    folder = Path(filename).resolve().parent
+    return not filename.startswith("<") and any(folder == own.parent for own in _own)
 
 
-def _shown(filename: str) -> str:
+def _shown(path: Path) -> str:
     """As one would write it here."""
-    path = Path(filename)
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -145,8 +153,11 @@ def _warned(
     """A warning as a sentence, with its place where that is in code of the person's own."""
     text = " ".join(str(message).split())
     if _is_own(filename):
-        text = f"{_shown(filename)}, line {lineno}: {category.__name__}: {text}"
-    typer.echo(f"ozaki: {text}", err=True)
+        place = f"{_shown(Path(filename).resolve())}, line {lineno}"
+        text = f"{place}: {category.__name__}: {text}"
+    if text not in _told:
+        _told.add(text)
+        typer.echo(f"ozaki: {text}", err=True)
 
 
 def refuse(message: str) -> NoReturn:

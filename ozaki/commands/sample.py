@@ -170,10 +170,11 @@ def _function(source: str) -> Callable[..., Any]:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
+        what = f"SyntaxError: {error.msg}" if isinstance(error, SyntaxError) else first_line(error)
         place = place_of(error)
         raise ValueError(
-            f"{path} could not be run: {first_line(error)}{place and f' ({place})'}; mend it, and "
-            f"try python {path}"
+            f"{path} could not be run: {what}{place and f' ({place})'}; mend it, and try python "
+            f"{path}"
         ) from None
     found = getattr(module, name, None)
     if not callable(found):
@@ -224,16 +225,27 @@ def _cast(values: Tensor, columns: list[str], used: Iterable[int] | None = None)
     rows = torch.atleast_1d(values)[..., None].flatten(1).double()
     if cast.dtype == values.dtype or len(rows) < 2:
         return cast
+    read = range(rows.shape[1]) if used is None else list(used)
+    for i in read:
+        if not bool(rows[:, i].to(cast.dtype).isfinite().all()):
+            raise ValueError(
+                f"column {_column(i, columns)} of --data must fit {cast.dtype}, but its largest "
+                f"entry was {float(rows[:, i].abs().max()):.4g}; change the units, or, if it "
+                "stands for a missing value, remove or impute it"
+            )
     mean, scale = rows.mean(0), rows.std(0)
     step, blurred = resolution(cast.dtype, mean, scale)
     blurred &= (rows != rows[0]).any(0)
-    for i in range(len(mean)) if used is None else used:
+    for i in read:
         if blurred[i]:
-            name = f" ({short(columns[i])})" if columns else ""
             raise ValueError(
-                f"column {i + 1}{name} of --data must be resolved by {cast.dtype}, but near "
-                f"{float(mean[i]):.4g} it holds only every {float(step[i]):.2g}, where the "
+                f"column {_column(i, columns)} of --data must be resolved by {cast.dtype}, but "
+                f"near {float(mean[i]):.4g} it holds only every {float(step[i]):.2g}, where the "
                 f"standard deviation was {float(scale[i]):.2g}; subtract an offset, such as the "
                 "mean, from the column"
             )
     return cast
+
+
+def _column(i: int, columns: list[str]) -> str:
+    return f"{i + 1} ({short(columns[i])})" if columns else f"{i + 1}"
