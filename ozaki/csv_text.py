@@ -203,16 +203,19 @@ def _undecoded(path: Path) -> str:
         begin = file.read(BEGIN)
         file.seek(0)
         if begin.startswith(tuple(BOMS)):
-            return f"{path} begins as {begin[:2].hex(' ')}, as UTF-16 does, but does not go on so"
+            return (
+                f"{path} begins as {begin[:2].hex(' ')}, as UTF-16 does, but does not go on so; "
+                "save it as UTF-8"
+            )
         for number, line in enumerate(iter(lambda: file.readline(LINE), b""), 1):
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
                 byte = line[error.start : error.start + 1]
+                where = f"{path}, line {number}: byte 0x{byte.hex()} is not UTF-8"
                 break
         else:
             raise AssertionError("the file was no UTF-8 a moment ago")
-    where = f"{path}, line {number}: byte 0x{byte.hex()} is not UTF-8"
     if _CONTROL.search(begin):
         return f"{where}, and the file seems to be no text; save the numbers as text"
     letter = byte.decode("windows-1252", "replace")
