@@ -201,6 +201,13 @@ def load(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file; give draws in a .nc")
+    with path.open("rb") as file:
+        if file.read(3) == b"CDF":
+            raise ValueError(
+                f"{path} is NetCDF-3, the classic format, which has no groups for draws; if it "
+                "holds a posterior alone, write it anew: ozaki.diagnostics.save(ozaki.diagnostics."
+                f"inference_data(xarray.load_dataset({str(path)!r}, engine='scipy')), 'new.nc')"
+            )
     with validation.parsing(path, "is truncated, or not a NetCDF file of draws", COPY):
         _check_members(path)
         idata = az.from_netcdf(str(path), engine="h5netcdf")

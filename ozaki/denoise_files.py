@@ -23,7 +23,7 @@ from ozaki.images import image_shape, png_files, read_png
 from ozaki.posterior import Posterior
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.storage import write_folder_atomically
-from ozaki.tables import read_array
+from ozaki.tables import NUMPY, headers, is_csv, read_array
 
 ARRAYS, SHEET, FIGURE = "denoised.npz", "contact-sheet.png", "calibration.png"
 BATCH = 256  # points a time
@@ -77,13 +77,17 @@ def run(
     seed: int = 0,
     clean: Path | None = None,
     *,
+    header: bool | None = None,
     overwrite: bool = False,
 ) -> Done:
     """Denoise the points in `source` with the estimator in `folder`, into the folder `out`.
 
+    What `header` is of a .csv stands at `ozaki.datasets.table`.
+
     Raises:
         ValueError, OSError, ImportError: naming what was wrong; nothing is then written.
     """
+    read = headers(header, [source] if clean is None else [source, clean])
     estimator = ScoreEstimator.load(folder)
     learned = estimator.default_curvature is not None
     if samples and not learned:
@@ -92,8 +96,8 @@ def run(
             "low_rank, or leave --samples out"
         )
     failed: dict[str, str] = {}
-    noisy, names = _read(source, estimator, failed)
-    truth = None if clean is None else _truth(clean, estimator, noisy, names)
+    noisy, names = _read(source, read[source], estimator, failed)
+    truth = None if clean is None else _truth(clean, read[clean], estimator, noisy, names)
     if clean is not None and not learned:
         raise ValueError(
             f"--clean needs s2, but {folder} holds s1 alone, which states no uncertainty; leave "
@@ -150,18 +154,24 @@ def run(
 
 
 def _read(
-    source: Path, estimator: ScoreEstimator, failed: dict[str, str]
+    source: Path, header: bool | None, estimator: ScoreEstimator, failed: dict[str, str]
 ) -> tuple[Tensor, list[str]]:
     """Points, and of images their names; those that cannot be read are noted in `failed`."""
     if source.is_dir() or source.suffix.lower() == ".png":
         return _images(source, estimator, failed)
-    return _array(source, estimator), []
+    return _array(source, header, estimator), []
 
 
-def _truth(clean: Path, estimator: ScoreEstimator, noisy: Tensor, names: list[str]) -> Tensor:
+def _truth(
+    clean: Path,
+    header: bool | None,
+    estimator: ScoreEstimator,
+    noisy: Tensor,
+    names: list[str],
+) -> Tensor:
     """The true points, (n, D)."""
     failed: dict[str, str] = {}
-    truth, same = _read(clean, estimator, failed)
+    truth, same = _read(clean, header, estimator, failed)
     if names and same:  # by name: some may be broken
         missing = [name for name in names if name not in same]
         if missing:
@@ -220,18 +230,18 @@ def _images(
     return torch.stack(list(read.values())), list(read)
 
 
-def _array(source: Path, estimator: ScoreEstimator) -> Tensor:
+def _array(source: Path, header: bool | None, estimator: ScoreEstimator) -> Tensor:
     """Points (n, *event_shape) or (n, D)."""
     if not source.exists():
         raise FileNotFoundError(
             f"{source} does not exist; give a .csv, .npy or .npz, a .png, or a folder of .png"
         )
-    if source.suffix not in (".csv", ".npy", ".npz"):
+    if not is_csv(source) and source.suffix.lower() not in NUMPY:
         raise ValueError(
             f"{source} must be a .csv, .npy, .npz or .png file, or a folder of .png, but its "
             f"suffix was {source.suffix!r}; save it as one of those"
         )
-    array = read_array(source)
+    array = read_array(source, header)
     check_floats(str(source), array)
     noisy = validation.floating(str(source), array)
     event, flat = estimator.event_shape, torch.Size([estimator.dim])

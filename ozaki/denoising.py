@@ -132,7 +132,7 @@ def find_sigma(estimator: Any, noisy: Float[Tensor, "*batch dim"]) -> float:
             "estimator learned s1 alone"
         )
     check_floats("noisy", noisy)
-    rows = _single(noisy).reshape(-1, noisy.shape[-1])
+    rows = validation.single(noisy).reshape(-1, noisy.shape[-1])
     rows = rows[:: -(-len(rows) // POINTS)]
 
     def objective(log_sigma: float) -> float:
@@ -171,15 +171,10 @@ def check_floats(name: str, noisy: Any) -> None:
         )
 
 
-def _single(x: Tensor) -> Tensor:
-    """In float32 at least: in half precision the square of a small noise is 0."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _points(estimator: Any, noisy: Any) -> tuple[Tensor, torch.Size]:
     """Flat points (*batch, D), and the shape that they came in."""
     check_floats("noisy", noisy)
-    x = _single(validation.floating("noisy", noisy)).to(estimator.device)
+    x = validation.single(validation.floating("noisy", noisy)).to(estimator.device)
     event, dim = torch.Size(estimator.event_shape), estimator.dim
     shape = event if x.shape[max(0, x.ndim - len(event)) :] == event else torch.Size([dim])
     if x.ndim < 1 or x.shape[max(0, x.ndim - len(shape)) :] != shape:

@@ -4,14 +4,14 @@ Whatever a file holds is taken as it is or refused, with the line and column of 
 nothing is imputed, and nothing in a file is executed.
 """
 
-import csv
 import gzip
 import os
 import re
 import struct
+import warnings
 import zipfile
-from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ozaki import validation
+from ozaki import csv_text, frames, validation
 from ozaki.lazy import lazy
 
 pd = lazy("pandas")
@@ -27,10 +27,12 @@ parquet = lazy("pyarrow.parquet")
 
 FORMATS = ".csv, .parquet, .npy, .npz or IDX file"
 SOUND = "restore it from a copy, or save it again"
-LINE = 2**21  # letters in a line of a .csv, whose entries take twenty times as much in memory
 _IDX_UNSIGNED_BYTE = 0x08
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # as it is called in a .parquet
 _MOST_DIMENSIONS = 32  # NumPy before 2 has no more
+
+
+NUMPY = (".npy", ".npz")
 
 
 class Table(NamedTuple):
@@ -45,13 +47,20 @@ class Table(NamedTuple):
     columns: list[str]
 
 
-def table(path: str | os.PathLike[str]) -> Tensor:
+def table(path: str | os.PathLike[str], *, header: bool | None = None) -> Tensor:
     """The numbers in a file, a row an observation.
 
+    Whole numbers are refused where the file has types, as they are in arrays and frames; a .csv has
+    none, and its numbers are taken for measurements.
+
     Args:
-        path: a .csv with commas, of which the first line may name the columns, as it is or as
-            .csv.gz; a .parquet; a .npy array; a .npz of one array; or images in an IDX file (a name
-            that ends in -ubyte or .idx, also with .gz), whose bytes become intensities in [0, 1].
+        path: a .csv with commas, in UTF-8 or in UTF-16 with its mark, as it is or as .csv.gz; a
+            .parquet; a .npy array; a .npz of one array; or images in an IDX file (a name that ends
+            in -ubyte or .idx, also with .gz), whose bytes become intensities in [0, 1]. Suffixes
+            may be in capitals.
+        header: of a .csv, whether its first line names the columns. None takes it for names if no
+            entry of it is a number, and otherwise for data, with a warning that no header was
+            found: years may be either.
 
     Returns:
         (N, ...), of the file's floating dtype; float64 from a .csv or .parquet; (N, 1, height,
@@ -62,21 +71,23 @@ def table(path: str | os.PathLike[str]) -> Tensor:
         ImportError: a .parquet, without what reads it.
         ValueError: another kind of file, several arrays, a line of another length than the others
             or the names, an entry that is not a number or a column without a name: with its line
-            and column; the index of a pandas frame; or whole numbers.
+            and column; another separator or encoding; the index of a pandas frame; whole numbers in
+            a file with types, or one in a .csv that float64 does not hold; or a `header` of a file
+            that is no .csv.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder, "two.csv")
-        ...     _ = path.write_text("length,width\\n1.5,2\\n3,4\\n")
-        ...     table(path)
+        ...     _ = path.write_text("2019,2020\\n1.5,2\\n3,4\\n")
+        ...     table(path, header=True)
         tensor([[1.5000, 2.0000],
                 [3.0000, 4.0000]], dtype=torch.float64)
     """
-    return named_table(path).values
+    return named_table(path, header).values
 
 
-def named_table(path: str | os.PathLike[str]) -> Table:
+def named_table(path: str | os.PathLike[str], header: bool | None = None) -> Table:
     """What `table` reads, with the names of the columns.
 
     Raises:
@@ -84,35 +95,41 @@ def named_table(path: str | os.PathLike[str]) -> Table:
     """
     path = Path(path)
     columns: list[str] = []
-    if path.is_file() and _plain_suffix(path) == ".csv":
-        values, columns = _csv(path)
-    elif path.is_file() and path.suffix == ".parquet":
+    if path.is_file() and is_csv(path):
+        values, columns = _csv(path, header)
+    elif path.is_file() and path.suffix.lower() == ".parquet":
+        _check_header(header, path)
         values, columns = _parquet(path)
     else:
-        values = read_array(path)
-    if len(set(columns)) < len(columns):
-        again = next(c for c in columns if columns.count(c) > 1)
-        again = validation.short(again)
-        raise ValueError(f"{path} names a column {again!r} more than once; rename one")
+        values = read_array(path, header)
+    _check_names(path, columns)
+    if values.dtype.kind in "iub":
+        raise ValueError(
+            f"{path} must be floating-point, but its dtype was {values.dtype}; if these are "
+            "measurements, save the array as such, for example as array.astype('float32')"
+            + ", and bytes of images as array / 255"
+            * (values.dtype == np.uint8)
+        )
     return Table(validation.floating(str(path), values), columns)
 
 
-def read_array(path: str | os.PathLike[str]) -> np.ndarray:
+def read_array(path: str | os.PathLike[str], header: bool | None = None) -> np.ndarray:
     """What `table` reads, in the dtype of the file.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as `table`, but for whole numbers.
+        FileNotFoundError, ImportError, ValueError: as `table`, but for whole numbers in arrays.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file; give a {FORMATS}")
-    if _plain_suffix(path) == ".csv":
-        return _csv(path)[0]
-    if path.suffix == ".parquet":
+    if is_csv(path):
+        return _csv(path, header)[0]
+    _check_header(header, path)
+    if path.suffix.lower() == ".parquet":
         return _parquet(path)[0]
     if _is_idx(path):
         return _idx_images(path)
-    if path.suffix not in (".npy", ".npz"):
+    if path.suffix.lower() not in NUMPY:
         raise ValueError(f"{path} must be a {FORMATS}, but its suffix was {path.suffix!r}")
     with validation.parsing(path, "is truncated, or not a numpy file of numbers", SOUND):
         check_zip(path)
@@ -132,6 +149,11 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
     )
 
 
+def is_csv(path: Path) -> bool:
+    """Whether a file is read as comma-separated text, gzipped or not."""
+    return path.name.lower().removesuffix(".gz").endswith(".csv")
+
+
 def check_zip(path: Path) -> None:
     """Refuse a .npz that would fill the memory, by what its members say of their size.
 
@@ -143,13 +165,36 @@ def check_zip(path: Path) -> None:
                 validation.unpacked(path, sum(m.file_size for m in members.infolist()))
 
 
-def _plain_suffix(path: Path) -> str:
-    """The suffix, that of a gzipped file without its .gz."""
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+def headers(header: bool | None, paths: Iterable[Path]) -> dict[Path, bool | None]:
+    """`header` for each .csv among files that are read together, None for the others.
+
+    Raises:
+        ValueError: it is given, and none of them is a .csv.
+    """
+    paths = list(paths)
+    if header is not None and not any(map(is_csv, paths)):
+        _check_header(header, *paths)
+    return {path: header if is_csv(path) else None for path in paths}
+
+
+def _check_header(header: bool | None, *paths: Path) -> None:
+    if header is not None:
+        flag, what = "--header" if header else "--no-header", ", ".join(map(str, paths[:5]))
+        raise ValueError(
+            f"header={header} ({flag}) is of a .csv, but there was {what or 'none'}; leave it out"
+        )
+
+
+def _check_names(path: Path, columns: list[str]) -> None:
+    if len(set(columns)) < len(columns):
+        again = next(name for name, count in Counter(columns).items() if count > 1)
+        raise ValueError(
+            f"{path} names a column {validation.short(again)!r} more than once; rename one"
+        )
 
 
 def _is_idx(path: Path) -> bool:
-    name = path.name.removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz")
     return name.endswith((".idx", "-ubyte", ".idx3-ubyte"))
 
 
@@ -168,6 +213,9 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
         with validation.parsing(path, "is not a whole .parquet file", SOUND):
             said = parquet.read_metadata(path)
             validation.unpacked(path, 8 * said.num_rows * said.num_columns)
+            schema = parquet.read_schema(path)
+            _check_names(path, schema.names)
+            noted = _categories(schema)
             frame = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(
@@ -185,17 +233,21 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
             f"{path} has an index of a pandas frame ({called}) beside its columns; write the file "
             "with to_parquet(path, index=False), or, if the index is data, after reset_index()"
         )
-    for name, column in frame.items():
+    columns = frames.of_pandas(frame)
+    for i, column in enumerate(columns):
+        if column.kind == "floats" and column.name in noted:
+            columns[i] = column._replace(dtype="category", kind="numbers")
+    for (_, column), (name, dtype, kind) in zip(frame.items(), columns, strict=True):
         name = validation.short(str(name))
         if _PANDAS_INDEX.fullmatch(name):
             raise ValueError(
                 f"{path}, column {name!r}, is the index of a pandas frame; write the file with "
                 "to_parquet(path, index=False), or rename the column if it is data"
             )
-        if column.dtype.kind not in "biuf":
+        if kind == "other":
             raise ValueError(
                 f"{path}, column {name!r}, must be numbers, but its dtype was "
-                f"{validation.short(str(column.dtype))}; drop or encode it"
+                f"{validation.short(dtype)}; drop or encode it"
             )
         missing = column.isna().to_numpy()
         if missing.any():
@@ -203,76 +255,37 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
                 f"{path}, column {name!r}, row {int(missing.argmax()) + 1}: a value is missing; "
                 "remove or impute it"
             )
+        changed = frames.beyond(column) if kind == "numbers" else None
+        if changed is not None:
+            raise ValueError(
+                f"{path}, column {name!r}: {changed} would become {int(float(changed))}, since "
+                "float64 holds not every whole number beyond 2**53; drop the column if it holds "
+                "codes, or subtract an offset from it"
+            )
+    frames.check(
+        str(path),
+        columns,
+        f"pd.read_parquet({str(path)!r}).astype('float64').to_parquet('floats.parquet')",
+    )
     return frame.to_numpy(np.float64), [str(name) for name in frame.columns]
 
 
-def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
-    entries, width = array("d"), 0  # a list of rows would take twenty times as much as the file
-    names: list[str] = []
+def _categories(schema: Any) -> set[Any]:
+    """The columns that were categories where pandas wrote a file: a .parquet keeps their values."""
+    columns = (schema.pandas_metadata or {}).get("columns", ())
+    return {c["name"] for c in columns if c.get("pandas_type") == "categorical"}
+
+
+def _csv(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
     with validation.parsing(path, "is not a text file of comma-separated numbers", SOUND):
-        for number, text, line in _lines(path):
-            if not width:
-                if not (names or any(_is_number(cell) for cell in line)):
-                    names = [cell.strip() for cell in line]
-                    if "" in names:
-                        raise ValueError(
-                            f"{path}, line {number}, column {names.index('') + 1}, has no name; if "
-                            "it is the index of a pandas frame, write the file with "
-                            "to_csv(path, index=False), else name or remove it"
-                        )
-                    continue
-                width = len(line)
-                if names and len(names) != width:
-                    raise ValueError(
-                        f"{path}, line {number}, has {width} entries, but the first line names "
-                        f"{len(names)} columns; name each column, write no row names (in R, "
-                        "row.names=FALSE), and use a decimal point, not a comma"
-                    )
-            if len(line) != width:
-                raise ValueError(
-                    f"{path}, line {number}, has {len(line)} entries where others have {width}"
-                )
-            try:
-                if "_" in text:  # which float would pass over: 2020_01 is no 202001
-                    raise ValueError
-                entries.extend(map(float, line))
-            except ValueError:
-                j = next(j for j, cell in enumerate(line) if not _is_number(cell))
-                column = f" ({validation.short(names[j])})" if j < len(names) else ""
-                raise ValueError(
-                    f"{path}, line {number}, column {j + 1}{column}: "
-                    f"{validation.short(line[j])!r} is not a number; remove or impute it"
-                ) from None
-    if not entries:
-        raise ValueError(f"{path} holds no rows of numbers")
-    return np.frombuffer(entries).reshape(-1, width), names
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Each line that has entries: its number, its text and the entries, one at a time."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    size, due = 0, validation.SPARE
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        for number, text in enumerate(iter(lambda: file.readline(LINE), ""), 1):
-            if len(text) == LINE:
-                raise ValueError(
-                    f"{path}, line {number}, is longer than {LINE - 1} letters; break the lines, "
-                    "or save the numbers as .npy"
-                )
-            size += len(text)
-            if size > due:
-                validation.unpacked(path, size)
-                due = size + 2**20
-            if line := next(csv.reader([text])):
-                yield number, text, line
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell
+        values, names = csv_text.read(path, header)
+    if header is None and not names:
+        warnings.warn(
+            f"{path}: no header found, {len(values)} rows; header=True (--header) takes the first "
+            "line for names, header=False (--no-header) says that it is data",
+            stacklevel=4,  # whoever called table
+        )
+    return values, names
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
@@ -286,7 +299,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         ValueError: another format, a damaged archive, too few or too many bytes.
     """
     path = Path(path)
-    opener: Any = gzip.open if path.suffix == ".gz" else open
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     with (
         validation.parsing(path, "is not a whole gzip file", "fetch it again"),
         opener(path, "rb") as file,
@@ -294,7 +307,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         shape = _idx_shape(path, file)
         size = prod(shape)
         # before room is made for them
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             validation.unpacked(path, 4 * size)  # of floats, which they become
             entries = file.read(size + 1)  # to the checksum at the end
             held = f"holds {len(entries)}" if len(entries) <= size else "holds more"

@@ -1,4 +1,4 @@
-"""Checks whose message names the argument or the file, what it was, and what to do (floor 0).
+"""Checks whose message names the argument or the file, what it was, and what to do (floor 0.2).
 
 Every check returns what it checked, so that it can stand where the value is used.
 """
@@ -8,12 +8,15 @@ import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ozaki import frames
 
 RATIO = 20  # of what a packed file may hold to its size: MNIST's images have 5, zip bombs 1000
 SPARE = 2**24  # bytes that a packed file may hold whatever its size
@@ -104,8 +107,23 @@ def floating(name: str, value: Any) -> Tensor:
             f"measurements, convert them first, for example {_conversion(name, value)}"
             + (f", and bytes of images by {name} / 255" if tensor.dtype == torch.uint8 else "")
         )
-    finite(name, tensor)
+    finite(name, wide(name, tensor))
     return tensor
+
+
+def wide(name: str, tensor: Tensor) -> Tensor:
+    """Return `tensor` if it is kept in 16 bits or more an entry: torch computes in no fewer."""
+    if tensor.element_size() < 2:
+        raise ValueError(
+            f"{name} must be kept in 16 bits an entry at least, but its dtype was {tensor.dtype}; "
+            "convert it first by .float()"
+        )
+    return tensor
+
+
+def single(tensor: Tensor) -> Tensor:
+    """In float32 at least: halves keep data well, but the square of a small noise is 0 in them."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def finite(name: str, tensor: Tensor) -> Tensor:
@@ -263,8 +281,7 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
-    if hasattr(value, "to_numpy"):
-        value = _frame(name, value)
+    value = frames.opened(name, value)
     if np.ma.is_masked(value):
         raise ValueError(
             f"{name} must not be masked, but {int(np.ma.count_masked(value))} of its entries were; "
@@ -281,43 +298,22 @@ def _array(name: str, value: Any) -> np.ndarray:
         raise ValueError(
             f"{name} must be a tensor, an array or a frame, but was {_what(value)}; read it first"
         )
+    if array.dtype.kind == "O" and all(isinstance(entry, Number) for entry in array.flat):
+        raise ValueError(
+            f"{name} must be floating-point, but its dtype was object; if these are measurements, "
+            f"convert them first, for example np.asarray({name}, 'float32')"
+        )
+    if array.dtype.names:
+        raise ValueError(
+            f"{name} must be numeric, but was an array of fields {array.dtype.names[:5]}; make "
+            f"columns of them, for example np.stack([{name}[n] for n in {name}.dtype.names], -1)"
+        )
     if array.dtype.kind in "OUSVmM":
         raise ValueError(
             f"{name} must be numeric, but its dtype was {array.dtype}; drop or encode the columns "
             "that are not numbers"
         )
     return array
-
-
-def _frame(name: str, value: Any) -> Any:
-    """The array in a frame or a series, column by column: as a whole it would be cast unasked."""
-    series = not hasattr(value, "columns")
-    frame = value.to_frame() if series and hasattr(value, "to_frame") else value
-    dtypes = list(getattr(frame, "dtypes", ()))
-    if not dtypes or not all(hasattr(dtype, "kind") for dtype in dtypes):
-        return value.to_numpy()  # not of pandas
-    columns = list(zip(frame.columns, dtypes, strict=True))
-    if other := [(c, d) for c, d in columns if d.kind not in "fiub"]:
-        raise ValueError(
-            f"{name} must be numeric, but column(s) {_list(other)} were not (dtype "
-            f"{other[0][1]}); drop or encode them"
-        )
-    if whole := [(c, d) for c, d in columns if d.kind in "iub"]:
-        raise ValueError(
-            f"{name} must be floating-point, but column(s) {_list(whole)} were not (dtype "
-            f"{whole[0][1]}); if these are measurements, convert them first, for example "
-            f"{name}.astype('float32')"
-        )
-    # pandas' own dtypes know missing values, NumPy's have NaN, which `finite` counts
-    own = [i for i, dtype in enumerate(dtypes) if not isinstance(dtype, np.dtype)]
-    missing = int(frame.iloc[:, own].isna().to_numpy().sum())
-    if missing:
-        raise ValueError(
-            f"{name} must have no missing values, but {missing} of its {frame.size} entries were "
-            "missing; remove or impute them"
-        )
-    dtype = np.result_type(*(getattr(d, "numpy_dtype", getattr(d, "subtype", d)) for d in dtypes))
-    return value.to_numpy(dtype=dtype)
 
 
 def _conversion(name: str, value: Any) -> str:
@@ -332,8 +328,3 @@ def _conversion(name: str, value: Any) -> str:
 def _what(value: Any) -> str:
     short = isinstance(value, (str, bytes)) or value is None
     return repr(value) if short else f"a {type(value).__name__}"
-
-
-def _list(columns: list[tuple[Any, Any]], limit: int = 5) -> str:
-    more = f" and {len(columns) - limit} more" if len(columns) > limit else ""
-    return f"{[column for column, _ in columns[:limit]]}{more}"

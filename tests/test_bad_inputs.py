@@ -66,6 +66,13 @@ def rows(mean: float = 0.0, sd: float = 1.0, dtype: torch.dtype = torch.float64)
     return (z * scale + offset).to(dtype)
 
 
+def coded(code: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """`rows` of which three say by a code that they are missing."""
+    data = rows(dtype=dtype)
+    data[[3, 50, 77], 1] = code
+    return data
+
+
 def fit(data: Any, kind: str | None = "columns", dtype: torch.dtype | None = None):
     """What `DSMTrainer.fit` does with data before it trains."""
     return standardisation(collect(data), kind, dtype)
@@ -77,6 +84,18 @@ DATA = {
     ),
     "spread of 1e30": Row(
         lambda: fit(rows(sd=1e30)), r"1e-18 to 1e\+18.*\[0\] was 1\.0\de\+30; change the units"
+    ),
+    "a code for missing values": Row(
+        lambda: fit(coded(1.6e30)),
+        r"3 of the 200 entries of column 1 were 1\.6e\+30 and the others at most [\d.]+ in size, "
+        "which looks like a code for a missing value; remove or impute them",
+    ),
+    "a code below 0": Row(
+        lambda: fit(coded(-3.4e38, torch.float32)), r"3 of .* column 1 were -3\.4e\+38 and .*code"
+    ),
+    "the largest float64 for a code": Row(
+        lambda: fit(coded(float(np.finfo(float).max)), "scalar"),
+        r"3 of the 400 entries of them were 1\.79769e\+308 .* code for a missing value",
     ),
     "spread of 1e-300": Row(lambda: fit(rows(sd=1e-300)), r"1e-18 to .*column\(s\) \[0\] was 0"),
     "spread of 1e-30, together": Row(
@@ -332,6 +351,12 @@ def test_memory_that_torch_cannot_take_is_copied():
         validation.floating("data", data[::-1]), torch.from_numpy(data[::-1].copy())
     )
     assert validation.floating("h", np.float64(0.5)).shape == ()
+
+
+@pytest.mark.parametrize("code", [-999.0, 1e10])
+def test_numbers_that_may_be_measurements_are_taken_for_them(code):
+    """What -999 stands for only a person knows."""
+    assert float(fit(coded(code))[0].mean[1]) == pytest.approx(float(coded(code)[:, 1].mean()))
 
 
 def test_few_rows_are_taken_with_a_warning():

@@ -280,7 +280,8 @@ MISUSE = [
     ),
     (("sample", "broken.py:f"), "broken.py could not be run: ZeroDivisionError"),
     (("sample", "models.py:line", "--data", "y.csv.gz"), "but had ['y']; name them in the first"),
-    (("sample", "models.py:line"), "run must be called with the arguments of the model"),
+    (("sample", "models.py:line"), "argument(s) x, y: give --data FILE, a table with columns of"),
+    (("sample", "models.py:mean"), "argument(s) y: give --data FILE, a table that it is called"),
     (
         ("sample", "one", "--num-samples", 0),
         "num_samples must be a whole number of at least 1, but was 0",
@@ -295,6 +296,15 @@ MISUSE = [
     (("train", "words.parquet"), "column 'y', must be numbers"),
     (("train", "broken.parquet"), "broken.parquet is not a whole .parquet file"),
     (("train", "labels-idx1-ubyte"), "labels are no table of numbers"),
+    (("train", "flags.parquet"), "column(s) ['y'] were not (dtype bool); if these are"),
+    (("compare", "rows.csv", "flags.parquet"), "column(s) ['y'] were not (dtype bool)"),
+    (("train", "rows.csv", "--sigma", "0.5", "--header", "--max-steps", 0), "max_steps must be"),
+    (("train", "shifted.parquet", "--header"), "header=True (--header) is of a .csv, but there"),
+    (("sample", "one", "--no-header"), "header=False (--no-header) is of a .csv, but there was no"),
+    (("compare", "shifted.parquet", "shifted.parquet", "--header"), "is of a .csv, but there was"),
+    (("report", "nowhere.nc", "--data", "shifted.parquet", "--header"), "is of a .csv, but there"),
+    (("denoise", "x.npy", "--estimator", "one", "--header"), "is of a .csv, but there was x.npy"),
+    (("sample", "models.py:mean", "--data", "huge.csv"), "column 1 (y) of --data must fit"),
     (("sample", "models.py:mean", "--data", "late.csv"), "column 1 (y) of --data must be resolved"),
     (("sample", "models.py:line", "--data", "clock.csv"), "column 2 (x) of --data must be resolv"),
     (("sample", "models.py:line", "--data", "clock.csv"), "subtract an offset, such as the mean"),
@@ -308,6 +318,8 @@ def mistakes(folder):
     (folder / "hole.csv").write_text("x,y\n1,2\n3,\n")
     pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, np.nan]}).to_parquet(folder / "hole.parquet")
     pd.DataFrame({"x": [1.0, 2.0], "y": ["a", "b"]}).to_parquet(folder / "words.parquet")
+    pd.DataFrame({"x": [1.0, 2.0], "y": [True, False]}).to_parquet(folder / "flags.parquet")
+    (folder / "huge.csv").write_text("y\n1\n1e300\n")
     (folder / "broken.parquet").write_bytes(b"PAR1 nonsense")
     (folder / "labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7]))
     (folder / "rows.xls").write_text("1,2")
@@ -323,6 +335,147 @@ def test_misuse_ends_in_a_sentence(arguments, message, mistakes, tmp_path):
     assert done.exit_code == 2, done.output
     assert message in done.output, done.output
     assert "Traceback" not in done.output and not (tmp_path / "out").exists()
+
+
+BUGS = """
+import warnings
+import pyro, pyro.distributions as dist, torch
+import {helper}
+
+class Two(ValueError):
+    def __init__(self, a, b):
+        super().__init__(f"{{a}} and {{b}}")
+
+def model(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    {line}
+    with pyro.plate("rows", len(y)):
+        pyro.sample("obs", dist.Normal(mu, 1.0), obs=y)
+"""
+RAISED = {
+    "raise RuntimeError('my own bug')": "RuntimeError: my own bug",
+    "raise ValueError('my own bug')": "ValueError: my own bug",
+    "raise Two(1, 2)": "Two: 1 and 2",  # which Pyro cannot make again
+    "torch.ones(3) @ torch.ones(4, 4)": "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+    "assert len(y) == 3": "AssertionError",
+    "{}['a']": "KeyError: 'a'",
+    "nothing": "NameError: name 'nothing' is not defined",
+    "raise SystemExit('bye')": "SystemExit: bye",
+}
+
+
+def bugs(folder: Path, name: str, line: str) -> Path:
+    """A file with a model of one line, and beside it a helper of the same name."""
+    (folder / f"helper_{name}.py").write_text("def fail(y):\n    return y.nothing\n")
+    path = folder / f"{name}.py"
+    path.write_text(BUGS.format(helper=f"helper_{name}", line=line))
+    return path
+
+
+@pytest.mark.parametrize("line", RAISED)
+def test_what_a_model_raises_is_told_with_its_line(line, folder, tmp_path, monkeypatch):
+    name = f"bugs_{list(RAISED).index(line)}"
+    path = bugs(tmp_path, name, line)
+    monkeypatch.chdir(tmp_path)
+    done = run("sample", f"{name}.py:model", "--data", folder / "y.csv.gz", "--out", "out")
+    assert done.exit_code == 2 and not Path("out").exists()
+    number = path.read_text().splitlines().index(f"    {line}") + 1
+    said = done.output.strip()
+    assert said.startswith(f"ozaki: {name}.py, line {number}: {RAISED[line]}"), said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_a_file_beside_a_model_raises_is_told_with_both_lines(folder, tmp_path):
+    path = bugs(tmp_path, "beside", "helper_beside.fail(y)")
+    done = run("sample", f"{path}:model", "--data", folder / "y.csv.gz", "--out", tmp_path / "out")
+    said = f"helper_beside.py, line 2, called from {path}, line 12: AttributeError: 'Tensor' "
+    assert done.exit_code == 2 and said in done.output, done.output
+
+
+def test_what_a_model_warns_of_is_told_once_with_its_line(folder, tmp_path):
+    path = bugs(tmp_path, "warns", "warnings.warn('look here')")
+    data = ("--data", folder / "y.csv.gz")
+    done = run("sample", f"{path}:model", *data, "--out", tmp_path / "out", *FEWER)
+    assert done.exit_code in (0, 1), done.output
+    assert done.output.count(f"ozaki: {path}, line 12: UserWarning: look here\n") == 1
+
+
+LOADED = {
+    "def model(:\n    pass\n": "SyntaxError: invalid syntax ({}, line 1); mend it",
+    "\nimport nothing_there\n": "ModuleNotFoundError: No module named 'nothing_there' ({}, line 2)",
+    "import sys\nsys.exit(3)\n": "SystemExit: 3 ({}, line 2)",
+    "def f():\n    1 / 0\n\nf()\n": "ZeroDivisionError: division by zero ({}, line 2)",
+    "import argparse\nargparse.ArgumentParser().parse_args(['x'])\n": "SystemExit: 2 ({}, line 2)",
+}
+
+
+@pytest.mark.parametrize("text", LOADED)
+def test_a_file_that_cannot_be_run_is_told_with_its_line(text, tmp_path):
+    path = tmp_path / "m.py"
+    path.write_text(text)
+    done = run("sample", f"{path}:model", "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert f"{path} could not be run: {LOADED[text].format(path)}" in done.output, done.output
+
+
+def test_suffixes_of_what_commands_read_may_be_in_capitals(drawn, folder, tmp_path):
+    (tmp_path / "ROWS.CSV").write_bytes((folder / "rows.csv").read_bytes())
+    (tmp_path / "DRAWS.NC").write_bytes((drawn[0] / "draws.nc").read_bytes())
+    (tmp_path / "MODELS.PY").write_text(MODEL)
+    done = run("compare", tmp_path / "ROWS.CSV", "rows.csv")
+    assert done.exit_code == 0 and "as of one law" in done.output, done.output
+    done = run("compare", tmp_path / "DRAWS.NC", drawn[0] / "draws.nc")
+    assert done.exit_code == 0, done.output
+    data = ("--data", tmp_path / "ROWS.CSV")
+    done = run("sample", f"{tmp_path}/MODELS.PY:line", *data, "--out", tmp_path / "out", *FEWER)
+    assert done.exit_code in (0, 1), done.output
+
+
+def test_every_command_tells_of_a_header_of_numbers_and_takes_a_flag(drawn, folder, tmp_path):
+    rng = np.random.default_rng(3)
+    years = tmp_path / "years.csv"
+    pd.DataFrame(rng.normal(size=(60, 2))).to_csv(years, index=False)  # the names are 0 and 1
+    one = tmp_path / "one.csv"
+    pd.DataFrame(rng.normal(size=(60, 1))).to_csv(one, index=False)
+    small = ("--max-steps", 5, "--width", 4)
+    commands = {
+        "train": ("train", years, *small),
+        "compare": ("compare", years, "rows.csv"),
+        "ranked": ("compare", "one", "--data", years),
+        "denoise": ("denoise", years, "--estimator", "one", "--clean", years),
+        "sample": ("sample", "models.py:mean", "--data", one, *FEWER),
+        "report": ("report", drawn[0] / "draws.nc", "--data", one),
+    }
+    for name, command in commands.items():
+        for flag in ((), ("--header",), ("--no-header",)):
+            out = (
+                () if command[0] == "compare" else ("--out", tmp_path / f"{name}{len(flag)}{flag}")
+            )
+            given = command
+            if flag == ("--header",) and name == "compare":
+                given = ("compare", years, "shifted.parquet")  # of which one is a .csv
+            if flag == ("--no-header",) and name == "compare":
+                given = ("compare", years, years)
+            done = run(*given, *flag, *out)
+            assert done.exit_code in (0, 1), done.output
+            told = "no header found, 61 rows; header=True (--header)"
+            assert (told in done.stderr) == (not flag), (name, flag, done.output)
+        if name == "denoise":
+            assert np.load(tmp_path / f"{name}1('--header',)" / "denoised.npz")["mean"].shape == (
+                60,
+                2,
+            )
+
+
+def test_a_configuration_file_says_whether_there_is_a_header(tmp_path):
+    (tmp_path / "y.csv").write_text("1,2\n" + "3.5,4\n1,2\n" * 37)
+    for value, held in (("true", 7), ("false", 8)):  # a tenth of 74 or 75 rows
+        (tmp_path / "c.toml").write_text(
+            f'[train]\nheader = {value}\nmax-steps = 3\nwidth = 4\nout = "{tmp_path}/{value}"'
+        )
+        done = run("train", tmp_path / "y.csv", "--config", tmp_path / "c.toml", "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["metrics"]["held_out_rows"] == held
 
 
 def test_whatever_is_raised_ends_in_a_sentence(monkeypatch, tmp_path):

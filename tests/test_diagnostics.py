@@ -7,7 +7,9 @@ import torch
 import xarray as xr
 from torch.func import grad, jacrev, vmap
 
+import ozaki
 from ozaki import container, diagnostics
+from ozaki.container import dataset
 from ozaki.diagnostics import inference_data, kernel_stein_discrepancy, stein_test, verdict
 from ozaki.scores import GaussianScore
 from ozaki.stein import stein_kernel
@@ -84,6 +86,17 @@ def test_arviz_from_1_on_gets_what_it_reads(monkeypatch, tmp_path):
     assert isinstance(read, xr.DataTree) and verdict(read) == verdict(idata)
     assert list(diagnostics.summary(read).index) == ["x[0]", "x[1]", "a.b"]
     assert diagnostics.summary(read).notna().all(axis=None)
+
+
+def test_netcdf_3_is_named_and_the_remedy_reads_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    idata = inference_data({"x": iid()})
+    dataset({"x": iid()}).to_netcdf("classic.nc", engine="scipy")
+    with pytest.raises(ValueError, match=r"classic\.nc is NetCDF-3, .*write it anew") as told:
+        diagnostics.load("classic.nc")
+    eval(str(told.value).split("anew: ")[1], {"ozaki": ozaki, "xarray": xr})
+    read = diagnostics.load("new.nc")
+    assert np.array_equal(read["posterior"]["x"].values, idata["posterior"]["x"].values)
 
 
 def test_a_slash_in_a_name_parts_no_groups(tmp_path):

@@ -1,14 +1,17 @@
 """The trainer: it reaches its bars, repeats itself, leaves the world alone, and names bad input."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from ozaki import datasets
+from ozaki import datasets, denoise
+from ozaki.scores import compare
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.networks import Trunks
@@ -121,6 +124,34 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_data_come_in_many_forms(form: str):
     assert same(tiny().fit(DATA), tiny().fit(FORMS[form]))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_data_train_and_are_judged_in_single(dtype: torch.dtype, stream: bool):
+    """float32 holds every half: the same rows in it give the same estimator and figures."""
+
+    def given(rows: Tensor) -> Any:
+        return DataLoader(TensorDataset(rows), 64) if stream else rows
+
+    half = (DATA - DATA.mean(0)).to(dtype)  # whose resolution is relative
+    found, expected = tiny().fit(given(half)), tiny().fit(given(half.float()))
+    assert found.dtype == torch.float32 and found.metrics == expected.metrics
+    assert same(found, expected)
+
+    def figures(rows: Tensor) -> tuple[Any, ...]:
+        g = torch.Generator().manual_seed(0)
+        truth = denoise(found, half[:9]).calibration(rows[:9])
+        return found.evaluate(rows, g), compare(found, rows, generator=g), truth
+
+    assert figures(half) == figures(half.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_data_of_eight_bits_are_refused_before_training(dtype: torch.dtype):
+    for data in (DATA.to(dtype), DataLoader(TensorDataset(DATA.to(dtype)), 64)):
+        with pytest.raises(ValueError, match=r"in 16 bits an entry.*\.float\(\)"):
+            tiny().fit(data)
 
 
 def test_double_precision_data_train_in_single_unless_asked():

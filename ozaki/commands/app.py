@@ -24,6 +24,7 @@ from ozaki import validation
 from ozaki.diagnostics import summary
 from ozaki.interruption import STOPPED
 from ozaki.mcmc import MCMC
+from ozaki.scores.derivatives import first_line
 from ozaki.storage import check_folder, reserve
 from ozaki.verdict import Verdict
 
@@ -43,6 +44,8 @@ app = typer.Typer(
 INTERRUPTED = "interrupted: "  # how the warning of MCMC begins
 _DIGITS = {"mean": ".6g", "sd": ".4g", "mcse_mean": ".4g", "r_hat": ".3f"}  # others are whole
 _held = ExitStack()  # what a command keeps to its end
+_own: list[Path] = []  # files of the person's own code that the command runs
+_told: set[str] = set()  # warnings: what runs under several filters would give them again
 
 
 class Command(typer.core.TyperCommand):
@@ -50,8 +53,11 @@ class Command(typer.core.TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run it; what it raises becomes a sentence on standard error and an exit status."""
+        _own.clear()
+        _told.clear()
         try:
-            with _held:
+            with _held, warnings.catch_warnings():
+                warnings.showwarning = _warned
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -59,6 +65,10 @@ class Command(typer.core.TyperCommand):
             kept = _kept(ctx.params)
             typer.echo(f"ozaki: stopped; nothing more was written{kept}", err=True)
             raise typer.Exit(STOPPED) from None
+        except SystemExit as error:
+            if not place_of(error):
+                raise
+            refuse(_sentence(error))
         except Exception as error:
             if os.environ.get(DEBUG):
                 raise
@@ -80,14 +90,74 @@ def _kept(given: Mapping[str, Any]) -> str:
     return f", and {folder} holds the run: give the same command{how} to go on with it"
 
 
-def _sentence(error: Exception) -> str:
+def runs(path: Path) -> None:
+    """Note that the command runs code of the person's own, so that errors say where in it."""
+    _own.append(path.resolve())
+
+
+def place_of(error: BaseException) -> str:
+    """Where it was raised in code of the person's own, the deepest such line; or nothing.
+
+    Of a file beside the one that was given also where that file called it.
+    """
+    places = [(f.filename, f.lineno) for f in extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    places = [(Path(name).resolve(), line) for name, line in places if _is_own(name)]
+    given = [place for place in places if place[0] in _own]
+    last = list(dict.fromkeys(places[-1:] + given[-1:]))
+    return ", called from ".join(f"{_shown(path)}, line {line}" for path, line in last)
+
+
+def _sentence(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror and error.filename is None:
         text = error.strerror  # a sentence of ozaki's, without the number
+    ours = isinstance(error, ValueError) and _is_raised_by_ozaki(error)
+    if place := place_of(error):
+        return f"{place}: {text if ours else first_line(error)}"  # Pyro adds lines of shapes
+    if (cause := error.__cause__) is not None and (place := place_of(cause)):
+        text += f" ({place})"
+    elif (first := error.__context__) is not None and (place := place_of(first)) and not ours:
+        return f"{place}: {first_line(first)}"  # which a library could not hand on
     if text and isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
         return text
-    first = text.splitlines()[0] if text else "no more is said"
-    return f"{type(error).__name__}: {first} (set {DEBUG}=1 to see where)"
+    return f"{first_line(error)} (set {DEBUG}=1 to see where)"
+
+
+def _is_raised_by_ozaki(error: BaseException) -> bool:
+    frames = extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
+
+
+def _is_own(filename: str) -> bool:
+    """Whether it is a file of theirs or stands beside one."""
+    folder = Path(filename).resolve().parent
+    return not filename.startswith("<") and any(folder == own.parent for own in _own)
+
+
+def _shown(path: Path) -> str:
+    """As one would write it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """A warning as a sentence, with its place where that is in code of the person's own."""
+    text = " ".join(str(message).split())
+    if _is_own(filename):
+        place = f"{_shown(Path(filename).resolve())}, line {lineno}"
+        text = f"{place}: {category.__name__}: {text}"
+    if text not in _told:
+        _told.add(text)
+        typer.echo(f"ozaki: {text}", err=True)
 
 
 def refuse(message: str) -> NoReturn:
@@ -260,6 +330,14 @@ Config = Annotated[
         callback=_configured,
         help="A TOML file; its table of this command's name gives options by their long names. "
         "What stands on the command line wins.",
+    ),
+]
+Header = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="Whether the first line of a .csv names its columns; else where no entry is a number.",
+        show_default=False,
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Makes the run reproducible.")]

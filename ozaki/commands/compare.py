@@ -1,18 +1,20 @@
 """``ozaki compare``: sets of draws beside one another, or estimators by their s2 (floor 9.5)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from torch import Tensor
 
 from ozaki import laws
-from ozaki.commands.app import Config, Json, Seed, command, tell
+from ozaki.commands.app import Config, Header, Json, Seed, command, tell
 from ozaki.diagnostics import components, load
 from ozaki.scores.comparison import compare as compare_curvature
 from ozaki.scores.estimator import ScoreEstimator
-from ozaki.tables import named_table
+from ozaki.tables import headers, named_table
 
 CHAINS = ".nc"
 SHOWN = 20  # columns, the furthest apart first
@@ -30,6 +32,7 @@ def compare(
     data: Annotated[
         Path | None, typer.Option(help="Held-out points, on which estimators are ranked.")
     ] = None,
+    header: Header = None,
     seed: Seed = 0,
     as_json: Json = False,
     config: Config = None,
@@ -50,18 +53,19 @@ def compare(
     """
     if len(sources) < 2 and data is None:
         raise ValueError(f"at least two sets of draws are needed, but {sources} was all; add one")
+    read = headers(header, sources if data is None else [data])
     if data is not None:
-        _estimators(sources, data, seed, as_json)
+        _estimators(sources, named_table(data, read[data]).values, seed, as_json)
     else:
-        _draws(sources, seed, as_json)
+        _draws(sources, read, seed, as_json)
 
 
-def _estimators(folders: list[Path], data: Path, seed: int, as_json: bool) -> None:
+def _estimators(folders: list[Path], data: Tensor, seed: int, as_json: bool) -> None:
     first, *rest = (ScoreEstimator.load(folder) for folder in folders)
     others = {str(f): e for f, e in zip(folders[1:], rest, strict=True)}
     found = compare_curvature(
         first,
-        named_table(data).values.to(first.dtype),
+        data.to(first.dtype),
         others,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -71,22 +75,26 @@ def _estimators(folders: list[Path], data: Path, seed: int, as_json: bool) -> No
         typer.echo(f"head, autodiff and constant are those of {folders[0]}\n\n{found}")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _are_draws(path: Path) -> bool:
+    return path.suffix.lower() == CHAINS
+
+
+def _read(path: Path, header: bool | None) -> dict[str, np.ndarray]:
     """Columns (chains, draws) by name; the rows of a table are one chain."""
-    if path.suffix == CHAINS:
+    if _are_draws(path):
         return components(load(path))
-    found = named_table(path)
+    found = named_table(path, header)
     values = found.values.flatten(1) if found.values.ndim > 1 else found.values.unsqueeze(1)
     names = found.columns or [f"x[{i}]" for i in range(values.shape[1])]
     return {name: values[None, :, i].numpy() for i, name in enumerate(names)}
 
 
-def _draws(paths: list[Path], seed: int, as_json: bool) -> None:
-    first = _read(paths[0])
+def _draws(paths: list[Path], header: Mapping[Path, bool | None], seed: int, as_json: bool) -> None:
+    first = _read(paths[0], header[paths[0]])
     all_draws = [first]
     notes = []
     for path in paths[1:]:
-        draws = _read(path)
+        draws = _read(path, header[path])
         if len(draws) != len(first):
             raise ValueError(
                 f"{path} must have the {len(first)} columns of {paths[0]}, {list(first)[:8]}, but "
@@ -98,7 +106,7 @@ def _draws(paths: list[Path], seed: int, as_json: bool) -> None:
             notes.append(f"the columns of {path} are matched by order: {list(draws)[:8]}")
             draws = dict(zip(first, draws.values(), strict=True))
         all_draws.append(draws)
-    tables = [path.suffix != CHAINS for path in paths]
+    tables = [not _are_draws(path) for path in paths]
     figures = [laws.columns(d, table) for d, table in zip(all_draws, tables, strict=True)]
     apart = [
         {name: laws.in_errors(figures[0][name], each[name]) for name in first}

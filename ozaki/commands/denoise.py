@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ozaki import denoise_files
-from ozaki.commands.app import SOME_FAILED, Config, Json, Seed, command, free, tell
+from ozaki.commands.app import SOME_FAILED, Config, Header, Json, Seed, command, free, tell
 
 
 @command("denoise")
@@ -33,6 +33,7 @@ def denoise(
         Path | None,
         typer.Option(help="The true points, as IN: says whether the uncertainty is right."),
     ] = None,
+    header: Header = None,
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Json = False,
@@ -49,7 +50,16 @@ def denoise(
     """
     free(out, force, denoise_files.is_ours, read=(source, estimator, clean))
     done = denoise_files.run(
-        source, estimator, out, sigma, samples, components, seed, clean, overwrite=force
+        source,
+        estimator,
+        out,
+        sigma,
+        samples,
+        components,
+        seed,
+        clean,
+        header=header,
+        overwrite=force,
     )
     for problem in (*done.failed.values(), *done.notes):
         typer.echo(f"ozaki: {problem}", err=True)

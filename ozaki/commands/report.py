@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ozaki.commands.app import Config, Json, command, free, judged
+from ozaki.commands.app import Config, Header, Json, command, free, judged
 from ozaki.diagnostics import load
 from ozaki.report import write_report
-from ozaki.tables import named_table
+from ozaki.tables import headers, named_table
 
 
 @command("report")
@@ -20,6 +20,7 @@ def report(
         Path | None,
         typer.Option(help="Points to draw under the samples, a column a component, in order."),
     ] = None,
+    header: Header = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file there.")] = False,
     as_json: Json = False,
     config: Config = None,
@@ -32,10 +33,11 @@ def report(
     For example: ozaki report draws/draws.nc --out report.html
     """
     free(out, force, read=(draws, data))
+    read = headers(header, [] if data is None else [data])
     idata = load(draws)
     points, columns = None, None
     if data is not None:
-        found = named_table(data)
+        found = named_table(data, read[data])
         points, columns = found.values, found.columns or None
         size = sum(v[0, 0].size for v in idata["posterior"].data_vars.values())
         if points.ndim != 2 or points.shape[1] != size:

@@ -1,9 +1,10 @@
 """``ozaki sample``: chains of an estimator or a Pyro model, and their verdict (floor 9.5)."""
 
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,14 +12,26 @@ import torch
 import typer
 from torch import Tensor
 
-from ozaki.commands.app import Config, Json, Seed, command, drawn, free, judged
+from ozaki.commands.app import (
+    Config,
+    Header,
+    Json,
+    Seed,
+    command,
+    drawn,
+    free,
+    judged,
+    place_of,
+    runs,
+)
 from ozaki.diagnostics import save
 from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.mcmc import MCMC
+from ozaki.scores.derivatives import first_line
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.scores.standardisation import resolution
 from ozaki.storage import write_folder_atomically
-from ozaki.tables import Table, named_table
+from ozaki.tables import Table, headers, named_table
 from ozaki.validation import choice, short
 from ozaki.verdict import Verdict
 
@@ -58,6 +71,7 @@ def sample(
         Path | None, typer.Option(help="Folder to keep the run in, which goes on from there.")
     ] = None,
     title: Annotated[str, typer.Option(help="Of the report.")] = "Markov chain report",
+    header: Header = None,
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace earlier draws there.")] = False,
     as_json: Json = False,
@@ -75,15 +89,21 @@ def sample(
 
     ozaki sample coins.py:model --data tosses.csv --out draws
     """
-    file = Path(source.rpartition(":")[0] if MODEL in source else source)
+    is_model = MODEL in source.lower()
+    file = Path(source.rpartition(":")[0] if is_model else source)
     free(out, force, _is_ours, read=(file, data))
     choice("--kernel", kernel, ("ozaki", "langevin"))
     walker = ScoreOzakiKernel if kernel == "ozaki" else ScoreLangevinKernel
-    if MODEL in source:
+    read = headers(header, [] if data is None else [data])
+    if is_model:
         if sigma is not None:
             raise ValueError("--sigma is of an estimator, but SOURCE was a model; leave it out")
         target: Any = _function(source)
-        arguments = {} if data is None else _arguments(target, source, named_table(data))
+        if data is None:
+            _check_needs_nothing(target, source)
+            arguments = {}
+        else:
+            arguments = _arguments(target, source, named_table(data, read[data]))
     else:
         if data is not None:
             raise ValueError(
@@ -139,19 +159,23 @@ def _function(source: str) -> Callable[..., Any]:
     module_name = MODULE
     while module_name in sys.modules:
         module_name += "_"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    loader = SourceFileLoader(module_name, str(path.resolve()))
+    spec = spec_from_loader(module_name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules[module_name] = module  # where dataclasses look their annotations up
+    runs(path)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
+        what = f"SyntaxError: {error.msg}" if isinstance(error, SyntaxError) else first_line(error)
+        place = place_of(error)
         raise ValueError(
-            f"{path} could not be run: {type(error).__name__}: {error}; mend it, and try "
-            f"python {path}"
-        ) from error
+            f"{path} could not be run: {what}{place and f' ({place})'}; mend it, and try python "
+            f"{path}"
+        ) from None
     found = getattr(module, name, None)
     if not callable(found):
         offered = [k for k, v in vars(module).items() if inspect.isfunction(v)]
@@ -159,11 +183,24 @@ def _function(source: str) -> Callable[..., Any]:
     return found
 
 
+def _needed(model: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The arguments of a model, without *args and **kwargs."""
+    return [p for p in inspect.signature(model).parameters.values() if p.kind not in REST]
+
+
+def _check_needs_nothing(model: Callable[..., Any], source: str) -> None:
+    if names := [p.name for p in _needed(model) if p.default is p.empty]:
+        raise ValueError(
+            f"--data must be given, since {source} is a model with the argument(s) "
+            f"{', '.join(names)}: give --data FILE, a table "
+            + ("that it is called with" if len(names) == 1 else "with columns of these names")
+        )
+
+
 def _arguments(model: Callable[..., Any], source: str, found: Table) -> dict[str, Any]:
     """The model's arguments, in torch's default dtype."""
     values = found.values
-    parameters = [p for p in inspect.signature(model).parameters.values() if p.kind not in REST]
-    names = [p.name for p in parameters if p.default is p.empty or p.name in found.columns]
+    names = [p.name for p in _needed(model) if p.default is p.empty or p.name in found.columns]
     if len(names) == 1:
         alone = values.ndim == 2 and values.shape[1] == 1
         cast = _cast(values, found.columns)
@@ -188,16 +225,27 @@ def _cast(values: Tensor, columns: list[str], used: Iterable[int] | None = None)
     rows = torch.atleast_1d(values)[..., None].flatten(1).double()
     if cast.dtype == values.dtype or len(rows) < 2:
         return cast
+    read = range(rows.shape[1]) if used is None else list(used)
+    for i in read:
+        if not bool(rows[:, i].to(cast.dtype).isfinite().all()):
+            raise ValueError(
+                f"column {_column(i, columns)} of --data must fit {cast.dtype}, but its largest "
+                f"entry was {float(rows[:, i].abs().max()):.4g}; change the units, or, if it "
+                "stands for a missing value, remove or impute it"
+            )
     mean, scale = rows.mean(0), rows.std(0)
     step, blurred = resolution(cast.dtype, mean, scale)
     blurred &= (rows != rows[0]).any(0)
-    for i in range(len(mean)) if used is None else used:
+    for i in read:
         if blurred[i]:
-            name = f" ({short(columns[i])})" if columns else ""
             raise ValueError(
-                f"column {i + 1}{name} of --data must be resolved by {cast.dtype}, but near "
-                f"{float(mean[i]):.4g} it holds only every {float(step[i]):.2g}, where the "
+                f"column {_column(i, columns)} of --data must be resolved by {cast.dtype}, but "
+                f"near {float(mean[i]):.4g} it holds only every {float(step[i]):.2g}, where the "
                 f"standard deviation was {float(scale[i]):.2g}; subtract an offset, such as the "
                 "mean, from the column"
             )
     return cast
+
+
+def _column(i: int, columns: list[str]) -> str:
+    return f"{i + 1} ({short(columns[i])})" if columns else f"{i + 1}"

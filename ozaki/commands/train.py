@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from ozaki.commands.app import SOME_FAILED, Config, Json, Seed, command, free, tell
+from ozaki.commands.app import SOME_FAILED, Config, Header, Json, Seed, command, free, tell
 from ozaki.images import read_folder
 from ozaki.scores import archive
 from ozaki.scores.training import DSMTrainer
-from ozaki.tables import table
+from ozaki.tables import headers, named_table
 
 
 @command("train")
@@ -59,6 +59,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     logger: Annotated[str | None, typer.Option(help="csv or tensorboard.")] = None,
+    header: Header = None,
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the estimator there.")] = False,
     as_json: Json = False,
@@ -80,6 +81,7 @@ def train(
     chief = os.environ.get("RANK", "0") == "0"
     if chief:
         free(out, force, archive.is_ours, read=(data,))
+    read = headers(header, [data])
     trainer = DSMTrainer(
         _sigma(sigma),
         objective=objective,
@@ -98,7 +100,7 @@ def train(
         seed=seed,
     )
     failed: dict[str, str] = {}
-    rows = read_folder(data, failed) if data.is_dir() else table(data)
+    rows = read_folder(data, failed) if data.is_dir() else named_table(data, read[data]).values
     estimator = trainer.fit(rows, resume=resume)
     if not chief:
         return

@@ -127,7 +127,7 @@ class Reader:
                 f"but {where} had rows of {tuple(first.shape[1:])} and {first.dtype}; make them "
                 "equal in the dataset or in a collate_fn"
             )
-        validation.finite(f"data ({where})", first)
+        validation.finite(f"data ({where})", validation.wide(f"data ({where})", first))
         return first.detach().cpu().reshape(len(first), -1).contiguous()
 
 

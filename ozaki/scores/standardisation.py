@@ -10,6 +10,7 @@ from ozaki import validation
 
 FEW = 50  # rows that a warning is given below
 LARGEST = 1e18  # spread whose square float32 holds, and the inverse of the smallest
+FAR = 1e6  # times as large as all others is no measurement
 RESOLUTION = 1e-2  # of a standard deviation, which the dtype must tell apart
 
 
@@ -60,7 +61,7 @@ def standardisation(
     if dtype is not None and torch.finfo(dtype).eps > torch.finfo(coarse).eps:
         coarse = dtype
     _check_varied(rows.dtype, kind, mean, x.amax(0) == x.amin(0))
-    _check_size(kind, scale)
+    _check_size(kind, scale, x)
     _check_resolved(rows.dtype, coarse, kind, mean, scale)
     if kind is not None:
         return Standardisation(kind, mean, scale), 0.0, 1.0
@@ -87,14 +88,30 @@ def _check_varied(own: torch.dtype, kind: str | None, mean: Tensor, constant: Te
     )
 
 
-def _check_size(kind: str | None, scale: Tensor) -> None:
+def _check_size(kind: str | None, scale: Tensor, x: Tensor) -> None:
     wrong = ~((scale >= 1 / LARGEST) & (scale <= LARGEST))
-    if bool(wrong.any()):
+    if not bool(wrong.any()):
+        return
+    i = int(wrong.nonzero()[0])
+    column = x[:, i]
+    largest = column.abs().max()
+    code = column[column.abs() == largest][0]
+    rest = column[column != code]
+    # what is left spreads as other data do: the entry is no measurement
+    if len(rest) and float(rest.abs().max()) < float(largest) / FAR:
+        whose = f"column {i}" if kind == "columns" else "them"
+        count = len(column) - len(rest)
         raise ValueError(
-            f"data must have a standard deviation from {1 / LARGEST:g} to {LARGEST:g}, since a "
-            f"curvature comes in units of its inverse square, but {_whose(kind, wrong)} was "
-            f"{float(scale[wrong][0]):.3g}; change the units"
+            f"data must be measurements, but {count} of the {len(column)} entries of {whose} "
+            f"{'was' if count == 1 else 'were'} {float(code):.6g} and the others at most "
+            f"{float(rest.abs().max()):.4g} in size, which looks like a code for a missing value; "
+            "remove or impute them"
         )
+    raise ValueError(
+        f"data must have a standard deviation from {1 / LARGEST:g} to {LARGEST:g}, since a "
+        f"curvature comes in units of its inverse square, but {_whose(kind, wrong)} was "
+        f"{float(scale[i]):.3g}; change the units"
+    )
 
 
 def resolution(dtype: torch.dtype, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,8 +177,8 @@ def collect(data: Any) -> Tensor:
 
 
 def rows_of(name: str, data: Any, event_shape: torch.Size) -> Tensor:
-    """Finite data as (N, D)."""
-    x = validation.floating(name, data)
+    """Finite data as (N, D), of half precision in float32."""
+    x = validation.single(validation.floating(name, data))
     dim = event_shape.numel()
     if x.ndim < 2 or len(x) == 0 or x.shape[1:] not in (event_shape, torch.Size([dim])):
         raise ValueError(

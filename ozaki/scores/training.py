@@ -220,9 +220,9 @@ class DSMTrainer:
         """Train on `data`; also where gradients are turned off, by ``torch.no_grad()`` or such.
 
         Args:
-            data: (N, *event_shape), floating-point: a tensor, an array or a frame, which stay on
-                the device as a whole; or a DataLoader or Dataset, read as a stream, of which a
-                finite one is begun again at its end.
+            data: (N, *event_shape), floating-point, of half precision computed with in float32: a
+                tensor, an array or a frame, which stay on the device as a whole; or a DataLoader or
+                Dataset, read as a stream, of which a finite one is begun again at its end.
             resume: go on from the state in `checkpoint`, if there is one, else begin; the run ends
                 with the same estimator as one that was never stopped, on a CPU bit for bit. The
                 data and all that bears on the result must be as they were.
