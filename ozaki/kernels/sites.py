@@ -75,8 +75,8 @@ def check_initial_params(
     """Return `params` as tensors if they can begin the chains.
 
     Args:
-        params: site → unconstrained tensor, (*leading, *site shape), or (*site shape), which is
-            one for all chains.
+        params: site → unconstrained tensor, (*leading, *site shape), or all of them
+            (*site shape), one start for all chains.
         sites: the layout they must fit.
         leading: the dimensions in front: `(num_chains,)`, or none for one chain.
 
@@ -89,23 +89,19 @@ def check_initial_params(
             f"initial_params must be a dict of site → tensor, but was a {type(params).__name__}"
         )
     _same_names("initial_params", params, sites)
-    checked = {}
-    for name, shape in sites.shapes.items():
-        label = f"initial_params[{name!r}]"
-        value = validation.floating(label, params[name])
-        expected = (*leading, *shape)
-        if leading and tuple(value.shape) == tuple(shape):
-            value = value.expand(expected)  # one for all chains
+    label = "initial_params[{!r}]".format
+    values = {name: validation.floating(label(name), params[name]) for name in sites.names}
+    if leading and all(tuple(v.shape) == tuple(sites.shapes[n]) for n, v in values.items()):
+        return {name: v.expand(*leading, *v.shape) for name, v in values.items()}
+    for name, value in values.items():
+        expected = (*leading, *sites.shapes[name])
         if tuple(value.shape) != expected:
-            chains = (
-                f" ({leading[0]} chains in front), or {tuple(shape)} for all" if leading else ""
-            )
+            chains = f" ({leading[0]} chains in front, or none for all)" if leading else ""
             raise ValueError(
-                f"{label} must have shape {expected}{chains}, in unconstrained coordinates, but "
-                f"had {tuple(value.shape)}"
+                f"{label(name)} must have shape {expected}{chains}, in unconstrained coordinates, "
+                f"but had {tuple(value.shape)}"
             )
-        checked[name] = value
-    return checked
+    return values
 
 
 def _same_names(argument: str, params: Mapping[str, Tensor], sites: Sites) -> None:
