@@ -210,9 +210,9 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
     entries, width = array("d"), 0  # a list of rows would take twenty times as much as the file
     names: list[str] = []
     with validation.parsing(path, "is not a text file of comma-separated numbers", SOUND):
-        for number, text, line in _lines(path):
+        for number, text, line in lines(path):
             if not width:
-                if not (names or any(_is_number(cell) for cell in line)):
+                if not (names or any(is_number(cell) for cell in line)):
                     names = [cell.strip() for cell in line]
                     if "" in names:
                         raise ValueError(
@@ -237,7 +237,7 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
                     raise ValueError
                 entries.extend(map(float, line))
             except ValueError:
-                j = next(j for j, cell in enumerate(line) if not _is_number(cell))
+                j = next(j for j, cell in enumerate(line) if not is_number(cell))
                 column = f" ({validation.short(names[j])})" if j < len(names) else ""
                 raise ValueError(
                     f"{path}, line {number}, column {j + 1}{column}: "
@@ -248,8 +248,15 @@ def _csv(path: Path) -> tuple[np.ndarray, list[str]]:
     return np.frombuffer(entries).reshape(-1, width), names
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Each line that has entries: its number, its text and the entries, one at a time."""
+def lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Each line that has entries: its number, its text and the entries, one at a time.
+
+    Args:
+        path: of text, gzipped where its name ends in .gz.
+
+    Raises:
+        ValueError: a line that is too long, or a packed file that would fill the memory.
+    """
     opener: Any = gzip.open if path.suffix == ".gz" else open
     size, due = 0, validation.SPARE
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -267,7 +274,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
                 yield number, text, line
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether an entry of a text is one: float passes over '_', as in 2020_01, which is none."""
     try:
         float(cell)
     except ValueError:

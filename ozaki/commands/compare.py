@@ -8,13 +8,13 @@ import torch
 import typer
 
 from ozaki import laws
+from ozaki.chain_files import format_of, notes
 from ozaki.commands.app import Config, Json, Seed, command, tell
 from ozaki.diagnostics import components, load
 from ozaki.scores.comparison import compare as compare_curvature
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.tables import named_table
 
-CHAINS = ".nc"
 SHOWN = 20  # columns, the furthest apart first
 
 
@@ -24,7 +24,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="A B...",
-            help="Draws in .nc, or tables of numbers; or with --data folders of estimators.",
+            help="Draws as of `ozaki report`, of Stan's chains a folder, or tables of numbers; or "
+            "with --data folders of estimators.",
         ),
     ],
     data: Annotated[
@@ -73,8 +74,11 @@ def _estimators(folders: list[Path], data: Path, seed: int, as_json: bool) -> No
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Columns (chains, draws) by name; the rows of a table are one chain."""
-    if path.suffix == CHAINS:
-        return components(load(path))
+    if format_of(path):
+        idata = load(path)
+        for note in notes(idata):
+            typer.echo(f"ozaki: {path}: {note}", err=True)
+        return components(idata)
     found = named_table(path)
     values = found.values.flatten(1) if found.values.ndim > 1 else found.values.unsqueeze(1)
     names = found.columns or [f"x[{i}]" for i in range(values.shape[1])]
@@ -98,7 +102,7 @@ def _draws(paths: list[Path], seed: int, as_json: bool) -> None:
             notes.append(f"the columns of {path} are matched by order: {list(draws)[:8]}")
             draws = dict(zip(first, draws.values(), strict=True))
         all_draws.append(draws)
-    tables = [path.suffix != CHAINS for path in paths]
+    tables = [format_of(path) is None for path in paths]
     figures = [laws.columns(d, table) for d, table in zip(all_draws, tables, strict=True)]
     apart = [
         {name: laws.in_errors(figures[0][name], each[name]) for name in first}
