@@ -130,7 +130,7 @@ def dataset(draws: Any, lead: tuple[int, ...] | None = None) -> Any:
         >>> dict(dataset({"x": torch.zeros(4, 100)}).sizes)
         {'chain': 4, 'draw': 100}
     """
-    if hasattr(draws, "to_dataset") and hasattr(draws, "data_vars"):  # a group of a DataTree
+    if hasattr(draws, "to_dataset") and getattr(draws, "data_vars", None):  # of a DataTree
         draws = draws.to_dataset()
     if isinstance(draws, xr.Dataset):
         _check_labelled(draws, lead)
@@ -356,9 +356,8 @@ def left_out(idata: Any) -> list[str]:
         ValueError: no posterior beside statistics.
 
     Example:
-        >>> idata = inference_data({"x": torch.zeros(4, 100)})
-        >>> idata["posterior"]["named"] = ("chain", list("abcd"))
-        >>> left_out(idata)
+        >>> group = dataset({"x": torch.zeros(4, 100)}).assign(named=("chain", list("abcd")))
+        >>> left_out(gathered({"posterior": group}))
         ["named of posterior (dimensions ('chain',))"]
     """
     return [

@@ -82,7 +82,7 @@ def plain(draws=400, **more):
         {"diverging": np.zeros((4, draws), bool), "lp": normal(4, draws, seed=2)},
     )
     for name, (group, dims, values) in more.items():
-        idata[group][name] = (dims, values)
+        idata[group][name] = xr.DataArray(values, dims=dims)
     return idata
 
 
