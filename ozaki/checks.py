@@ -4,7 +4,7 @@ Thresholds for R-hat and ESS: Vehtari, Gelman, Simpson, Carpenter and Bürkner (
 Rank-normalization, folding, and localization.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,8 @@ class Evidence(NamedTuple):
         bias: by component, the bias of the mean and of the standard deviation that step halving
             found, and their errors, in standard deviations; empty where it was not looked for.
         worst_mcse: the largest standard error of a mean, in standard deviations.
+        need_stats: whether the sampler's statistics must be there.
+        left_out: what was kept with the draws and is not judged, in words.
     """
 
     draws: Mapping[str, np.ndarray]
@@ -69,6 +71,8 @@ class Evidence(NamedTuple):
     stein: SteinTest | None
     bias: Mapping[str, Mapping[str, float]]
     worst_mcse: float
+    need_stats: bool = False
+    left_out: Sequence[str] = ()
 
 
 Check = Callable[[Evidence], Iterator[Problem]]
@@ -222,6 +226,16 @@ def _ess(e: Evidence) -> Iterator[Problem]:
             )
 
 
+def _unrecorded(e: Evidence) -> Iterator[Problem]:
+    if e.need_stats and not e.stats:
+        yield Problem(
+            "no statistics of the sampler are there: divergences and acceptance are unknown",
+            "Give a file that keeps sample_stats with the draws, as MCMC.to_inference_data() and "
+            "Stan's CSV do; where writing one raised an error, write it again.",
+            True,
+        )
+
+
 def _acceptance(e: Evidence) -> Iterator[Problem]:
     for chain, rate in enumerate(_by_chain(e, "acceptance_rate")):
         if rate < ACCEPTANCE_LOW:
@@ -310,6 +324,7 @@ CHECKS: tuple[Check, ...] = (
     _first_few(_stuck, "stood still"),
     _rhat,
     _ess,
+    _unrecorded,
     _acceptance,
     _calibration,
     _stein,

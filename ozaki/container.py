@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,12 @@ LAYOUT = 2**13  # bytes a variable in a file of draws, beside its values
 COPY = "restore it from a copy, or draw again"
 DEEPEST = 4  # groups within groups, where ArviZ has one
 TEXT = 64  # bytes of a short text in memory
+RUN = "ozaki_run"  # the attribute of a store by which a run knows it
+LEAD = ("chain", "draw")
+RENAME = "rename the site (of a score or a distribution: site= of the kernel)"
+UNNAMED = re.compile(r"dim_\d+")  # as xarray calls a dimension that nobody named
+# names that files of HDF5 or Zarr, or what writes them, keep to themselves
+RESERVED = re.compile(r"\.*|.*\0.*|_nc4_non_coord_.*|zarr\.json", re.DOTALL)
 
 
 def inference_data(
@@ -40,8 +47,9 @@ def inference_data(
     """Draws as ArviZ keeps them: one labelled data set a group.
 
     Args:
-        posterior: draws by site, each a tensor or array (chains, draws, *shape); or an
-            `xarray.Dataset` of them, which is not read. A '/' in a name becomes '.' (`label`).
+        posterior: draws by site, each a tensor or array (chains, draws, *shape), or a DataArray
+            with dimensions ``chain`` and ``draw`` wherever they stand; or an `xarray.Dataset` of
+            them, which is not read. A '/' in a name becomes '.' (`label`).
         sample_stats: of the same kind, per-step figures by name, each (chains, draws):
             ``diverging`` (bool), ``acceptance_rate``, ``step_size`` (diffusion time), ``lp`` (log
             density), ``modified_curvature`` (directions flattened at that step).
@@ -57,60 +65,89 @@ def inference_data(
 
     Raises:
         ValueError: no draws, entries that are no numbers, arrays that disagree in chains and
-            draws, another group, or a name that is one of the dimensions'.
+            draws, DataArrays that name other dimensions, another group, or a name that is one of
+            the dimensions' or that no file can hold.
 
     Example:
         >>> idata = inference_data({"x": torch.zeros(4, 100, 2)}, attrs={"seed": 0})
         >>> dict(idata["posterior"].sizes)
         {'chain': 4, 'draw': 100, 'x_dim_0': 2}
     """
-    if not posterior:
-        raise ValueError("posterior must hold the draws of at least one site, but was empty")
     found = {"posterior": dataset(posterior)}
+    if not found["posterior"].data_vars:
+        raise ValueError("posterior must hold the draws of at least one site, but was empty")
     lead = found["posterior"].sizes["chain"], found["posterior"].sizes["draw"]
-    if sample_stats:
+    if sample_stats is not None and len(sample_stats):
         found["sample_stats"] = dataset(sample_stats, lead)
-    if observed_data:
+    if observed_data is not None and len(observed_data):
         observed = {name: _array(name, value) for name, value in observed_data.items()}
         found["observed_data"] = _dataset(observed, ())
     for group, contents in others.items():
         validation.choice("groups", group, GROUPS)
-        if contents:
+        if contents is not None and len(contents):
             found[group] = dataset(contents, None if group.startswith("prior") else lead)
     found["posterior"].attrs = {name: _attribute(v) for name, v in (attrs or {}).items()}
+    return gathered(found)
+
+
+def gathered(found: Mapping[str, Any]) -> Any:
+    """Data sets by group as ArviZ keeps them.
+
+    Args:
+        found: an `xarray.Dataset` by the name of its group.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on.
+
+    Example:
+        >>> idata = gathered({"posterior": dataset({"x": torch.zeros(4, 100)})})
+        >>> groups(idata)
+        ['posterior']
+    """
     # later ArviZ has an InferenceData too, which is a DataTree and takes no groups by name
     if int(version("arviz").split(".")[0]) < 1:
         return az.InferenceData(**found)
-    return xr.DataTree.from_dict(found)
+    return xr.DataTree.from_dict(dict(found))
 
 
 def dataset(draws: Any, lead: tuple[int, ...] | None = None) -> Any:
     """Draws by site, each (chains, draws, *shape), as an `xarray.Dataset`; one of those as it is.
 
     Args:
-        draws: tensors or arrays by name.
+        draws: tensors or arrays by name; or DataArrays, whose chains and draws are those of their
+            dimensions ``chain`` and ``draw``.
         lead: what (chains, draws) must be; None for whatever all have.
 
     Returns:
         The data set, with dimensions ``chain``, ``draw`` and, of a site, ``name_dim_0``, …
 
     Raises:
-        ValueError: entries that are no numbers, arrays that disagree in chains and draws, or a name
-            that is a dimension's.
+        ValueError: no draws by name, entries that are no numbers, arrays that disagree in chains
+            and draws, DataArrays that name other dimensions, or a name that is a dimension's or
+            that no file can hold.
 
     Example:
         >>> dict(dataset({"x": torch.zeros(4, 100)}).sizes)
         {'chain': 4, 'draw': 100}
     """
+    if hasattr(draws, "to_dataset") and getattr(draws, "data_vars", None):  # of a DataTree
+        draws = draws.to_dataset()
     if isinstance(draws, xr.Dataset):
+        _check_labelled(draws, lead)
         return draws
-    arrays = {name: _array(name, value) for name, value in draws.items()}
+    if not isinstance(draws, Mapping) or hasattr(draws, "groups"):
+        raise ValueError(
+            "draws must be a dict of site → array (chains, draws, ...), or an xarray.Dataset of "
+            f"them, but were a {type(draws).__name__}; of a whole InferenceData give one group, "
+            "such as idata['posterior']"
+        )
+    arrays = {name: _drawn(name, value) for name, value in draws.items()}
     _lead(arrays, lead)
-    return _dataset(arrays, ("chain", "draw"))
+    return _dataset(arrays, LEAD)
 
 
 def label(site: str) -> str:
-    """A site's name where draws are kept for ArviZ: '.' in place of '/', which parts groups there.
+    r"""A site's name where draws are kept for ArviZ: '.' for '/' or '\', which part groups there.
 
     Args:
         site: as the model names it.
@@ -122,7 +159,7 @@ def label(site: str) -> str:
         >>> label("encoder/weight")
         'encoder.weight'
     """
-    return site.replace("/", ".")
+    return site.replace("/", ".").replace("\\", ".")
 
 
 def save(idata: Any, path: str | os.PathLike[str]) -> Path:
@@ -145,8 +182,8 @@ def save(idata: Any, path: str | os.PathLike[str]) -> Path:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = save(inference_data({"x": torch.zeros(4, 100)}), f"{folder}/run.nc")
-        ...     load(path)["posterior"]["x"].shape
-        (4, 100)
+        ...     path.name
+        'run.nc'
     """
     path = existing_folder(path)
     sizes = [v.nbytes for group in groups(idata) for v in idata[group].variables.values()]
@@ -178,29 +215,18 @@ def groups(idata: Any) -> list[str]:
     return [name for name in (str(group).strip("/") for group in held) if name]
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def read_netcdf(path: Path) -> Any:
     """Draws from a NetCDF file, as `save` or ArviZ wrote it, in memory.
 
     Args:
         path: the file.
 
     Returns:
-        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on.
+        What `gathered` returns.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another kind of file, or one without draws (chains, draws, ...).
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = save(inference_data({"x": torch.ones(4, 100)}), f"{folder}/run.nc")
-        ...     float(load(path)["posterior"]["x"].mean())
-        1.0
+        ValueError: another kind of file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is not a file; give draws in a .nc")
     with path.open("rb") as file:
         if file.read(3) == b"CDF":
             raise ValueError(
@@ -212,28 +238,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         _check_members(path)
         idata = az.from_netcdf(str(path), engine="h5netcdf")
         idata.load()
-        held = groups(idata)
-    if "posterior" not in held or not idata["posterior"].data_vars:
-        raise ValueError(
-            f"{path} must hold a group 'posterior' of draws, but held {validation.short(str(held))}"
-        )
-    for group in {"posterior", "sample_stats"} & set(held):
-        for name, variable in idata[group].data_vars.items():
-            _check_draws(path, validation.short(str(name)), variable)
     return idata
-
-
-def _check_draws(path: Path, name: str, variable: Any) -> None:
-    sizes = variable.sizes
-    if not {"chain", "draw"} <= set(sizes) or 0 in (sizes["chain"], sizes["draw"]):
-        raise ValueError(
-            f"{path}: {name} must have dimensions chain and draw, none of them 0, but had "
-            f"{validation.short(str(dict(sizes)))}"
-        )
-    if variable.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{path}: {name} must be numbers, but its dtype was {variable.dtype}; leave it out"
-        )
 
 
 def _check_members(path: Path) -> None:
@@ -289,20 +294,21 @@ def components(idata: Any, group: str = "posterior") -> dict[str, np.ndarray]:
         group: whose variables, as ArviZ names it.
 
     Returns:
-        Arrays by name, each (chains, draws).
+        Arrays by name, each (chains, draws). Variables that are no numbers by chain and draw are
+        left out: `left_out` names them.
 
     Raises:
-        ValueError: a site that is called as an entry of another is.
+        ValueError: no such group, or a site that is called as an entry of another is.
 
     Example:
         >>> sorted(components(inference_data({"x": torch.zeros(4, 100, 2)})))
         ['x[0]', 'x[1]']
     """
     found = {}
-    for name, variable in idata[group].data_vars.items():
-        values = variable.transpose("chain", "draw", ...).values
+    for name, variable in drawn(idata, group).items():
+        values = variable.values
         for index in itertools.product(*map(range, values.shape[2:])):
-            label = f"{name}[{', '.join(map(str, index))}]" if index else str(name)
+            label = f"{name}[{', '.join(map(str, index))}]" if index else name
             if label in found:
                 raise ValueError(
                     f"names must differ, but {label!r} is a site and an entry of another; rename "
@@ -312,10 +318,117 @@ def components(idata: Any, group: str = "posterior") -> dict[str, np.ndarray]:
     return found
 
 
+def drawn(idata: Any, group: str = "posterior") -> dict[str, Any]:
+    """The variables of a group that are numbers by chain and draw.
+
+    Args:
+        idata: what `inference_data` returned.
+        group: whose variables, as ArviZ names it.
+
+    Returns:
+        DataArrays by name, each (chains, draws, ...) whatever the order of its dimensions was.
+
+    Raises:
+        ValueError: no such group.
+
+    Example:
+        >>> drawn(inference_data({"x": torch.zeros(4, 100, 2)}))["x"].dims
+        ('chain', 'draw', 'x_dim_0')
+    """
+    return {
+        name: variable.transpose(*LEAD, ...)
+        for name, variable, wrong in _judged(idata, group)
+        if not wrong
+    }
+
+
+def left_out(idata: Any) -> list[str]:
+    """What of the posterior and its statistics is no numbers by chain and draw, in words.
+
+    Samplers of others keep texts there, or one number a chain: a verdict says nothing of those.
+
+    Args:
+        idata: what `inference_data` returned.
+
+    Returns:
+        For each variable its name, its group, and why.
+
+    Raises:
+        ValueError: no posterior beside statistics.
+
+    Example:
+        >>> group = dataset({"x": torch.zeros(4, 100)}).assign(named=("chain", list("abcd")))
+        >>> left_out(gathered({"posterior": group}))
+        ["named of posterior (dimensions ('chain',))"]
+    """
+    return [
+        f"{validation.short(name)} of {group} ({wrong})"
+        for group in ("posterior", "sample_stats")
+        if group in groups(idata)
+        for name, _, wrong in _judged(idata, group)
+        if wrong
+    ]
+
+
+def _judged(idata: Any, group: str) -> Iterator[tuple[str, Any, str]]:
+    """The variables of a group, and why each is no draws; empty where it is."""
+    held = groups(idata)
+    if group not in held:
+        raise ValueError(f"idata must have a group {group!r}, but had {held}")
+    lead = idata["posterior"].sizes if group == "sample_stats" else idata[group].sizes
+    for name, variable in idata[group].data_vars.items():
+        sizes = variable.sizes
+        if not set(LEAD) <= set(sizes):
+            wrong = f"dimensions {validation.short(str(variable.dims))}"
+        elif variable.dtype.kind not in "biuf":
+            wrong = f"dtype {variable.dtype}"
+        elif any(sizes[dim] != lead.get(dim) for dim in LEAD):
+            wrong = f"{sizes['chain']} chains of {sizes['draw']} draws, unlike the posterior"
+        else:
+            wrong = ""
+        yield str(name), variable, wrong
+
+
+def _check_labelled(draws: Any, lead: tuple[int, ...] | None) -> None:
+    """A data set of others has chains and draws, as many as the rest."""
+    sizes = {str(dim): size for dim, size in draws.sizes.items()}
+    if draws.data_vars and not all(sizes.get(dim, 0) for dim in LEAD):
+        unstack = "; of az.extract, give .unstack('sample')" if "sample" in sizes else ""
+        raise ValueError(
+            f"a data set of draws must have dimensions chain and draw, none of them 0, but had "
+            f"{validation.short(str(sizes))}{unstack}"
+        )
+    if lead is not None and tuple(sizes.get(dim) for dim in LEAD) != tuple(lead):
+        raise ValueError(
+            f"a data set must have {lead[0]} chains of {lead[1]} draws like the rest, but had "
+            f"{validation.short(str(sizes))}"
+        )
+
+
+def _drawn(name: str, value: Any) -> np.ndarray:
+    """Draws with chains and draws in front, found by name where dimensions have names."""
+    if isinstance(value, (xr.DataArray, xr.Variable)):
+        dims = [str(dim) for dim in value.dims]
+        if set(LEAD) <= set(dims):
+            value = value.transpose(*LEAD, ...)
+        elif not all(UNNAMED.fullmatch(dim) for dim in dims):
+            raise ValueError(
+                f"{name} must have dimensions chain and draw, but had {tuple(dims)}; rename them, "
+                "or give .values, (chains, draws, ...)"
+            )
+    return _array(name, value)
+
+
 def _array(name: str, value: Any) -> np.ndarray:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
+        array = value.resolve_conj().numpy()
+    else:
+        array = np.asarray(value)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be numbers, but its dtype was {array.dtype}")
+        parts = "; give the real and imaginary parts a name each" if array.dtype.kind == "c" else ""
+        raise ValueError(f"{name} must be numbers, but its dtype was {array.dtype}{parts}")
     return array
 
 
@@ -344,6 +457,8 @@ def _dataset(arrays: Mapping[str, np.ndarray], lead: tuple[str, ...]) -> Any:
                 f"names must differ with '.' for '/', but {site!r} is {name!r} then, which is "
                 "another site's; rename one"
             )
+        if not _writable(name):
+            raise ValueError(f"names must be fit for a file, but {site!r} is not; {RENAME}")
         own = tuple(f"{name}_dim_{i}" for i in range(array.ndim - len(lead)))
         variables[name] = (lead + own, array)
         coordinates |= {
@@ -352,9 +467,17 @@ def _dataset(arrays: Mapping[str, np.ndarray], lead: tuple[str, ...]) -> Any:
     if taken := sorted(set(variables) & set(coordinates)):
         raise ValueError(
             f"names must not be those of dimensions, {sorted(coordinates)}, but {taken} are; "
-            "rename the site (of a score or a distribution: site= of the kernel)"
+            f"{RENAME}"
         )
     return xr.Dataset(variables, coords=coordinates)
+
+
+def _writable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return not RESERVED.fullmatch(name)
 
 
 def _attribute(value: Any) -> Any:

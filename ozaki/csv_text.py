@@ -43,10 +43,10 @@ def read(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
     entries, width = array("d"), 0  # a list of rows would take twenty times as much as the file
     names: list[str] = []
     first = ""
-    for number, text, line in _lines(path):
+    for number, text, line in lines(path):
         if not first:
             first = text
-            if header or (header is None and not any(_is_number(cell) for cell in line)):
+            if header or (header is None and not any(is_number(cell) for cell in line)):
                 names = [cell.strip() for cell in line]
                 _check_names(path, number, names)
                 continue
@@ -93,10 +93,10 @@ def _check_names(path: Path, number: int, names: list[str]) -> None:
 
 def _no_number(path: Path, number: int, line: list[str], names: list[str], first: bool) -> str:
     """Where an entry is none, and what to do."""
-    j = next(j for j, cell in enumerate(line) if not _is_number(cell))
+    j = next(j for j, cell in enumerate(line) if not is_number(cell))
     column = f" ({validation.short(names[j])})" if j < len(names) else ""
     remedy = "remove or impute it"
-    if line[j].strip() and _is_number(_THOUSANDS.sub("", line[j])):
+    if line[j].strip() and is_number(_THOUSANDS.sub("", line[j])):
         remedy = "write it with a decimal point and without marks between thousands"
     elif first:
         remedy += ", or, if this line names the columns, give header=True (--header)"
@@ -154,11 +154,19 @@ def _cells(text: str, separator: str | None) -> list[str]:
 
 
 def _is_number_with_comma(cell: str) -> bool:
-    return _is_number(cell if cell[:1] == "," or cell[-1:] == "," else cell.replace(",", "."))
+    return is_number(cell if cell[:1] == "," or cell[-1:] == "," else cell.replace(",", "."))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Each line that has entries: its number, its text and the entries, one at a time."""
+def lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """Each line that has entries: its number, its text and the entries, one at a time.
+
+    Args:
+        path: of text, gzipped where its name ends in .gz.
+
+    Raises:
+        ValueError: bytes that are no text in UTF-8, a line that is too long, or a packed file that
+            would fill the memory.
+    """
     size, due = 0, validation.SPARE
     try:
         with _opener(path)(path, "rt", encoding=_encoding(path), newline="") as file:
@@ -244,7 +252,8 @@ def _as_utf8(path: Path, what: str, encoding: str) -> str:
     )
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether an entry of a text is one: float passes over '_', as in 2020_01, which is none."""
     try:
         float(cell)
     except ValueError:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ozaki.chain_files import load
 from ozaki.checks import Evidence, Problem, is_constant
-from ozaki.container import components, dataset, groups, inference_data, label, load, save
+from ozaki.container import components, dataset, groups, inference_data, label, left_out, save
 from ozaki.lazy import lazy
 from ozaki.scores.base import Score
 from ozaki.shapes import Float
@@ -42,6 +43,7 @@ __all__ = [
     "inference_data",
     "kernel_stein_discrepancy",
     "label",
+    "left_out",
     "load",
     "sampler_test",
     "save",
@@ -57,7 +59,7 @@ def summary(idata: Any) -> DataFrame:
     """Mean, sd, MCSE of the mean, bulk and tail ESS, and R-hat of every scalar component.
 
     R-hat and ESS are NaN for a component that is constant or not finite. For one chain, R-hat
-    compares its halves.
+    compares its halves. What is no numbers by chain and draw has no row: `left_out` names it.
 
     Args:
         idata: what `inference_data` returned.
@@ -170,6 +172,7 @@ def verdict(
     stein: SteinTest | None = None,
     bias: DataFrame | None = None,
     table: DataFrame | None = None,
+    need_stats: bool = False,
 ) -> Verdict:
     """Whether to trust the draws, in plain words, with a remedy for each problem.
 
@@ -180,9 +183,11 @@ def verdict(
         stein: a test of the draws against their score.
         bias: what `step_bias` found of an unadjusted chain.
         table: what `summary` returned of the same draws, where it is at hand.
+        need_stats: whether to doubt draws without the sampler's statistics, as ``ozaki report``
+            does: chains that diverged may agree.
 
     Returns:
-        The verdict; it is not trusted where a problem is fatal.
+        The verdict; it is not trusted where a problem is fatal. Its notes name what is `left_out`.
 
     Raises:
         ValueError: no component, or two of one name.
@@ -205,12 +210,14 @@ def verdict(
             rhat=table["r_hat"].to_dict(),
             ess_bulk=table["ess_bulk"].to_dict(),
             ess_tail=table["ess_tail"].to_dict(),
-            stats=components(idata, "sample_stats") if "sample_stats" in idata else {},
+            stats=components(idata, "sample_stats") if "sample_stats" in groups(idata) else {},
             law=law,
             estimator_metrics=estimator_metrics,
             stein=stein,
             bias={} if bias is None else bias.to_dict("index"),
             worst_mcse=float(known.max()) if len(known) else math.nan,
+            need_stats=need_stats,
+            left_out=left_out(idata),
         )
     )
 

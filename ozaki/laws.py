@@ -41,8 +41,10 @@ def columns(
         independent: whether draws are known to be, in whatever order they stand: their number is
             then the ESS, and there are no chains to disagree.
     """
-    table = diagnostics.summary(diagnostics.inference_data(draws))
-    found = table.to_dict("index")
+    # by order: a column of a table may have a name that no site has
+    numbered = {f"column {i}": values for i, values in enumerate(draws.values())}
+    table = diagnostics.summary(diagnostics.inference_data(numbered))
+    found = dict(zip(draws, table.to_dict("index").values(), strict=True))
     for name, row in found.items():
         if independent:
             count = draws[name].size

@@ -225,6 +225,7 @@ class MCMC(PyroMCMC):
             kernel.initial_params = self._batched_initial(target)
         params = kernel.initial_params
         self._try_transforms(params)
+        self._check_names(target, params)
         begin = {name: f"about {value.double().sum():.3g}" for name, value in params.items()}
         kernel.team.agree(begin, "give all the same initial_params")
         walk.go(params)
@@ -328,6 +329,15 @@ class MCMC(PyroMCMC):
             raise ValueError(
                 f"save_params must name sites among {sorted(known)}, but named {unknown}{why}"
             )
+
+    def _check_names(self, target: Target, params: Mapping[str, Tensor]) -> None:
+        """Before the walk, as above: that draws can be labelled, tried on one of them."""
+        one = self._constrained(target.sites.flatten(params)[:1].unsqueeze(1))
+        observed = target.score.observed if isinstance(target.score, PyroModelScore) else {}
+        by_draw = {name: torch.as_tensor(value)[None, None] for name, value in observed.items()}
+        labelled = diagnostics.inference_data(one, None, observed, log_likelihood=by_draw)
+        if any(name.endswith("]") for name in one):  # as an entry of another is called
+            diagnostics.components(labelled)
 
     def _batched_initial(self, target: Target) -> dict[str, Tensor] | None:
         """`initial_params` as tensors with a leading chain dimension, where chains can begin."""

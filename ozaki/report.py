@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ozaki import denoise_plots, plots, storage
 from ozaki.calibration import Calibration
-from ozaki.container import components, existing_folder
+from ozaki.container import components, drawn, existing_folder
 from ozaki.diagnostics import summary, verdict
 from ozaki.stein import SteinTest
 from ozaki.verdict import Verdict
@@ -69,6 +69,7 @@ def write_report(
     calibration: Calibration | None = None,
     denoised: Callable[[np.ndarray], np.ndarray] | None = None,
     run_info: Mapping[str, Any] | None = None,
+    need_stats: bool = False,
 ) -> Verdict:
     """Write the page, whole or not at all; a file that is there is replaced.
 
@@ -87,6 +88,7 @@ def write_report(
         denoised: draws of images (chains, draws, *shape) to means of the clean ones behind them,
             which are then shown as well.
         run_info: the run's settings, by name; those kept with the draws when None.
+        need_stats: whether to doubt draws without the sampler's statistics.
 
     Returns:
         The verdict that stands on the page.
@@ -104,6 +106,7 @@ def write_report(
         stein=stein,
         bias=bias,
         table=table,
+        need_stats=need_stats,
     )
     draws = components(idata)
     rows = _rows(table)
@@ -118,7 +121,7 @@ def write_report(
         shown_panels=min(plots.PANELS, len(draws)),
         hidden_panels=max(0, len(draws) - plots.PANELS),
         lines=plots.CHAINS,
-        chains=idata["posterior"].sizes["chain"],
+        chains=len(next(iter(draws.values()))),
         figures=[
             *_pictures(idata, denoised),
             *_figures(draws, _matching(data, len(draws)), data_columns),
@@ -229,8 +232,7 @@ def _figures(
 def _pictures(idata: Any, denoised: Callable[[np.ndarray], np.ndarray] | None) -> list[_Figure]:
     """A few draws of a few chains of each site that holds images of one channel or three."""
     found = []
-    for name, variable in idata["posterior"].data_vars.items():
-        draws = variable.transpose("chain", "draw", ...)
+    for name, draws in drawn(idata).items():
         shape = draws.shape[2:]
         if len(shape) not in (2, 3) or shape[:-2] not in ((), (1,), (3,)) or min(shape[-2:]) < SIDE:
             continue

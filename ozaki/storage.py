@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -339,6 +340,22 @@ def _refuse(target: Path, overwrite: bool) -> None:
 def _sibling(target: Path) -> Path:
     """A name on the same file system, since a rename does not cross one."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+
+
+def refuse_links(folder: Path) -> None:
+    """See that what is written to a folder stays in it, and that what is read of it ends.
+
+    Args:
+        folder: with all that lies in it.
+
+    Raises:
+        ValueError: something in it is neither a file nor a folder.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(place, name)).st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise ValueError(f"{name!r} in it is neither a file nor a folder")
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,6 @@ The only file that imports Zarr.
 
 import os
 import shutil
-import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -27,14 +26,15 @@ from ozaki.kernels.score_kernel import ScoreKernel
 from ozaki.kernels.transition import Trail
 from ozaki.lazy import lazy
 from ozaki.scores.base import Score
-from ozaki.storage import sync, write_folder_atomically
+from ozaki.storage import refuse_links, sync, write_folder_atomically
 
 xr = lazy("xarray")
 zarr = lazy("zarr")
 
+LONGEST_NAME = 240  # bytes; file systems bear 255, and an array of indices is longer by a few
 NUMBERS, DRAWS = 2**20, 1000  # in a block of the largest array, at most
 POSTERIOR, UNCONSTRAINED, STATS = "posterior", "unconstrained_posterior", "sample_stats"
-MARK = "ozaki_run"
+MARK = container.RUN
 OURS = {"zarr_format": 3, "use_consolidated": False}  # the second format knows pickled arrays
 
 
@@ -68,7 +68,14 @@ class Archive:
         Raises:
             FileExistsError: something is there that this run did not make.
             OSError: it could not be made.
+            ValueError: a name that no file can have.
         """
+        names = [container.label(site) for found in groups.values() for site in found]
+        if long := [name for name in names if len(name.encode()) > LONGEST_NAME]:
+            raise ValueError(
+                f"store= keeps a site in a folder of its name, of at most {LONGEST_NAME} bytes, "
+                f"but {validation.short(long[0])} is longer; rename the site, or leave store= out"
+            )
 
         def fill(folder: Path) -> None:
             root = zarr.create_group(str(folder), attributes={MARK: self.run, "draws": 0})
@@ -109,7 +116,7 @@ class Archive:
                 f"{self.path} {what}; give the path where they are, or choose another checkpoint"
             )
         with self._reading():
-            _refuse_links(self.path)
+            refuse_links(self.path)
             self._open()
             held = validation.count("draws", self._root.attrs["draws"], minimum=0)
         if held < count:
@@ -459,15 +466,6 @@ def _check(group: Any, sites: Mapping[str, Any], count: int, chunk: int) -> None
             raise ValueError(f"{group.basename}/{label} does not count from 0")
     if not np.array_equal(group["draw"][:count], np.arange(count)):
         raise ValueError(f"{group.basename} lacks draws that it counts")
-
-
-def _refuse_links(folder: Path) -> None:
-    """What is written to a store must stay in it, and what is read must end."""
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            mode = os.lstat(os.path.join(place, name)).st_mode
-            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-                raise ValueError(f"{name!r} in it is neither a file nor a folder")
 
 
 def _run(path: Path) -> str | None:

@@ -208,17 +208,18 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
-def unpacked(path: str | os.PathLike[str], size: int) -> None:
+def unpacked(path: str | os.PathLike[str], size: int, own: int | None = None) -> None:
     """Refuse a packed file that says that it holds far more than it is: it may fill the memory.
 
     Args:
         path: the file.
         size: bytes that it would unpack to.
+        own: its size; that of the file if None.
 
     Raises:
         ValueError: they are more than twenty times the file and 16 MB.
     """
-    own = os.path.getsize(path)
+    own = os.path.getsize(path) if own is None else own
     if size > SPARE + RATIO * own:
         raise ValueError(
             f"{path} must not unpack to more than {RATIO} times its {own} bytes, lest it fill the "
@@ -235,7 +236,7 @@ def json_text(
     """
     marks = sum(content.count(mark) for mark in b'"[{')
     if 40 * content.count(b",") + 200 * marks > DEAREST + 2 * len(content):
-        raise ValueError(f"{path} {wrong} that ozaki wrote: it has too many parts; {remedy}")
+        raise ValueError(f"{path} {wrong} that ozaki reads: it has too many parts; {remedy}")
     with parsing(path, wrong, remedy):
         return json.loads(content.decode("utf-8"), parse_constant=_no_constant)
 

@@ -90,6 +90,8 @@ def _notes(e: Evidence) -> Iterator[str]:
     fixed = [name for name, d in floats(e).items() if is_constant(d)]
     if fixed and len(fixed) < len(e.draws):
         yield f"Constant by construction, so without R-hat or ESS: {some(fixed)}."
+    if e.left_out:
+        yield f"Left out, as no numbers by chain and draw: {some(list(e.left_out))}."
     if e.bias:
         worst = max(abs(f[of]) for f in e.bias.values() for of in ("mean", "sd"))
         error = max(f[of] for f in e.bias.values() for of in ("mean_error", "sd_error"))

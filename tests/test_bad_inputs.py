@@ -516,3 +516,37 @@ def test_a_curvature_that_is_not_finite_is_named_and_can_be_frozen():
         walk(ScoreOzakiKernel(broken, curvature="dense"), **options)
     mcmc = walk(ScoreOzakiKernel(broken, frozen=True), num_samples=500, seed=0, **options)
     assert abs(float((mcmc.get_samples()["x"][:, 0] > 0).float().mean()) - 0.5) < 0.1
+
+
+NAMES = {
+    "chain": "names must not be those of dimensions",
+    "draw": "names must not be those of dimensions",
+    "x_dim_0": "names must not be those of dimensions",
+    "x[0]": "is a site and an entry of another",
+    "": "names must be fit for a file",
+    "/": "names must be fit for a file",
+    "a.b": "names must differ with '.' for '/'",
+    "z": "z must be numbers, but its dtype was complex",
+}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_values_that_no_file_holds_are_refused_before_the_walk(
+    name, stored, tmp_path, monkeypatch
+):
+    def model():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("a/b", dist.Normal(0.0, 1.0))
+        value = torch.complex(x, x) if name == "z" else x.sum()
+        pyro.deterministic(name, value)
+
+    def walked(*_):
+        raise AssertionError("the chains were walked")
+
+    monkeypatch.setattr("ozaki.walk.Walk.go", walked)
+    store = tmp_path / "store" if stored else None
+    mcmc = MCMC(ScoreOzakiKernel(model), num_samples=4, num_chains=2, store=store)
+    with pytest.raises(ValueError, match=re.escape(NAMES[name])):
+        mcmc.run()
+    assert list(tmp_path.iterdir()) == []

@@ -287,7 +287,7 @@ MISUSE = [
         "num_samples must be a whole number of at least 1, but was 0",
     ),
     (("sample", "one", "--step-size", -1), "step_size must be"),
-    (("report", "rows.csv"), "rows.csv is truncated, or not a NetCDF file of draws"),
+    (("report", "rows.csv"), "rows.csv is no file of draws by chain"),
     (("report", "nowhere.nc"), "nowhere.nc does not exist"),
     (("compare", "rows.csv"), "at least two sets of draws are needed"),
     (("compare", "rows.csv", "y.csv.gz"), "must have the 2 columns of rows.csv"),

@@ -10,13 +10,13 @@ import typer
 from torch import Tensor
 
 from ozaki import laws
+from ozaki.chain_files import format_of, notes
 from ozaki.commands.app import Config, Header, Json, Seed, command, tell
 from ozaki.diagnostics import components, load
 from ozaki.scores.comparison import compare as compare_curvature
 from ozaki.scores.estimator import ScoreEstimator
 from ozaki.tables import headers, named_table
 
-CHAINS = ".nc"
 SHOWN = 20  # columns, the furthest apart first
 
 
@@ -26,7 +26,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="A B...",
-            help="Draws in .nc, or tables of numbers; or with --data folders of estimators.",
+            help="Draws as of `ozaki report`, of Stan's chains a folder, or tables of numbers; or "
+            "with --data folders of estimators.",
         ),
     ],
     data: Annotated[
@@ -75,14 +76,13 @@ def _estimators(folders: list[Path], data: Tensor, seed: int, as_json: bool) -> 
         typer.echo(f"head, autodiff and constant are those of {folders[0]}\n\n{found}")
 
 
-def _are_draws(path: Path) -> bool:
-    return path.suffix.lower() == CHAINS
-
-
 def _read(path: Path, header: bool | None) -> dict[str, np.ndarray]:
     """Columns (chains, draws) by name; the rows of a table are one chain."""
-    if _are_draws(path):
-        return components(load(path))
+    if format_of(path):
+        idata = load(path)
+        for note in notes(idata):
+            typer.echo(f"ozaki: {path}: {note}", err=True)
+        return components(idata)
     found = named_table(path, header)
     values = found.values.flatten(1) if found.values.ndim > 1 else found.values.unsqueeze(1)
     names = found.columns or [f"x[{i}]" for i in range(values.shape[1])]
@@ -106,7 +106,7 @@ def _draws(paths: list[Path], header: Mapping[Path, bool | None], seed: int, as_
             notes.append(f"the columns of {path} are matched by order: {list(draws)[:8]}")
             draws = dict(zip(first, draws.values(), strict=True))
         all_draws.append(draws)
-    tables = [not _are_draws(path) for path in paths]
+    tables = [format_of(path) is None for path in paths]
     figures = [laws.columns(d, table) for d, table in zip(all_draws, tables, strict=True)]
     apart = [
         {name: laws.in_errors(figures[0][name], each[name]) for name in first}
