@@ -1,0 +1,208 @@
+"""Whether chains differ by more than chance (floor 1).
+
+R-hat of equal chains is above 1 by chance, the more so the fewer independent draws there are and
+the more components are looked at. What chance gives is known from the chains' own correlations:
+with V the variance of the mean of a chain of n draws,
+
+    (μ_i − μ̄) / √(V (m − 1)/m)  ~  t,        Σ_halves (μ_j − μ̄)² / (V_½ (2m − 1))  ~  F,
+
+the first for the chain that is furthest from the mean of all m, the second for the 2m halves that
+R-hat compares. Both are taken of the draws' normal scores and of those of their distance from the
+median, as R-hat is. V comes from the correlations *within* half chains. An effective sample size
+that counts the spread between chains, as the bulk ESS does, shrinks where chains disagree, and
+would forgive what is looked for.
+
+Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalization, folding, and
+localization; Geyer (1992), Practical Markov chain Monte Carlo, for V.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+ALARMS = 0.015  # runs of equal chains told to differ; measured rates lie below: benchmarks/verdicts
+# the share of the alarms that each test has: what it asks most is whether one chain's mean is off
+SHARES = {"chain": 0.7, "halves": 0.1, "chain, folded": 0.1, "halves, folded": 0.1}
+BLOCKS = 1024  # at most, of a half chain: its slow correlations are those of its block means
+ROUNDS = 4  # to solve for V, which the correlations that V comes from contain
+# V is found too small where a half chain is worth e < 10 independent draws: by 1.03 at e = 10, 1.14
+# at 5, 1.33 at 3.5, 1.7 at 2.6 (equal AR(1) chains, 4 to 100 of them)
+SHORT = 5.0
+AT_ONCE = 2**21  # draws, of as many components as have no more
+MOST_TIMES = 100  # as many draws, from which on a number says nothing
+
+
+class Agreement(NamedTuple):
+    """How far chains differ, by component.
+
+    Attributes:
+        p_value: the chance of so much between equal chains, in one component.
+        ess: independent draws of all chains, by the correlations within them.
+        freedom: degrees of freedom of the estimate of `ess`.
+        halves: how many half chains were compared.
+        length: draws of each.
+    """
+
+    p_value: np.ndarray
+    ess: np.ndarray
+    freedom: np.ndarray
+    halves: int
+    length: int
+
+
+def agreement(draws: Sequence[np.ndarray]) -> Agreement:
+    """Whether the chains of each component differ by more than chance.
+
+    The p-value is the smallest of the four tests', each over its share of the alarms.
+
+    Args:
+        draws: of each component, (chains, draws), finite; the two halves of a lone chain stand for
+            chains.
+
+    Returns:
+        An entry for each component.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(2, 4, 500))
+        >>> x[1, 3] += 1
+        >>> [bool(p < 0.015) for p in agreement(x).p_value]
+        [False, True]
+    """
+    parts = [_agreement(np.stack(few, -1).astype(float)) for few in _batches(draws)]
+    p, ess, freedom = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return Agreement(p, ess, freedom, parts[0].halves, parts[0].length)
+
+
+def more_draws(found: Agreement, component: int, components: int, rhat: float) -> int | None:
+    """Draws a chain after which chance alone brings no R-hat above `rhat`, beyond those there are.
+
+    With F the quantile of the second test, the bound on R-hat is √(1 − 1/n + F n⁻¹ τ), where n/τ
+    independent draws are in a half chain of n.
+
+    Args:
+        found: what `agreement` returned.
+        component: which of its entries.
+        components: how many are looked at.
+        rhat: such as 1.01.
+
+    Returns:
+        A number of draws, or None for more than a hundred times as many.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(1, 4, 100))
+        >>> 300 < more_draws(agreement(x), 0, 1, 1.01) < 1000
+        True
+    """
+    level = ALARMS * SHARES["halves"] / components
+    worth = found.ess[component] / found.halves
+
+    def above(times: float) -> bool:
+        quantile = stats.f.isf(level, found.halves - 1, found.freedom[component] * times)
+        bound = 1 - 1 / (found.length * times) + quantile / (worth * times)
+        return bool(bound > rhat**2)
+
+    low, high = 1.0, float(MOST_TIMES)
+    if above(high):
+        return None
+    while high > 1.001 * low:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if above(middle) else (low, middle)
+    return int(np.ceil((high - 1) * 2 * found.length))
+
+
+def _batches(draws: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+    size = max(1, AT_ONCE // draws[0].size)
+    for first in range(0, len(draws), size):
+        yield draws[first : first + size]
+
+
+def _agreement(x: np.ndarray) -> Agreement:
+    """Of (chains, draws, components)."""
+    if len(x) == 1:
+        x = x[:, : x.shape[1] // 2 * 2].reshape(2, -1, x.shape[2])
+    chains, length = len(x), x.shape[1] // 2
+    halves = np.concatenate([x[:, :length], x[:, -length:]])
+    folded = np.abs(halves - np.median(halves, (0, 1)))
+    found = [_tests(_scores(y), chains) for y in (halves, folded)]
+    tests = [test for p, *_ in found for test in p]
+    shared = [p / share for p, share in zip(tests, SHARES.values(), strict=True)]
+    p_value = np.minimum(np.min(shared, 0), 1)
+    # of the draws, or of their distances, whichever differ more
+    folds = found[1][1] > found[0][1]
+    ess, freedom = (np.where(folds, found[1][i], found[0][i]) for i in (2, 3))
+    return Agreement(p_value, ess, freedom, 2 * chains, length)
+
+
+def _scores(x: np.ndarray) -> np.ndarray:
+    """Normal scores of the ranks among all draws, of (halves, draws, components)."""
+    flat = x.reshape(-1, x.shape[-1])
+    ranks = stats.rankdata(flat, axis=0)
+    return special.ndtri((ranks - 0.375) / (len(flat) + 0.25)).reshape(x.shape)
+
+
+def _tests(z: np.ndarray, chains: int) -> tuple[tuple[np.ndarray, ...], ...]:
+    """p-values of both tests; the spread of half chains in the draws' own; ESS; its freedom."""
+    length = z.shape[1]
+    within = z.var(1, ddof=1).mean(0)
+    half, whole, freedom = _variances(z, within)
+    mean = z.mean(1)
+    first, second = mean[:chains], mean[chains:]
+    off = (first + second) / 2
+    off = off - off.mean(0)
+    turn = (first - second) / 2  # uncorrelated with the mean of the two, of variance half − whole
+    furthest = np.abs(off).max(0) / np.sqrt(whole * (chains - 1) / chains)
+    spread = (off**2).sum(0) / whole + (turn**2).sum(0) / (half - whole)
+    apart = 2 * chains - 1
+    either = 1 if chains == 2 else chains  # two stand as far from their mean as each other
+    p = (
+        2 * either * stats.t.sf(furthest, freedom),
+        stats.f.sf(spread / apart, apart, freedom),
+    )
+    return p, mean.var(0) / (within + 1 / length), 2 * chains * within / half, freedom
+
+
+def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Variances of the mean of half a chain and of a whole one, and their degrees of freedom.
+
+    Geyer's initial monotone sequence of the correlations that all half chains have in common. They
+    are taken about each half's own mean, which makes each of them too small by V.
+    """
+    halves, length, components = z.shape
+    width = -(-length // BLOCKS)
+    blocks = length // width
+    z = z[:, : blocks * width].reshape(halves, blocks, width, components).mean(2)
+    z = z - z.mean(1, keepdims=True)
+    lag = np.arange(blocks)[:, None]
+    spectrum = np.fft.rfft(z, 2 * blocks, axis=1)
+    products = np.fft.irfft((np.abs(spectrum) ** 2).sum(0), 2 * blocks, axis=0)[:blocks] / halves
+    pairs = blocks // 2
+    lag = lag[: 2 * pairs]
+    seen = products[: 2 * pairs] / (blocks - lag)
+    times = np.where(lag == 0, 1, 2)
+    in_half = times * (1 - lag / blocks) / blocks
+    in_whole = times * (1 - lag / (2 * blocks)) / (2 * blocks)
+    variance = seen[0] / blocks
+    for _ in range(ROUNDS):
+        share, used = _monotone(seen + variance)
+        own = (in_half * share).sum(0)
+        variance = np.maximum((in_half * share * seen).sum(0), 0) / np.maximum(1 - own, 0.1)
+    corrected = share * (seen + variance)
+    half = (in_half * corrected).sum(0)
+    whole = (in_whole * corrected).sum(0) / np.where(half > 0, half, 1)
+    # draws that alternate count as independent ones at most; rounding is no spread
+    within = np.maximum(within, 1e-18)
+    half = np.maximum(half, within / length)
+    half = half * (1 + SHORT * (half / within) ** 2)
+    return half, half * np.clip(whole, 0.3, 0.9), halves * blocks / (2 * used - 1)
+
+
+def _monotone(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What share of each counts, and how many do: sums of two neighbours fall and stay above 0."""
+    sums = correlations[::2] + correlations[1::2]
+    positive = np.logical_and.accumulate(sums > 0, axis=0)
+    positive[0] = True
+    least = np.minimum.accumulate(np.where(positive, sums, 0), axis=0)
+    share = np.where(positive & (sums > 0), least / np.where(sums > 0, sums, 1), 0)
+    return np.repeat(share, 2, axis=0), 2 * positive.sum(0)
