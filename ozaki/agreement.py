@@ -16,11 +16,15 @@ Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Rank-normalizat
 localization; Geyer (1992), Practical Markov chain Monte Carlo, for V.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+
+from ozaki.lazy import lazy
+
+special = lazy("scipy.special")
+stats = lazy("scipy.stats")
 
 ALARMS = 0.015  # runs of equal chains told to differ; measured rates lie below: benchmarks/verdicts
 # the share of the alarms that each test has: what it asks most is whether one chain's mean is off
@@ -30,7 +34,8 @@ ROUNDS = 4  # to solve for V, which the correlations that V comes from contain
 # V is found too small where a half chain is worth e < 10 independent draws: by 1.03 at e = 10, 1.14
 # at 5, 1.33 at 3.5, 1.7 at 2.6 (equal AR(1) chains, 4 to 100 of them)
 SHORT = 5.0
-AT_ONCE = 2**21  # draws, of as many components as have no more
+NONE = 1e-18  # a variance that is rounding
+AT_ONCE = 2**18  # draws, of as many components as have no more
 MOST_TIMES = 100  # as many draws, from which on a number says nothing
 
 
@@ -39,6 +44,7 @@ class Agreement(NamedTuple):
 
     Attributes:
         p_value: the chance of so much between equal chains, in one component.
+        rhat: split R-hat of ranks, of the draws or of their distances from the median.
         ess: independent draws of all chains, by the correlations within them.
         freedom: degrees of freedom of the estimate of `ess`.
         halves: how many half chains were compared.
@@ -46,13 +52,14 @@ class Agreement(NamedTuple):
     """
 
     p_value: np.ndarray
+    rhat: np.ndarray
     ess: np.ndarray
     freedom: np.ndarray
     halves: int
     length: int
 
 
-def agreement(draws: Sequence[np.ndarray]) -> Agreement:
+def agreement(draws: list[np.ndarray]) -> Agreement:
     """Whether the chains of each component differ by more than chance.
 
     The p-value is the smallest of the four tests', each over its share of the alarms.
@@ -67,12 +74,12 @@ def agreement(draws: Sequence[np.ndarray]) -> Agreement:
     Example:
         >>> x = np.random.default_rng(0).normal(size=(2, 4, 500))
         >>> x[1, 3] += 1
-        >>> [bool(p < 0.015) for p in agreement(x).p_value]
+        >>> [bool(p < 0.015) for p in agreement(list(x)).p_value]
         [False, True]
     """
-    parts = [_agreement(np.stack(few, -1).astype(float)) for few in _batches(draws)]
-    p, ess, freedom = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Agreement(p, ess, freedom, parts[0].halves, parts[0].length)
+    parts = [_agreement(np.stack(few).astype(float)) for few in _batches(draws)]
+    whole = [np.concatenate([part[i] for part in parts]) for i in range(4)]
+    return Agreement(*whole, parts[0].halves, parts[0].length)
 
 
 def more_draws(found: Agreement, component: int, components: int, rhat: float) -> int | None:
@@ -92,7 +99,7 @@ def more_draws(found: Agreement, component: int, components: int, rhat: float) -
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(1, 4, 100))
-        >>> 300 < more_draws(agreement(x), 0, 1, 1.01) < 1000
+        >>> 200 < more_draws(agreement(list(x)), 0, 1, 1.01) < 400
         True
     """
     level = ALARMS * SHARES["halves"] / components
@@ -112,55 +119,79 @@ def more_draws(found: Agreement, component: int, components: int, rhat: float) -
     return int(np.ceil((high - 1) * 2 * found.length))
 
 
-def _batches(draws: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+def _batches(draws: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
     size = max(1, AT_ONCE // draws[0].size)
     for first in range(0, len(draws), size):
         yield draws[first : first + size]
 
 
 def _agreement(x: np.ndarray) -> Agreement:
-    """Of (chains, draws, components)."""
-    if len(x) == 1:
-        x = x[:, : x.shape[1] // 2 * 2].reshape(2, -1, x.shape[2])
-    chains, length = len(x), x.shape[1] // 2
-    halves = np.concatenate([x[:, :length], x[:, -length:]])
-    folded = np.abs(halves - np.median(halves, (0, 1)))
-    found = [_tests(_scores(y), chains) for y in (halves, folded)]
-    tests = [test for p, *_ in found for test in p]
+    """Of (components, chains, draws)."""
+    if x.shape[1] == 1:
+        x = x[:, 0, : x.shape[2] // 2 * 2].reshape(len(x), 2, -1)
+    chains, length = x.shape[1], x.shape[2] // 2
+    halves = np.concatenate([x[..., :length], x[..., -length:]], 1)
+    folded = np.abs(halves - np.median(halves, (1, 2), keepdims=True))
+    draws, distances = (_tests(_scores(y), chains) for y in (halves, folded))
+    tests = (draws.chain, draws.halves, distances.chain, distances.halves)
     shared = [p / share for p, share in zip(tests, SHARES.values(), strict=True)]
-    p_value = np.minimum(np.min(shared, 0), 1)
-    # of the draws, or of their distances, whichever differ more
-    folds = found[1][1] > found[0][1]
-    ess, freedom = (np.where(folds, found[1][i], found[0][i]) for i in (2, 3))
-    return Agreement(p_value, ess, freedom, 2 * chains, length)
+    folds = distances.rhat > draws.rhat
+    rhat, ess, freedom = (
+        np.where(folds, b, a) for a, b in zip(draws[2:], distances[2:], strict=True)
+    )
+    return Agreement(np.minimum(np.min(shared, 0), 1), rhat, ess, freedom, 2 * chains, length)
+
+
+class _Tests(NamedTuple):
+    """p-values of both tests, and what they come from, by component."""
+
+    chain: np.ndarray
+    halves: np.ndarray
+    rhat: np.ndarray
+    ess: np.ndarray
+    freedom: np.ndarray
 
 
 def _scores(x: np.ndarray) -> np.ndarray:
-    """Normal scores of the ranks among all draws, of (halves, draws, components)."""
-    flat = x.reshape(-1, x.shape[-1])
-    ranks = stats.rankdata(flat, axis=0)
-    return special.ndtri((ranks - 0.375) / (len(flat) + 0.25)).reshape(x.shape)
+    """Normal scores of the ranks among all draws of a component; equal draws share their rank."""
+    flat = x.reshape(len(x), -1)
+    count = flat.shape[1]
+    order = np.argsort(flat, axis=1)
+    in_order = np.take_along_axis(flat, order, 1)
+    begins = np.ones(flat.shape, bool)
+    np.not_equal(in_order[:, 1:], in_order[:, :-1], out=begins[:, 1:])
+    place = np.arange(count)
+    first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    ends = np.roll(begins, -1, axis=1)
+    last = np.minimum.accumulate(np.where(ends, place, count)[:, ::-1], axis=1)[:, ::-1]
+    of_rank = special.ndtri((1 + np.arange(2 * count) / 2 - 0.375) / (count + 0.25))
+    scores = np.empty(flat.shape)
+    np.put_along_axis(scores, order, of_rank[first + last], 1)
+    return scores.reshape(x.shape)
 
 
-def _tests(z: np.ndarray, chains: int) -> tuple[tuple[np.ndarray, ...], ...]:
-    """p-values of both tests; the spread of half chains in the draws' own; ESS; its freedom."""
-    length = z.shape[1]
-    within = z.var(1, ddof=1).mean(0)
+def _tests(z: np.ndarray, chains: int) -> _Tests:
+    """Of (components, halves, draws): the first halves, then the second."""
+    length = z.shape[2]
+    within = z.var(2, ddof=1).mean(1)
     half, whole, freedom = _variances(z, within)
-    mean = z.mean(1)
-    first, second = mean[:chains], mean[chains:]
+    mean = z.mean(2)
+    first, second = mean[:, :chains], mean[:, chains:]
     off = (first + second) / 2
-    off = off - off.mean(0)
+    off = off - off.mean(1, keepdims=True)
     turn = (first - second) / 2  # uncorrelated with the mean of the two, of variance half − whole
-    furthest = np.abs(off).max(0) / np.sqrt(whole * (chains - 1) / chains)
-    spread = (off**2).sum(0) / whole + (turn**2).sum(0) / (half - whole)
+    furthest = np.abs(off).max(1) / np.sqrt(whole * (chains - 1) / chains)
+    spread = (off**2).sum(1) / whole + (turn**2).sum(1) / (half - whole)
     apart = 2 * chains - 1
     either = 1 if chains == 2 else chains  # two stand as far from their mean as each other
-    p = (
-        2 * either * stats.t.sf(furthest, freedom),
-        stats.f.sf(spread / apart, apart, freedom),
+    ratio = mean.var(1, ddof=1) / np.maximum(within, NONE)
+    return _Tests(
+        chain=2 * either * stats.t.sf(furthest, freedom),
+        halves=stats.f.sf(spread / apart, apart, freedom),
+        rhat=np.sqrt((length - 1) / length + ratio),
+        ess=2 * chains * within / half,
+        freedom=freedom,
     )
-    return p, mean.var(0) / (within + 1 / length), 2 * chains * within / half, freedom
 
 
 def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,30 +200,28 @@ def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarra
     Geyer's initial monotone sequence of the correlations that all half chains have in common. They
     are taken about each half's own mean, which makes each of them too small by V.
     """
-    halves, length, components = z.shape
+    components, halves, length = z.shape
     width = -(-length // BLOCKS)
     blocks = length // width
-    z = z[:, : blocks * width].reshape(halves, blocks, width, components).mean(2)
-    z = z - z.mean(1, keepdims=True)
-    lag = np.arange(blocks)[:, None]
-    spectrum = np.fft.rfft(z, 2 * blocks, axis=1)
-    products = np.fft.irfft((np.abs(spectrum) ** 2).sum(0), 2 * blocks, axis=0)[:blocks] / halves
+    z = z[..., : blocks * width].reshape(components, halves, blocks, width).mean(3)
+    z = z - z.mean(2, keepdims=True)
+    spectrum = np.fft.rfft(z, 2 * blocks)
+    power = (spectrum.real**2 + spectrum.imag**2).mean(1)
     pairs = blocks // 2
-    lag = lag[: 2 * pairs]
-    seen = products[: 2 * pairs] / (blocks - lag)
+    lag = np.arange(2 * pairs)
+    seen = np.fft.irfft(power, 2 * blocks)[:, : 2 * pairs] / (blocks - lag)
     times = np.where(lag == 0, 1, 2)
     in_half = times * (1 - lag / blocks) / blocks
     in_whole = times * (1 - lag / (2 * blocks)) / (2 * blocks)
-    variance = seen[0] / blocks
+    variance = seen[:, 0] / blocks
     for _ in range(ROUNDS):
-        share, used = _monotone(seen + variance)
-        own = (in_half * share).sum(0)
-        variance = np.maximum((in_half * share * seen).sum(0), 0) / np.maximum(1 - own, 0.1)
-    corrected = share * (seen + variance)
-    half = (in_half * corrected).sum(0)
-    whole = (in_whole * corrected).sum(0) / np.where(half > 0, half, 1)
+        share, used = _monotone(seen + variance[:, None])
+        variance = np.maximum((share * seen) @ in_half, 0) / np.maximum(1 - share @ in_half, 0.1)
+    corrected = share * (seen + variance[:, None])
+    half = corrected @ in_half
+    whole = corrected @ in_whole / np.where(half > 0, half, 1)
     # draws that alternate count as independent ones at most; rounding is no spread
-    within = np.maximum(within, 1e-18)
+    within = np.maximum(within, NONE)
     half = np.maximum(half, within / length)
     half = half * (1 + SHORT * (half / within) ** 2)
     return half, half * np.clip(whole, 0.3, 0.9), halves * blocks / (2 * used - 1)
@@ -200,9 +229,9 @@ def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _monotone(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What share of each counts, and how many do: sums of two neighbours fall and stay above 0."""
-    sums = correlations[::2] + correlations[1::2]
-    positive = np.logical_and.accumulate(sums > 0, axis=0)
-    positive[0] = True
-    least = np.minimum.accumulate(np.where(positive, sums, 0), axis=0)
+    sums = correlations[:, ::2] + correlations[:, 1::2]
+    positive = np.logical_and.accumulate(sums > 0, axis=1)
+    positive[:, 0] = True
+    least = np.minimum.accumulate(np.where(positive, sums, 0), axis=1)
     share = np.where(positive & (sums > 0), least / np.where(sums > 0, sums, 1), 0)
-    return np.repeat(share, 2, axis=0), 2 * positive.sum(0)
+    return np.repeat(share, 2, axis=1), 2 * positive.sum(1)
