@@ -99,7 +99,7 @@ def more_draws(found: Agreement, component: int, components: int, rhat: float) -
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(1, 4, 100))
-        >>> 200 < more_draws(agreement(list(x)), 0, 1, 1.01) < 400
+        >>> 100 < more_draws(agreement(list(x)), 0, 1, 1.01) < 200
         True
     """
     level = ALARMS * SHARES["halves"] / components

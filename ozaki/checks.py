@@ -278,7 +278,9 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
     looked = [(name, x) for name in high for x in parts(e.draws[name], name in e.circular)]
     count = len(known) + sum(name in e.circular for name in known)
     found = agreement([x for _, x in looked])
-    beyond = {name for (name, _), p in zip(looked, found.p_value, strict=True) if p < ALARMS / count}
+    beyond = {
+        name for (name, _), p in zip(looked, found.p_value, strict=True) if p < ALARMS / count
+    }
     beyond |= {n for n in high if min(e.ess_bulk[n], e.ess_tail[n]) < ESS_TO_TELL}
     worst = max(beyond or high, key=lambda name: e.rhat[name])
     size = f"R-hat {e.rhat[worst]:.3f} for {worst}"

@@ -93,7 +93,9 @@ def _pairs(draws: np.ndarray) -> Iterator[tuple[int, int, int, int, int]]:
     probed = draws[:, places]
     order = np.argsort(probed, axis=0, kind="stable")
     beside = np.diff(np.take_along_axis(probed, order, 0), axis=0) <= near
-    tried = {tuple(sorted((int(order[i, p]), int(order[i + 1, p])))) for i, p in np.argwhere(beside)}
+    tried = {
+        tuple(sorted((int(order[i, p]), int(order[i + 1, p])))) for i, p in np.argwhere(beside)
+    }
     for one, other in sorted(tried):
         if (run := _alike(draws[one], draws[other], near)) is not None:
             yield one, other, 0, *run
