@@ -78,8 +78,8 @@ def agreement(draws: list[np.ndarray]) -> Agreement:
         [False, True]
     """
     parts = [_agreement(np.stack(few).astype(float)) for few in _batches(draws)]
-    whole = [np.concatenate([part[i] for part in parts]) for i in range(4)]
-    return Agreement(*whole, parts[0].halves, parts[0].length)
+    p, rhat, ess, freedom = (np.concatenate([part[i] for part in parts]) for i in range(4))
+    return Agreement(p, rhat, ess, freedom, parts[0].halves, parts[0].length)
 
 
 def more_draws(found: Agreement, component: int, components: int, rhat: float) -> int | None:
@@ -214,9 +214,10 @@ def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarra
     in_half = times * (1 - lag / blocks) / blocks
     in_whole = times * (1 - lag / (2 * blocks)) / (2 * blocks)
     variance = seen[:, 0] / blocks
+    share, used = _monotone(seen + variance[:, None])
     for _ in range(ROUNDS):
-        share, used = _monotone(seen + variance[:, None])
         variance = np.maximum((share * seen) @ in_half, 0) / np.maximum(1 - share @ in_half, 0.1)
+        share, used = _monotone(seen + variance[:, None])
     corrected = share * (seen + variance[:, None])
     half = corrected @ in_half
     whole = corrected @ in_whole / np.where(half > 0, half, 1)

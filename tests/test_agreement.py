@@ -76,7 +76,7 @@ def test_equal_chains_are_told_in_at_most_one_run_of_fifty(kind):
 DIFFERING = {
     # the components among which one differs, the chains
     "one off by a standard deviation": (200, lambda x: x + np.eye(4)[1][:, None]),
-    "one twice as wide": (20, lambda x: x * np.array([1, 2, 1, 1])[:, None]),
+    "one twice as wide": (5, lambda x: x * np.array([1, 2, 1, 1])[:, None]),
     "two and two": (20, lambda x: x + np.array([0, 0, 1, 1])[:, None]),
 }
 
