@@ -11,7 +11,10 @@ it stands the rule without chance, R-hat above 1.01.
 
 import argparse
 import math
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
@@ -51,7 +54,7 @@ def told(found: Agreement, components: int) -> tuple[np.ndarray, np.ndarray]:
 
 def row(
     rules: list[tuple[np.ndarray, np.ndarray]], off: float, worth: int, draws: int, components: int
-) -> dict:
+) -> dict[str, Any]:
     ours, plain = (np.concatenate(found) for found in zip(*rules, strict=True))
     low, high = binomtest(int(ours.sum()), len(ours)).proportion_ci(method="wilson")
     return {
@@ -67,19 +70,19 @@ def row(
     }
 
 
-def equal(rng: np.random.Generator, runs: int) -> Iterator[dict]:
-    """Four chains of one law."""
-    for worth in WORTH:
-        rules: dict[int, list] = {components: [] for components in COMPONENTS}
-        for _ in range(runs):
-            found = agreement(list(ar1(rng, CHAINS, DRAWS, max(COMPONENTS), worth)))
-            for components in COMPONENTS:
-                rules[components].append(told(found, components))
+def equal(task: tuple[int, list[int], int]) -> list[dict[str, Any]]:
+    """Four chains of one law: what they are worth, a seed, how many runs."""
+    worth, seed, runs = task
+    rng = np.random.default_rng(seed)
+    rules: dict[int, list[Any]] = {components: [] for components in COMPONENTS}
+    for _ in range(runs):
+        found = agreement(list(ar1(rng, CHAINS, DRAWS, max(COMPONENTS), worth)))
         for components in COMPONENTS:
-            yield row(rules[components], 0.0, worth, DRAWS, components)
+            rules[components].append(told(found, components))
+    return [row(rules[components], 0.0, worth, DRAWS, components) for components in COMPONENTS]
 
 
-def differing(rng: np.random.Generator, runs: int) -> Iterator[dict]:
+def differing(rng: np.random.Generator, runs: int) -> Iterator[dict[str, Any]]:
     """One of four chains is off in one of the components."""
     worth = min(WORTH)
     for draws in (DRAWS, worth // CHAINS):
@@ -93,7 +96,7 @@ def differing(rng: np.random.Generator, runs: int) -> Iterator[dict]:
                 yield row([rule], off, worth, draws, components)
 
 
-def markdown(rows: list[dict]) -> None:
+def markdown(rows: list[dict[str, Any]]) -> None:
     """The table of the documentation."""
     print("| of 100 runs told | components | " + " | ".join(map(str, COMPONENTS)) + " |")
     print("|---|---|" + "---|" * len(COMPONENTS))
@@ -112,7 +115,7 @@ def markdown(rows: list[dict]) -> None:
             print(f"| {what}, {chains} worth {worth} | {name} | " + " | ".join(cells) + " |")
 
 
-def bars(rows: list[dict]) -> list[dict]:
+def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     false = max(r["told"] for r in rows if not r["off"])
     whole = min(r["told"] for r in rows if r["off"] == 1)
     half = min(r["told"] for r in rows if r["off"] == 0.5 and r["components"] == 1)
@@ -125,9 +128,12 @@ def bars(rows: list[dict]) -> list[dict]:
 
 def main(args: argparse.Namespace) -> None:
     """Print the table, and write every row."""
-    rng = np.random.default_rng(args.seed)
     runs = 20 if args.quick else 500
-    rows = [*differing(rng, 10 * runs), *equal(rng, runs)]
+    tasks = [(worth, [args.seed, worth], runs) for worth in WORTH]
+    with ProcessPoolExecutor(os.cpu_count()) as workers:
+        found = workers.map(equal, tasks)
+        rows = list(differing(np.random.default_rng(args.seed), 10 * runs))
+        rows += [row for rows in found for row in rows]
     common.table(rows, COLUMNS)
     markdown(rows)
     common.write("verdicts", args, rows, bars(rows))

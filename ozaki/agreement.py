@@ -26,7 +26,7 @@ from ozaki.lazy import lazy
 special = lazy("scipy.special")
 stats = lazy("scipy.stats")
 
-ALARMS = 0.015  # runs of equal chains told to differ; measured rates lie below: benchmarks/verdicts
+ALARMS = 0.018  # runs of equal chains told to differ; measured rates lie below: benchmarks/verdicts
 # the share of the alarms that each test has: what it asks most is whether one chain's mean is off
 SHARES = {"chain": 0.7, "halves": 0.1, "chain, folded": 0.1, "halves, folded": 0.1}
 BLOCKS = 1024  # at most, of a half chain: its slow correlations are those of its block means
@@ -34,6 +34,8 @@ ROUNDS = 4  # to solve for V, which the correlations that V comes from contain
 # V is found too small where a half chain is worth e < 10 independent draws: by 1.03 at e = 10, 1.14
 # at 5, 1.33 at 3.5, 1.7 at 2.6 (equal AR(1) chains, 4 to 100 of them)
 SHORT = 5.0
+SPREAD = 0.7  # of the degrees of freedom of V: far out its estimate spreads more than theirs
+TELLS = 150  # independent draws, from which on chance can be told; of 400, 1 in 10⁵ seem so few
 NONE = 1e-18  # a variance that is rounding
 AT_ONCE = 2**18  # draws, of as many components as have no more
 MOST_TIMES = 100  # as many draws, from which on a number says nothing
@@ -74,12 +76,36 @@ def agreement(draws: list[np.ndarray]) -> Agreement:
     Example:
         >>> x = np.random.default_rng(0).normal(size=(2, 4, 500))
         >>> x[1, 3] += 1
-        >>> [bool(p < 0.015) for p in agreement(list(x)).p_value]
+        >>> [bool(p < 0.018) for p in agreement(list(x)).p_value]
         [False, True]
     """
     parts = [_agreement(np.stack(few).astype(float)) for few in _batches(draws)]
     p, rhat, ess, freedom = (np.concatenate([part[i] for part in parts]) for i in range(4))
     return Agreement(p, rhat, ess, freedom, parts[0].halves, parts[0].length)
+
+
+def differ(found: Agreement, components: int, rhat: float) -> np.ndarray:
+    """Which components have an R-hat above `rhat` that chance does not explain.
+
+    It does not where the p-value is below the alarms' share of one component, nor where so few
+    independent draws are there that slow chains and chains that stay apart look alike.
+
+    Args:
+        found: what `agreement` returned.
+        components: how many are looked at.
+        rhat: such as 1.01.
+
+    Returns:
+        Truth values, an entry for each component.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(2, 4, 500))
+        >>> x[1, 3] += 1
+        >>> differ(agreement(list(x)), 2, 1.01).tolist()
+        [False, True]
+    """
+    chance = (found.p_value >= ALARMS / components) & (found.ess >= TELLS)
+    return (found.rhat > rhat) & ~chance
 
 
 def more_draws(found: Agreement, component: int, components: int, rhat: float) -> int | None:
@@ -225,7 +251,7 @@ def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarra
     within = np.maximum(within, NONE)
     half = np.maximum(half, within / length)
     half = half * (1 + SHORT * (half / within) ** 2)
-    return half, half * np.clip(whole, 0.3, 0.9), halves * blocks / (2 * used - 1)
+    return half, half * np.clip(whole, 0.3, 0.9), SPREAD * halves * blocks / (2 * used - 1)
 
 
 def _monotone(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

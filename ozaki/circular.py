@@ -32,3 +32,9 @@ def centred(angles: np.ndarray) -> tuple[float, np.ndarray]:
     """
     mean = float(np.arctan2(np.sin(angles).mean(), np.cos(angles).mean()))
     return mean, np.mod(angles - mean + np.pi, 2 * np.pi) - np.pi
+
+
+def uncut(angles: np.ndarray) -> np.ndarray:
+    """The angles within π of their circular mean, as one piece."""
+    mean, away = centred(np.where(np.isfinite(angles), angles, 0.0))
+    return np.where(np.isfinite(angles), mean + away, angles)

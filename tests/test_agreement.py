@@ -8,7 +8,7 @@ import arviz as az
 import numpy as np
 import pytest
 
-from ozaki.agreement import ALARMS, agreement, more_draws
+from ozaki.agreement import ALARMS, agreement, differ, more_draws
 from ozaki.diagnostics import inference_data, verdict
 from tests.chains import ar1
 
@@ -17,8 +17,7 @@ RUNS = 400
 
 def told(x: np.ndarray, components: int = 1) -> float:
     """The share of (count, chains, draws), each a run's, that is not trusted."""
-    found = agreement(list(x))
-    return float(((found.rhat > 1.01) & (found.p_value < ALARMS / components)).mean())
+    return float(differ(agreement(list(x)), components, 1.01).mean())
 
 
 def most(rate: float, runs: int) -> float:

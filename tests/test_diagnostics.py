@@ -322,11 +322,18 @@ def test_an_r_hat_that_chance_gives_is_noted_and_trusted():
 
 
 def test_a_high_r_hat_of_very_few_draws_is_no_chance():
-    """Below an ESS of 200 nothing tells slow chains from chains that stay apart."""
-    x = autoregressive(0.96)
-    frame = diagnostics.summary(inference_data({"x": x}))
-    assert 100 < frame["ess_bulk"].min() < 200 or frame["ess_bulk"].min() < 100
-    assert not judge(x).trusted
+    """Worth less than 150, slow chains and chains that stay apart look alike."""
+    x = ar1(np.random.default_rng(6), 1, 4, 1000, worth=110)[0]
+    assert diagnostics.summary(inference_data({"x": x}))["r_hat"].iloc[0] > 1.01
+    bad = judge(x)
+    assert not bad.trusted and any(p.fatal and "R-hat" in p.what for p in bad.problems)
+
+
+def test_verdicts_on_equal_chains_of_many_components_are_kept():
+    """Whole verdicts: no other check cries wolf where R-hat's no longer does."""
+    for seed in range(3):
+        x = ar1(np.random.default_rng(seed), 100, 4, 1000, worth=400).transpose(1, 2, 0)
+        assert judge(x).trusted
 
 
 # angles ------------------------------------------------------------------------------------------
