@@ -1,20 +1,26 @@
 """What can be wrong with draws: one check a function, each with its remedy (floor 2).
 
 Thresholds for R-hat and ESS: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021),
-Rank-normalization, folding, and localization.
+Rank-normalization, folding, and localization. Above 1.01 an R-hat is judged by what chance gives
+(`ozaki.agreement`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ozaki.agreement import ALARMS, agreement, more_draws
+from ozaki.circular import parts
 from ozaki.stein import SteinTest
+from ozaki.twins import Twins, twins
 
 RHAT_WARN, RHAT_FAIL = 1.01, 1.05
 UNMIXED = "the chains have not quite mixed"  # between the two
+TAILS = "do not trust the tails"
 DRAWS_LEAST = 8
 ESS_PER_CHAIN, ESS_TOTAL = 100, 100
+ESS_TO_TELL = 200  # from which on it can be told whether an R-hat above 1.01 is chance
 ACCEPTANCE_LOW = 0.2
 CALIBRATION = (0.8, 1.25)
 STEIN_P = 0.01
@@ -59,6 +65,8 @@ class Evidence(NamedTuple):
         worst_mcse: the largest standard error of a mean, in standard deviations.
         need_stats: whether the sampler's statistics must be there.
         left_out: what was kept with the draws and is not judged, in words.
+        circular: the components that are angles; `rhat` and the ESS of one are the worse of its
+            cosine's and its sine's.
     """
 
     draws: Mapping[str, np.ndarray]
@@ -73,6 +81,7 @@ class Evidence(NamedTuple):
     worst_mcse: float
     need_stats: bool = False
     left_out: Sequence[str] = ()
+    circular: Collection[str] = ()
 
 
 Check = Callable[[Evidence], Iterator[Problem]]
@@ -83,7 +92,8 @@ def is_constant(draws: np.ndarray) -> bool:
     if draws.dtype.kind != "f":
         return bool(np.all(draws == draws.flat[0]))
     size = np.abs(draws).max()
-    return bool(np.ptp(draws) <= 4 * np.finfo(draws.dtype).eps * size)
+    # ∞ is within a share of ∞ of anything
+    return bool(np.isfinite(size) and np.ptp(draws) <= 4 * np.finfo(draws.dtype).eps * size)
 
 
 def _first_few(check: Check, more: str) -> Check:
@@ -100,33 +110,57 @@ def _first_few(check: Check, more: str) -> Check:
 
 
 def _not_finite(e: Evidence) -> Iterator[Problem]:
-    bad = np.zeros((chains(e), next(iter(e.draws.values())).shape[1]), bool)
-    for draws in e.draws.values():
-        bad |= ~np.isfinite(draws)
-    for chain in np.flatnonzero(bad.any(1)):
-        first = int(np.argmax(bad[chain]))
+    bad = {name: ~np.isfinite(d) for name, d in e.draws.items() if d.dtype.kind == "f"}
+    bad = {name: where for name, where in bad.items() if where.any()}
+    never = [name for name, where in bad.items() if where.all()]
+    if never and len(never) < len(e.draws):
         yield Problem(
-            f"chain {chain} left the finite numbers at draw {first}; "
-            f"{int(bad[chain].sum())} of its {bad.shape[1]} draws are NaN or infinite",
-            "Use a smaller step_size, or Metropolis correction if it was off; for a learned score, "
-            "start the chains from training points.",
+            f"{some(never)} {'is' if len(never) == 1 else 'are'} not finite in any draw",
+            "If it is a deterministic site, keep a finite function of it, or leave it out; else "
+            "see that the model gives it a value.",
             True,
         )
+        bad = {name: where for name, where in bad.items() if name not in never}
+    for chain in range(chains(e)):
+        names = [name for name, where in bad.items() if where[chain].any()]
+        if not names:
+            continue
+        out = np.any([bad[name][chain] for name in names], 0)
+        first = int(np.argmax(out))
+        named = some([f"{name} is {_odd(e.draws[name][chain])}" for name in names])
+        yield Problem(
+            f"chain {chain} left the finite numbers at draw {first}; {int(out.sum())} of its "
+            f"{len(out)} draws are not finite: {named} there",
+            "Use a smaller step_size, or Metropolis correction if it was off; for a learned score, "
+            "start the chains from training points. Where a deterministic site may be infinite, "
+            "keep a finite function of it, or leave it out.",
+            True,
+        )
+
+
+def _odd(draws: np.ndarray) -> str:
+    """What is not finite among the draws of one chain."""
+    kinds = {"NaN": np.isnan(draws), "inf": draws == np.inf, "-inf": draws == -np.inf}
+    return " or ".join(kind for kind, where in kinds.items() if where.any())
 
 
 def _divergences(e: Evidence) -> Iterator[Problem]:
     if "diverging" not in e.stats:
         return
     diverging = e.stats["diverging"].astype(bool)
-    for chain in np.flatnonzero(diverging.any(1)):
-        number = int(diverging[chain].sum())
-        yield Problem(
-            f"chain {chain} diverged first at draw {int(np.argmax(diverging[chain]))}; "
-            f"{plural(number, 'divergence')} in all: do not trust the tails",
-            "Run again with a smaller step_size or a longer warm-up; if a model's divergences "
-            "stay, reparametrise it.",
-            True,
-        )
+    counts = diverging.sum(1)
+    if not counts.any():
+        return
+    worst = int(np.argmax(counts))
+    number, of = int((counts > 0).sum()), len(counts)
+    among = f", in {number} of {of} chains, {counts[worst]} of them in this one"
+    yield Problem(
+        f"chain {worst} diverged first at draw {int(np.argmax(diverging[worst]))}; "
+        f"{plural(int(counts.sum()), 'divergence')} in all{among * (number > 1)}: {TAILS}",
+        "Run again with a smaller step_size or a longer warm-up; if a model's divergences "
+        "stay, reparametrise it.",
+        True,
+    )
 
 
 def _few(e: Evidence) -> Iterator[Problem]:
@@ -155,6 +189,8 @@ def _stuck(e: Evidence) -> Iterator[Problem]:
         return
     chains, draws = next(iter(moving.values())).shape
     for chain in range(chains):
+        if not all(np.isfinite(d[chain]).all() for d in moving.values()):
+            continue  # it is told that it left the finite numbers
         stuck = [name for name, d in moving.items() if is_constant(d[chain])]
         if stuck:
             what = "" if len(stuck) == len(moving) else f" in {some(stuck)}"
@@ -175,7 +211,7 @@ def _stuck(e: Evidence) -> Iterator[Problem]:
 
 def _returns(draws: np.ndarray) -> bool:
     """Whether chains (chains, draws) come back to values they have left, as discrete ones do."""
-    rests = len(draws) + int((np.diff(draws, axis=1) != 0).sum())
+    rests = len(draws) + int((draws[:, 1:] != draws[:, :-1]).sum())
     return rests > 1.5 * len(np.unique(draws))
 
 
@@ -188,6 +224,49 @@ def _longest_rest(path: np.ndarray) -> tuple[int, int]:
     return int(edges[longest]), int(lengths[longest])
 
 
+def _twins(e: Evidence) -> Iterator[Problem]:
+    draws = {name: d for name, d in floats(e).items() if np.isfinite(d).all()}
+    if not draws or chains(e) == 1 or next(iter(draws.values())).shape[1] < DRAWS_LEAST:
+        return
+    found = twins(draws)
+    groups: list[tuple[Twins, set[int]]] = []
+    for pair in found:
+        if not any(pair.one in group for _, group in groups):
+            groups.append((pair, _all_alike(pair, found)))
+    if not groups:
+        return
+    pair, group = groups[0]
+    more = [str(chain) for chain in sorted(group - {pair.one, pair.other})]
+    also = f"; chain{'s' * (len(more) > 1)} {some(more)} as well"
+    rest = [f"chains {' and '.join(map(str, sorted(group)))}" for _, group in groups[1:]]
+    yield Problem(
+        f"chains {min(pair[:2])} and {max(pair[:2])} are the same draws{_where(pair, e)}"
+        + also * bool(more)
+        + f"; so are {some(rest, MOST_NAMED)}" * bool(rest),
+        "Draw again, each chain with random numbers of its own: all chains in one run, or runs "
+        "that are joined with another seed each.",
+        True,
+    )
+
+
+def _all_alike(first: Twins, found: list[Twins]) -> set[int]:
+    """The chains that are one with a pair."""
+    group, before = {first.one, first.other}, 0
+    while before < len(group):
+        before = len(group)
+        group |= {c for pair in found if group & {pair.one, pair.other} for c in pair[:2]}
+    return group
+
+
+def _where(pair: Twins, e: Evidence) -> str:
+    where = "" if pair.names is None else f" in {some(list(pair.names))}"
+    if pair.delay:
+        where += f", which chain {pair.other} makes {plural(pair.delay, 'draw')} later"
+    if pair.last < next(iter(e.draws.values())).shape[1]:
+        return f"{where} from draw {pair.first} to draw {pair.last - 1}"
+    return where + f" from draw {pair.first} on" * (pair.first > pair.delay)
+
+
 def _rhat(e: Evidence) -> Iterator[Problem]:
     if chains(e) == 1:
         yield Problem(
@@ -195,18 +274,48 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
             "Run with num_chains=4.",
             False,
         )
-    bad = {name: r for name, r in e.rhat.items() if r > RHAT_WARN}
-    if not bad:
+    known = [name for name, r in e.rhat.items() if np.isfinite(r) or r > RHAT_WARN]
+    high = [name for name in known if e.rhat[name] > RHAT_WARN]
+    if not high:
         return
-    worst = max(bad, key=lambda name: bad[name])
-    found = "the chains disagree" if bad[worst] > RHAT_FAIL else UNMIXED
-    yield Problem(
-        f"{found}: R-hat {bad[worst]:.3f} for {worst}"
-        + (f", above {RHAT_WARN} for {len(bad)} components" if len(bad) > 1 else ""),
-        "Run longer (warmup_steps and num_samples). If chains stay in different places, the law "
-        "has modes they do not cross between: more draws will not mend that.",
-        True,  # nothing need be broken, but the run was too short
+    # an angle is two components, its cosine and its sine
+    looked = [(name, x) for name in high for x in parts(e.draws[name], name in e.circular)]
+    count = len(known) + sum(name in e.circular for name in known)
+    found = agreement([x for _, x in looked])
+    beyond = {
+        name for (name, _), p in zip(looked, found.p_value, strict=True) if p < ALARMS / count
+    }
+    beyond |= {n for n in high if min(e.ess_bulk[n], e.ess_tail[n]) < ESS_TO_TELL}
+    worst = max(beyond or high, key=lambda name: e.rhat[name])
+    size = f"R-hat {e.rhat[worst]:.3f} for {worst}"
+    if beyond:
+        word = "the chains disagree" if e.rhat[worst] > RHAT_FAIL else UNMIXED
+        more = f", and above {RHAT_WARN} in {len(beyond) - 1} more" * (len(beyond) > 1)
+        yield Problem(
+            f"{word}: {size}{more}",
+            "Run longer (warmup_steps and num_samples). If chains stay in different places, the "
+            "law has modes they do not cross between: more draws will not mend that.",
+            True,  # nothing need be broken, but the run was too short
+        )
+        return
+    place = min(
+        (i for i, (name, _) in enumerate(looked) if name == worst), key=lambda i: found.ess[i]
     )
+    more = more_draws(found, place, count, RHAT_WARN)
+    many = f"about {_round(more)} more draws a chain" if more else "over 100 times as many draws"
+    yield Problem(
+        f"{size} is within what chance gives at ESS {found.ess[place]:.0f} in "
+        f"{plural(count, 'component')}; {many} would settle it",
+        "Nothing speaks against these draws; draw more (num_samples) to know that the chains "
+        f"agree to an R-hat of {RHAT_WARN}.",
+        False,
+    )
+
+
+def _round(number: int) -> str:
+    """Two digits, rounded up."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return f"{-(-number // unit) * unit:,}"
 
 
 def _ess(e: Evidence) -> Iterator[Problem]:
@@ -319,9 +428,10 @@ def some(names: list[str], limit: int = 5) -> str:
 # in the order in which they are told; a new check is a function and a row here
 CHECKS: tuple[Check, ...] = (
     _first_few(_not_finite, "left the finite numbers"),
-    _first_few(_divergences, "diverged"),
+    _divergences,
     _few,
     _first_few(_stuck, "stood still"),
+    _twins,
     _rhat,
     _ess,
     _unrecorded,

@@ -286,12 +286,15 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def components(idata: Any, group: str = "posterior") -> dict[str, np.ndarray]:
+def components(
+    idata: Any, group: str = "posterior", marked: str | None = None
+) -> dict[str, np.ndarray]:
     """Every scalar of a group by name, "x" or "x[0]" or "x[0, 1]".
 
     Args:
         idata: what `inference_data` returned.
         group: whose variables, as ArviZ names it.
+        marked: an attribute; only the variables for which it is set and not 0 or empty.
 
     Returns:
         Arrays by name, each (chains, draws). Variables that are no numbers by chain and draw are
@@ -306,6 +309,8 @@ def components(idata: Any, group: str = "posterior") -> dict[str, np.ndarray]:
     """
     found = {}
     for name, variable in drawn(idata, group).items():
+        if marked is not None and not variable.attrs.get(marked):
+            continue
         values = variable.values
         for index in itertools.product(*map(range, values.shape[2:])):
             label = f"{name}[{', '.join(map(str, index))}]" if index else name

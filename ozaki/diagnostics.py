@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ozaki import circular
 from ozaki.chain_files import load
 from ozaki.checks import Evidence, Problem, is_constant
 from ozaki.container import components, dataset, groups, inference_data, label, left_out, save
@@ -59,7 +60,10 @@ def summary(idata: Any) -> DataFrame:
     """Mean, sd, MCSE of the mean, bulk and tail ESS, and R-hat of every scalar component.
 
     R-hat and ESS are NaN for a component that is constant or not finite. For one chain, R-hat
-    compares its halves. What is no numbers by chain and draw has no row: `left_out` names it.
+    compares its halves. Of a variable with the attribute ``circular = 1``, angles in radians, the
+    mean is atan2(mean sin, mean cos), the sd and the MCSE are those of the angles from it on, and
+    R-hat and ESS the worse of the cosine's and the sine's. What is no numbers by chain and draw has
+    no row: `left_out` names it.
 
     Args:
         idata: what `inference_data` returned.
@@ -79,10 +83,29 @@ def summary(idata: Any) -> DataFrame:
         >>> float(summary(inference_data({"x": x})).loc["x", "r_hat"].round(2))
         1.0
     """
-    rows = {name: _figures(draws) for name, draws in components(idata).items()}
+    angles = angular(idata)
+    rows = {n: (_angle if n in angles else _figures)(d) for n, d in components(idata).items()}
     if not rows:
         raise ValueError("idata must hold at least one number a draw, but all its sites are empty")
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def angular(idata: Any) -> set[str]:
+    """The components that are angles, by the attribute ``circular`` of their variable.
+
+    Args:
+        idata: what `inference_data` returned.
+
+    Returns:
+        Names of components.
+
+    Example:
+        >>> idata = inference_data({"a": np.zeros((4, 10, 2)), "x": np.zeros((4, 10))})
+        >>> idata["posterior"]["a"].attrs["circular"] = 1
+        >>> sorted(angular(idata))
+        ['a[0]', 'a[1]']
+    """
+    return set(components(idata, marked=circular.MARK))
 
 
 def effective_sample_size(draws: np.ndarray, method: str = "bulk") -> float:
@@ -218,6 +241,7 @@ def verdict(
             worst_mcse=float(known.max()) if len(known) else math.nan,
             need_stats=need_stats,
             left_out=left_out(idata),
+            circular=angular(idata),
         )
     )
 
@@ -278,6 +302,21 @@ def _figures(draws: np.ndarray) -> dict[str, float]:
         "ess_bulk": effective_sample_size(draws, "bulk"),
         "ess_tail": effective_sample_size(draws, "tail"),
         "r_hat": float(az.rhat(chains)) if usable and chains.shape[1] >= 4 else math.nan,
+    }
+
+
+def _angle(draws: np.ndarray) -> dict[str, float]:
+    """The figures of an angle."""
+    if not np.isfinite(draws).all():
+        return _figures(draws)
+    mean, away = circular.centred(draws.astype(float))
+    of = [_figures(part) for part in circular.parts(draws, True)]
+    return {
+        **_figures(away),
+        "mean": mean,
+        # a part that is constant has none
+        **{name: float(np.fmin.reduce([f[name] for f in of])) for name in ("ess_bulk", "ess_tail")},
+        "r_hat": float(np.fmax.reduce([f["r_hat"] for f in of])),
     }
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ozaki import denoise_plots, plots, storage
 from ozaki.calibration import Calibration
+from ozaki.circular import uncut
 from ozaki.container import components, drawn, existing_folder
-from ozaki.diagnostics import summary, verdict
+from ozaki.diagnostics import angular, summary, verdict
 from ozaki.stein import SteinTest
 from ozaki.verdict import Verdict
 
@@ -108,7 +109,9 @@ def write_report(
         table=table,
         need_stats=need_stats,
     )
-    draws = components(idata)
+    angles = angular(idata)
+    # angles are drawn about their mean, wherever the circle was cut
+    draws = {n: uncut(d) if n in angles else d for n, d in components(idata).items()}
     rows = _rows(table)
     settings = idata["posterior"].attrs if run_info is None else run_info
     page = _PAGES.get_template("report.html.j2").render(

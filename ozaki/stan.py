@@ -259,12 +259,12 @@ def read_json(path: Path) -> Read:
 def _text(path: Path) -> bytes:
     """What is packed in a file of JSON, unpacked."""
     with validation.parsing(path, "is not a whole file of JSON", WHOLE):
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as members:
                 (only,) = members.infolist()
                 validation.unpacked(path, only.file_size)
                 return members.read(only)
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             most = validation.SPARE + validation.RATIO * path.stat().st_size
             with gzip.open(path, "rb") as file:
                 content = file.read(most + 1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ozaki.checks import (
     CHECKS,
+    TAILS,
     UNMIXED,
     Evidence,
     Problem,
@@ -67,8 +68,8 @@ def _headline(e: Evidence, problems: list[Problem]) -> str:
     if not fatal:
         more = f"; {plural(len(problems), 'warning')} below" if problems else ""
         return f"{figures}, {counted}{more}"
-    if all("diverged" in problem.what for problem in fatal):
-        return f"{figures}; {counted}: do not trust the tails"
+    if all(problem.what.endswith(TAILS) for problem in fatal):
+        return f"{figures}; {counted}: {TAILS}"
     rest = f" (and {len(fatal) - 1} more below)" if len(fatal) > 1 else ""
     if fatal[0].what.startswith(UNMIXED):
         return f"Do not trust these draws yet: {fatal[0].what}; run longer{rest}"

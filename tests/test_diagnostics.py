@@ -1,5 +1,7 @@
 """Figures against ArviZ and closed forms; verdicts on draws whose fault is known."""
 
+import re
+
 import arviz as az
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ozaki.diagnostics import inference_data, kernel_stein_discrepancy, stein_te
 from ozaki.scores import GaussianScore
 from ozaki.stein import stein_kernel
 from tests import contracts
+from tests.chains import ar1
 
 
 def iid(chains: int = 4, draws: int = 1000, dim: int = 2, seed: int = 0) -> np.ndarray:
@@ -197,16 +200,46 @@ def test_draws_that_are_not_finite_are_reported_with_their_beginning():
     assert not judge(x).trusted
 
 
-def test_divergences_are_counted_by_chain():
+def test_an_infinite_draw_is_named_by_component_chain_and_draw():
+    """One of a component among others, or of the only one: not "no chain moved"."""
+    for dim in (1, 3):
+        for odd, word in ((np.inf, "inf"), (-np.inf, "-inf"), (np.nan, "NaN")):
+            x = iid(dim=dim)
+            x[1, 17, dim - 1] = odd
+            bad = judge(x)
+            assert not bad.trusted
+            assert bad.problems[0].what == (
+                "chain 1 left the finite numbers at draw 17; 1 of its 1000 draws are not finite: "
+                f"x[{dim - 1}] is {word} there"
+            )
+            assert not any("moved" in p.what or "stood" in p.what for p in bad.problems)
+
+
+def test_a_component_that_is_never_finite_is_told_once():
+    """A deterministic site, say; chains that only it left have not left the finite numbers."""
+    x = iid(dim=3)
+    x[..., 1] = np.nan
+    bad = judge(x)
+    assert not bad.trusted and [p.what for p in bad.problems] == ["x[1] is not finite in any draw"]
+    assert verdict(inference_data({"x": x[..., [0, 2]]})).trusted  # the remedy
+
+
+def test_divergences_are_counted_in_all_and_the_worst_chain_is_named():
     diverging = np.zeros((4, 1000), bool)
-    diverging[2, 143:181] = True
-    diverging[0, 7] = True
+    for chain, (first, count) in enumerate([(7, 19), (40, 2), (143, 226), (900, 1)]):
+        diverging[chain, first : first + count] = True
     bad = judge(iid(), diverging=diverging)
     assert not bad.trusted
-    assert bad.headline.endswith("39 divergences: do not trust the tails")
-    what = [problem.what for problem in bad.problems]
-    assert what[0].startswith("chain 0 diverged first at draw 7; 1 divergence in all")
-    assert what[1].startswith("chain 2 diverged first at draw 143; 38 divergences in all")
+    assert bad.headline.endswith("248 divergences: do not trust the tails")
+    assert [problem.what for problem in bad.problems] == [
+        "chain 2 diverged first at draw 143; 248 divergences in all, in 4 of 4 chains, 226 of them "
+        "in this one: do not trust the tails"
+    ]
+    diverging[[0, 1, 3]] = False
+    what = judge(iid(), diverging=diverging).problems[0].what
+    assert what == (
+        "chain 2 diverged first at draw 143; 226 divergences in all: do not trust the tails"
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,6 +315,83 @@ def test_chains_that_have_not_quite_mixed_are_not_trusted_yet():
     assert early.headline.endswith("; run longer")
     problem = early.problems[0]
     assert problem.fatal and problem.remedy.startswith("Run longer (warmup_steps and num_samples)")
+
+
+def test_an_r_hat_that_chance_gives_is_noted_and_trusted():
+    """Draws worth 500 in 20 components: R-hat is above 1.01 in some in nearly every run."""
+    rng = np.random.default_rng(5)
+    x = ar1(rng, 20, 4, 1000, worth=500).transpose(1, 2, 0)
+    noted = judge(x)
+    rhat = diagnostics.summary(inference_data({"x": x}))["r_hat"]
+    assert rhat.max() > 1.01
+    assert noted.trusted and noted.headline.startswith(f"4 chains agree: R-hat {rhat.max():.3f}")
+    [problem] = [p for p in noted.problems if "chance" in p.what]
+    assert not problem.fatal and problem.remedy.endswith(".")
+    assert re.fullmatch(
+        rf"R-hat {rhat.max():.3f} for {re.escape(rhat.idxmax())} is within what chance gives at "
+        r"ESS \d+ in 20 components; about [\d,]+ more draws a chain would settle it",
+        problem.what,
+    )
+
+
+def test_a_high_r_hat_of_very_few_draws_is_no_chance():
+    """Worth less than 150, slow chains and chains that stay apart look alike."""
+    x = ar1(np.random.default_rng(6), 1, 4, 1000, worth=110)[0]
+    assert diagnostics.summary(inference_data({"x": x}))["r_hat"].iloc[0] > 1.01
+    bad = judge(x)
+    assert not bad.trusted and any(p.fatal and "R-hat" in p.what for p in bad.problems)
+
+
+def test_verdicts_on_equal_chains_of_many_components_are_kept():
+    """Whole verdicts: no other check cries wolf where R-hat's no longer does."""
+    for seed in range(3):
+        x = ar1(np.random.default_rng(seed), 100, 4, 1000, worth=400).transpose(1, 2, 0)
+        assert judge(x).trusted
+
+
+# angles ------------------------------------------------------------------------------------------
+
+
+def turned(angles: np.ndarray) -> diagnostics.Verdict:
+    """Of a circular site, in [−π, π)."""
+    idata = inference_data({"a": np.mod(angles + np.pi, 2 * np.pi) - np.pi})
+    idata["posterior"]["a"].attrs["circular"] = 1
+    return verdict(idata)
+
+
+def test_angles_are_judged_by_cosine_and_sine(tmp_path):
+    about_pi = np.pi + 0.3 * iid(dim=1)[..., 0]
+    good = turned(about_pi)
+    assert good.trusted and good.problems == []
+    idata = inference_data({"a": np.mod(about_pi + np.pi, 2 * np.pi) - np.pi})
+    idata["posterior"]["a"].attrs["circular"] = 1
+    found = diagnostics.summary(idata).loc["a"]
+    plain = diagnostics.summary(inference_data({"a": about_pi})).loc["a"]
+    # the circular mean of a wrapped normal is that of the normal
+    assert np.cos(found["mean"] - np.pi) > np.cos(5 * found["mcse_mean"])
+    assert found["sd"] == pytest.approx(plain["sd"], rel=0.01)
+    # it survives the file
+    read = diagnostics.load(diagnostics.save(idata, tmp_path / "draws.nc"))
+    assert diagnostics.summary(read).loc["a"].equals(found)
+    # numbers that straddle ±π have a sd of π
+    del idata["posterior"]["a"].attrs["circular"]
+    assert diagnostics.summary(idata).loc["a", "sd"] > 2
+
+
+def test_chains_of_angles_that_hardly_cross_the_cut_are_equal():
+    """As numbers, one lies near π and the others near −π."""
+    about_pi = np.pi + 0.3 * iid(dim=1)[..., 0] + 0.02 * np.array([[-1], [1], [-1], [1]])
+    slow = np.pi + 0.3 * autoregressive(0.8)[..., 0]
+    for angles in (about_pi, slow, np.random.default_rng(0).uniform(-np.pi, np.pi, (4, 1000))):
+        assert turned(angles).trusted
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_a_chain_of_angles_that_is_off_is_told(spread):
+    angles = np.pi + spread * iid(dim=1)[..., 0]
+    angles[2] += 1.0
+    bad = turned(angles)
+    assert not bad.trusted and "for a" in bad.headline
 
 
 def test_one_chain_cannot_agree_with_another():
@@ -411,7 +521,7 @@ def test_what_many_chains_have_in_common_is_told_once():
     x = np.random.default_rng(0).normal(size=(40, 1000))
     x[12:, 200:500] = x[12:, 200:201]
     told = [problem.what for problem in judge(x, diverging=diverging).problems]
-    assert sum("diverged" in what for what in told) == 5
-    assert "26 more chains diverged" in told
+    assert sum("diverged" in what for what in told) == 1
+    assert "30 divergences in all, in 30 of 40 chains" in told[0]
     assert sum("stood still" in what for what in told) == 5
     assert "24 more chains stood still" in told
