@@ -226,7 +226,11 @@ def _read_stan(paths: Sequence[Path]) -> Any:
 
 def _is_json(path: Path) -> bool:
     packed = [Path(name) for name in _members(path)]
-    alone = len(packed) == 1 and packed[0].suffix.lower() == ".json" and packed[0].name not in ZARR_MARKS
+    alone = (
+        len(packed) == 1
+        and packed[0].suffix.lower() == ".json"
+        and packed[0].name not in ZARR_MARKS
+    )
     return path.is_file() and (alone or path.name.lower().endswith(stan.JSON_SUFFIXES))
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -313,14 +313,18 @@ def components(
             continue
         values = variable.values
         for index in itertools.product(*map(range, values.shape[2:])):
-            label = f"{name}[{', '.join(map(str, index))}]" if index else name
-            if label in found:
+            one = component(name, index)
+            if one in found:
                 raise ValueError(
-                    f"names must differ, but {label!r} is a site and an entry of another; rename "
-                    "one"
+                    f"names must differ, but {one!r} is a site and an entry of another; rename one"
                 )
-            found[label] = values[(..., *index)]
+            found[one] = values[(..., *index)]
     return found
+
+
+def component(site: str, index: Sequence[int]) -> str:
+    """The name of an entry of a site: "x", "x[0]", "x[0, 1]"."""
+    return f"{site}[{', '.join(map(str, index))}]" if index else site
 
 
 def drawn(idata: Any, group: str = "posterior") -> dict[str, Any]:

@@ -4,6 +4,7 @@ R-hat, ESS and MCSE are ArviZ's, rank-normalised as in Vehtari, Gelman, Simpson,
 Bürkner (2021). What keeps the draws is passed on from `ozaki.container`.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,17 @@ from torch import Tensor
 from ozaki import circular
 from ozaki.chain_files import load
 from ozaki.checks import Evidence, Problem, is_constant
-from ozaki.container import components, dataset, groups, inference_data, label, left_out, save
+from ozaki.container import (
+    component,
+    components,
+    dataset,
+    drawn,
+    groups,
+    inference_data,
+    label,
+    left_out,
+    save,
+)
 from ozaki.lazy import lazy
 from ozaki.scores.base import Score
 from ozaki.shapes import Float
@@ -106,6 +117,16 @@ def angular(idata: Any) -> set[str]:
         ['a[0]', 'a[1]']
     """
     return set(components(idata, marked=circular.MARK))
+
+
+def _marked_entries(idata: Any, mark: str) -> list[str]:
+    """The components that an attribute of their variable lists, by their place in it."""
+    found = []
+    for site, variable in drawn(idata).items():
+        places = {int(i) for i in np.atleast_1d(variable.attrs.get(mark, []))}
+        entries = itertools.product(*map(range, variable.shape[2:]))
+        found += [component(site, index) for i, index in enumerate(entries) if i in places]
+    return found
 
 
 def effective_sample_size(draws: np.ndarray, method: str = "bulk") -> float:
@@ -225,14 +246,16 @@ def verdict(
     """
     draws = components(idata)
     table = summary(idata) if table is None else table
-    relative = (table["mcse_mean"] / table["sd"]).to_numpy()
+    flat = _marked_entries(idata, "flat")
+    judged = table.drop(index=flat)  # whose R-hat and ESS say nothing of the rest
+    relative = (judged["mcse_mean"] / judged["sd"]).to_numpy()
     known = relative[np.isfinite(relative)]
     return judge(
         Evidence(
             draws=draws,
-            rhat=table["r_hat"].to_dict(),
-            ess_bulk=table["ess_bulk"].to_dict(),
-            ess_tail=table["ess_tail"].to_dict(),
+            rhat=judged["r_hat"].to_dict(),
+            ess_bulk=judged["ess_bulk"].to_dict(),
+            ess_tail=judged["ess_tail"].to_dict(),
             stats=components(idata, "sample_stats") if "sample_stats" in groups(idata) else {},
             law=law,
             estimator_metrics=estimator_metrics,
@@ -242,6 +265,13 @@ def verdict(
             need_stats=need_stats,
             left_out=left_out(idata),
             circular=angular(idata),
+            flat=flat,
+            masked=_marked_entries(idata, "masked"),
+            saturated={
+                name: float(variable.attrs["saturated"])
+                for name, variable in drawn(idata).items()
+                if "saturated" in variable.attrs
+            },
         )
     )
 

@@ -50,7 +50,9 @@ def site_facts(
         for name, free in target.score.flat().items():
             masked = target.score.masked.get(name, torch.tensor(True))
             # of draws that walk off no more need be said
-            found[name] = {"flat": _places(free), "masked": _places(free & ~masked)}
+            found[name] = {"flat": _places(free)}
+            if own := _places(free & ~masked):
+                found[name]["masked"] = own
     return {name: facts for name, facts in found.items() if facts}
 
 

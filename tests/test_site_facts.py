@@ -1,7 +1,9 @@
 """What is to be known of sites to judge their draws: angles, lost digits, flat directions."""
 
 import math
+import tempfile
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import tensor as t
 
 from ozaki import MCMC, ScoreOzakiKernel
+from ozaki.diagnostics import inference_data, load, save, verdict
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.site_facts import site_facts
 
@@ -101,7 +104,36 @@ def test_directions_in_which_the_density_is_flat():
 
 
 def test_a_mask_of_the_models_own_is_told_from_a_prior_that_is_none():
-    for model, site, left_out in ((masked, "y_unobserved", [0, 1]), (improper, "x", [])):
+    for model, site, own in ((masked, "y_unobserved", {"masked": [0, 1]}), (improper, "x", {})):
         found = target(model)
         facts = site_facts(found, torch.zeros(2, 10, found.score.dim))
-        assert facts == {site: {"flat": [0, 1], "masked": left_out}}
+        assert facts == {site: {"flat": [0, 1], **own}}
+
+
+def judged(facts, chains=None):
+    x = np.random.default_rng(0).normal(size=(4, 500, 3)) if chains is None else chains
+    idata = inference_data({"x": x, "y": np.random.default_rng(1).normal(size=(4, 500))})
+    idata["posterior"]["x"].attrs.update(facts)
+    with tempfile.TemporaryDirectory() as folder:
+        idata = load(save(idata, f"{folder}/draws.nc"))  # a file keeps what is known
+    return verdict(idata)
+
+
+def test_a_few_draws_that_are_not_held_are_told_and_many_are_not_trusted():
+    few, many = judged({"saturated": 0.001}), judged({"saturated": 0.01})
+    for found in (few, many):
+        assert "x lie where its dtype does not hold them" in found.problems[0].what
+        assert "float64" in found.problems[0].remedy
+    assert few.trusted and not many.trusted
+
+
+def test_flat_directions_are_named_and_not_taken_for_modes():
+    """Random walks, whose chains never agree."""
+    walks = np.random.default_rng(0).normal(size=(4, 500, 3))
+    walks[..., 1] = walks[..., 1].cumsum(1) * 100
+    assert "disagree" in judged({}, walks).headline
+    found = judged({"flat": [1]}, walks)
+    assert not found.trusted and "does not depend on x[1]" in found.headline
+    assert not any("modes" in problem.remedy for problem in found.problems)
+    found = judged({"flat": [1], "masked": [1]}, walks)
+    assert found.trusted and "a mask takes the density from x[1]" in found.problems[0].what
