@@ -86,6 +86,8 @@ class Batching:
             cause = self._cause(curvature)
             self._found[curvature] = cause is None
             if cause is not None:
+                if self._hindrance is None:
+                    self.check_repeatable()  # it may be no function any more, and that the cause
                 self._complain(cause)
         return self._found[curvature]
 
