@@ -15,8 +15,8 @@ from ozaki.kernels.transition import Method, Options
 from ozaki.kernels.wrappers import Whitened
 from ozaki.lazy import lazy
 from ozaki.modes import ordinary
+from ozaki.process import seed_from
 from ozaki.scores.base import CurvatureKind, Score
-from ozaki.scores.derivatives import seed_from
 
 optimize = lazy("scipy.optimize")
 

@@ -29,8 +29,8 @@ from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
 from ozaki.modes import ordinary
-from ozaki.process import pyro_turn
-from ozaki.scores.derivatives import first_line, seed_from
+from ozaki.process import pyro_turn, seed_from
+from ozaki.scores.derivatives import first_line
 from ozaki.site_facts import attach, site_facts
 from ozaki.storage import lock
 from ozaki.verdict import Verdict

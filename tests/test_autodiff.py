@@ -10,8 +10,9 @@ import torch.distributions as td
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ozaki.process import isolated_rng
 from ozaki.scores.autodiff import DistributionScore, LogDensityScore
-from ozaki.scores.derivatives import expand_looped, expand_vectorised, finite_start, isolated_rng
+from ozaki.scores.derivatives import expand_looped, expand_vectorised, finite_start
 
 F64 = torch.float64
 CLOSE = dict(rtol=1e-8, atol=1e-8)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ozaki.modes import ordinary
+from ozaki.process import isolated_rng
 from ozaki.scores.base import CurvatureKind, Expansion
 from ozaki.scores.derivatives import (
     Function,
@@ -18,7 +19,6 @@ from ozaki.scores.derivatives import (
     expand_looped,
     expand_vectorised,
     first_line,
-    isolated_rng,
     products_looped,
     values_looped,
     values_vectorised,

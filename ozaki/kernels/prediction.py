@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ozaki.kernels.model_runs import lenient
 from ozaki.kernels.pyro_model import PyroModelScore
-from ozaki.scores.derivatives import isolated_rng
+from ozaki.process import isolated_rng
 from ozaki.shapes import Float
 
 

@@ -25,8 +25,9 @@ from ozaki.kernels.model_data import with_tensors
 from ozaki.kernels.model_runs import begun, drawn, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.modes import ordinary, recordable
+from ozaki.process import isolated_rng, seed_from
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
-from ozaki.scores.derivatives import evaluated, finite_start, isolated_rng, seed_from, uniform
+from ozaki.scores.derivatives import evaluated, finite_start, uniform
 from ozaki.scores.distribution import apart, walking
 from ozaki.scores.singular import LinAlgError
 from ozaki.scores.trials import agree

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Transform
 
 from ozaki import validation
 from ozaki.modes import ordinary, recordable
+from ozaki.process import isolated_rng, seed_from
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.derivatives import (
     Draw,
@@ -19,10 +20,8 @@ from ozaki.scores.derivatives import (
     expand_vectorised,
     finite_start,
     first_line,
-    isolated_rng,
     like_start,
     products_vectorised,
-    seed_from,
     values_vectorised,
 )
 from ozaki.scores.supports import checked, law_transform, remedy, support_of

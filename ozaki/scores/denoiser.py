@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ozaki import validation
 from ozaki.modes import ordinary, recordable
-from ozaki.scores.derivatives import Draw, draw_from, first_line, isolated_rng, like_start
+from ozaki.process import isolated_rng
+from ozaki.scores.derivatives import Draw, draw_from, first_line, like_start
 from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.trials import changes
 

@@ -17,8 +17,6 @@ from torch.func import grad, grad_and_value, jacrev, vjp, vmap
 from ozaki import validation
 from ozaki.linalg import Dense, Diagonal
 from ozaki.modes import ordinary, recordable
-from ozaki.process import isolated_rng as isolated_rng
-from ozaki.process import seed_from as seed_from
 from ozaki.process import unchecked
 from ozaki.scores.base import CurvatureKind, Expansion
 from ozaki.scores.singular import LinAlgError, singular_is_nan

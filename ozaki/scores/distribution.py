@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ozaki.linalg import SymmetricOperator
+from ozaki.process import seed_from
 from ozaki.scores.base import Score
-from ozaki.scores.derivatives import seed_from
 
 _READER: ContextVar[str | None] = ContextVar("reader of log_prob", default=None)
 
