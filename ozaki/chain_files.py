@@ -21,7 +21,9 @@ from ozaki.container import (
     COPY,
     GROUPS,
     RUN,
+    STORED_FACTS,
     TEXT,
+    attach,
     dataset,
     drawn,
     gathered,
@@ -301,6 +303,7 @@ def _opened(store: Path) -> Any:
     if RUN in ours and "posterior" in found:
         for name, part in found.items():
             found[name] = part[[label(site) for site in part.attrs["names"]]]
+            attach(found[name], part.attrs.get(STORED_FACTS, {}))
             found[name].attrs.clear()
         count, room = ours["draws"], found["posterior"].sizes["draw"]
         found = {name: part.isel(draw=slice(count)) for name, part in found.items()}

@@ -28,6 +28,8 @@ GROUPS = ("log_likelihood", "posterior_predictive", "prior", "prior_predictive")
 LAYOUT = 2**13  # bytes a variable in a file of draws, beside its values
 COPY = "restore it from a copy, or draw again"
 DEEPEST = 4  # groups within groups, where ArviZ has one
+FACTS = ("circular", "saturated", "flat", "masked")  # of a site, as `ozaki.site_facts` finds them
+STORED_FACTS = "facts"  # the attribute of a store's posterior that holds them, by site
 TEXT = 64  # bytes of a short text in memory
 RUN = "ozaki_run"  # the attribute of a store by which a run knows it
 LEAD = ("chain", "draw")
@@ -320,6 +322,18 @@ def components(
                 )
             found[one] = values[(..., *index)]
     return found
+
+
+def attach(found: Any, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what is known of sites into the attributes of their variables, in place.
+
+    Args:
+        found: an `xarray.Dataset`.
+        facts: site → attribute → value, of `FACTS`.
+    """
+    for site, known in facts.items():
+        if (name := label(site)) in found.data_vars:  # not one that was left out
+            found[name].attrs.update({key: known[key] for key in FACTS if key in known})
 
 
 def component(site: str, index: Sequence[int]) -> str:

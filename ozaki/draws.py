@@ -11,8 +11,15 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.transition import Trail
 from ozaki.scores.base import Score
 
+DRAWS_MOST = 100_000  # looked at where a share is asked for
+
 Constrain = Callable[[Tensor], Mapping[str, Tensor]]
 """Positions (chains, draws, D) → site → what `get_samples` gives for them."""
+
+
+def every(chains: int, draws: int) -> int:
+    """Which draw of a chain is looked at where a share is asked for: every one or each n-th."""
+    return max(1, chains * draws // DRAWS_MOST)
 
 
 class Draws:
@@ -51,6 +58,13 @@ class Draws:
     def position(self) -> Tensor:
         """In the score's own coordinates, (chains, draws, D)."""
         return self._position
+
+    def spread(self) -> Tensor:
+        """Positions evenly spread over the run, so many that their shares are known."""
+        return self._position[:, :: every(len(self._position), self.count)]
+
+    def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what is known of sites with draws that are on disk."""
 
     @property
     def stats(self) -> Mapping[str, Tensor]:

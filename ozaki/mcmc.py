@@ -23,6 +23,7 @@ from torch.distributions import Transform
 from ozaki import diagnostics, fingerprint, report, streaming, validation
 from ozaki.calibration import Calibration
 from ozaki.checks import MOST_NAMED, plural
+from ozaki.container import attach
 from ozaki.draws import Draws
 from ozaki.kernels import prediction, ranks
 from ozaki.kernels.pyro_model import PyroModelScore
@@ -31,7 +32,7 @@ from ozaki.kernels.sites import check_initial_params
 from ozaki.modes import ordinary
 from ozaki.process import pyro_turn, seed_from
 from ozaki.scores.derivatives import first_line
-from ozaki.site_facts import attach, site_facts
+from ozaki.site_facts import site_facts
 from ozaki.storage import lock
 from ozaki.verdict import Verdict
 from ozaki.walk import Store, Walk
@@ -373,6 +374,8 @@ class MCMC(PyroMCMC):
         self.transforms = self._given_transforms or target.transforms
         self._samples = draws.samples(self._constrained)
         self._diagnostics = draws.figures()
+        if self.store is not None:
+            draws.note(site_facts(target, draws.spread()))
 
     def _constrained(self, position: Tensor) -> dict[str, Tensor]:
         """Draws → constrained samples, deterministic sites among them."""
@@ -459,7 +462,7 @@ class MCMC(PyroMCMC):
         validation.count("prior", prior, minimum=0)
         posterior, stats = draws.labelled(self._samples or {})
         posterior = diagnostics.dataset(posterior)
-        attach(posterior, site_facts(self._target, draws.position))
+        attach(posterior, site_facts(self._target, draws.spread()))
         if not isinstance(score, PyroModelScore):
             if log_likelihood or posterior_predictive or prior:
                 raise ValueError(

@@ -4,7 +4,6 @@ Each fact is an attribute of the site's variable in the posterior, in the form i
 it, and is read by `ozaki.diagnostics.verdict`.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from ozaki.kernels.score_kernel import Target
 from ozaki.scores.supports import WrapTransform
 from ozaki.shapes import Float
 
-DRAWS_MOST = 100_000  # looked at, evenly spaced
 LOST = 0.5  # of an unconstrained coordinate, which a value and its way back have lost
 
 
@@ -35,9 +33,8 @@ def site_facts(
         target: what was walked on.
         position: flat unconstrained draws, (chains, draws, D).
     """
-    every = max(1, position.shape[0] * position.shape[1] // DRAWS_MOST)
     found: dict[str, dict[str, Any]] = {}
-    for name, u in target.sites.unflatten(position[:, ::every]).items():
+    for name, u in target.sites.unflatten(position).items():
         facts = {}
         if name in target.transforms:
             transform = target.transforms[name].inv
@@ -54,13 +51,6 @@ def site_facts(
             if own := _places(free & ~masked):
                 found[name]["masked"] = own
     return {name: facts for name, facts in found.items() if facts}
-
-
-def attach(idata: Any, facts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write facts of sites into the attributes of a data set's variables, in place."""
-    for name, known in facts.items():
-        if name in idata.data_vars:  # not one that save_params leaves out
-            idata[name].attrs.update(known)
 
 
 def _wraps(transform: Transform) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ozaki import container, validation
-from ozaki.draws import Constrain, Draws
+from ozaki.draws import Constrain, Draws, every
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.score_kernel import ScoreKernel
 from ozaki.kernels.transition import Trail
@@ -33,6 +33,7 @@ zarr = lazy("zarr")
 
 LONGEST_NAME = 240  # bytes; file systems bear 255, and an array of indices is longer by a few
 NUMBERS, DRAWS = 2**20, 1000  # in a block of the largest array, at most
+FACTS = container.STORED_FACTS
 POSTERIOR, UNCONSTRAINED, STATS = "posterior", "unconstrained_posterior", "sample_stats"
 MARK = container.RUN
 OURS = {"zarr_format": 3, "use_consolidated": False}  # the second format knows pickled arrays
@@ -182,11 +183,18 @@ class Archive:
                     sync(folder)
             sync(self.path)
 
-    def read(self, group: str, name: str, first: int = 0, stop: int | None = None) -> Tensor:
-        """The draws from `first` to `stop` of one array."""
+    def read(
+        self, group: str, name: str, first: int = 0, stop: int | None = None, step: int = 1
+    ) -> Tensor:
+        """The draws from `first` to `stop` of one array, or every `step`-th."""
         with self._reading():
             drawn = self._root[group][container.label(name)]
-            return torch.from_numpy(np.asarray(drawn[:, first:stop]))
+            return torch.from_numpy(np.asarray(drawn[:, first:stop:step]))
+
+    def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what is known of sites, in the group's attributes: an array's could change it."""
+        with self._writing(self._root.attrs["draws"]):
+            self._root[POSTERIOR].attrs[FACTS] = {n: dict(known) for n, known in facts.items()}
 
     def names(self, group: str) -> list[str]:
         """What is drawn, in its order."""
@@ -203,6 +211,7 @@ class Archive:
                 mask_and_scale=False,
                 zarr_format=3,
             )[[container.label(name) for name in self.names(group)]]
+        container.attach(found, found.attrs.get(FACTS, {}))
         found.attrs = {}
         return found
 
@@ -255,6 +264,16 @@ class Streamed(Draws):
         """All of them, read from disk."""
         read = {name: self._read(UNCONSTRAINED, name) for name in self._sites.names}
         return self._sites.flatten(read)
+
+    def spread(self) -> Tensor:
+        """As of `Draws`, without those between."""
+        step = every(self._chains, self.count)
+        read = {n: self._archive.read(UNCONSTRAINED, n, step=step) for n in self._sites.names}
+        return self._sites.flatten(read).to(self._score.device)
+
+    def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what is known of sites, in the store."""
+        self._team.first(lambda: self._archive.note(facts))
 
     @property
     def stats(self) -> Mapping[str, Tensor]:

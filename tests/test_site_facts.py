@@ -137,3 +137,16 @@ def test_flat_directions_are_named_and_not_taken_for_modes():
     assert not any("modes" in problem.remedy for problem in found.problems)
     found = judged({"flat": [1], "masked": [1]}, walks)
     assert found.trusted and "a mask takes the density from x[1]" in found.problems[0].what
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_store_keeps_what_is_known_of_its_sites(tmp_path):
+    store = tmp_path / "draws.zarr"
+    kernel = ScoreOzakiKernel(dist.VonMises(t(3.0), t(1.0)), step_size=3.0)
+    mcmc = MCMC(kernel, 20, 0, seed=0, disable_progbar=True, store=store)
+    mcmc.run()
+    for idata in (mcmc.to_inference_data(), load(store)):
+        assert dict(idata["posterior"]["x"].attrs) == {"circular": 1}
+    mcmc.extend(10)
+    assert dict(load(store)["posterior"]["x"].attrs) == {"circular": 1}
+    assert mcmc.get_samples()["x"].shape == (120,)
