@@ -3,8 +3,8 @@
 Equal chains are four AR(1) chains of a normal, of 1,000 draws worth 400, 500, 1,000 or 4,000
 (independent). Runs of fewer components are parts of one of 200. Of chains that differ, one is off
 in one component by a standard deviation or by half of one; the others are not looked at, so that no
-false alarm counts as finding it. Told is what has an R-hat above 1.01 that is beyond chance; beside
-it stands the rule without chance, R-hat above 1.01.
+false alarm counts as finding it. Told is what the verdict does not trust for its R-hat, one above
+1.01 that chance does not explain; beside it stands the rule without chance, R-hat above 1.01.
 
     python -m benchmarks.verdicts
 """
@@ -21,7 +21,7 @@ from scipy.signal import lfilter
 from scipy.stats import binomtest
 
 from benchmarks import common
-from ozaki.agreement import ALARMS, Agreement, agreement
+from ozaki.agreement import Agreement, agreement, differ
 from ozaki.checks import RHAT_WARN
 
 COMPONENTS = (1, 5, 20, 90, 200)
@@ -43,7 +43,7 @@ def ar1(rng: np.random.Generator, chains: int, draws: int, count: int, worth: fl
 def told(found: Agreement, components: int) -> tuple[np.ndarray, np.ndarray]:
     """Of runs of so many components, by both rules."""
     high = found.rhat > RHAT_WARN
-    beyond = high & (found.p_value < ALARMS / components)
+    beyond = differ(found, components, RHAT_WARN)
     runs = len(high) // components
 
     def some(which: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def differing(rng: np.random.Generator, runs: int) -> Iterator[dict[str, Any]]:
             found = agreement(list(x))
             high = found.rhat > RHAT_WARN
             for components in COMPONENTS:
-                rule = high & (found.p_value < ALARMS / components), high
+                rule = differ(found, components, RHAT_WARN), high
                 yield row([rule], off, worth, draws, components)
 
 

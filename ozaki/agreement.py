@@ -47,8 +47,9 @@ class Agreement(NamedTuple):
     Attributes:
         p_value: the chance of so much between equal chains, in one component.
         rhat: split R-hat of ranks, of the draws or of their distances from the median.
-        ess: independent draws of all chains, by the correlations within them.
+        ess: independent draws of all chains, by the correlations within them, of the same.
         freedom: degrees of freedom of the estimate of `ess`.
+        bulk: as `ess`, of the draws also where their distances from the median differ more.
         halves: how many half chains were compared.
         length: draws of each.
     """
@@ -57,6 +58,7 @@ class Agreement(NamedTuple):
     rhat: np.ndarray
     ess: np.ndarray
     freedom: np.ndarray
+    bulk: np.ndarray
     halves: int
     length: int
 
@@ -80,8 +82,8 @@ def agreement(draws: list[np.ndarray]) -> Agreement:
         [False, True]
     """
     parts = [_agreement(np.stack(few).astype(float)) for few in _batches(draws)]
-    p, rhat, ess, freedom = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    return Agreement(p, rhat, ess, freedom, parts[0].halves, parts[0].length)
+    p, rhat, ess, freedom, bulk = (np.concatenate([part[i] for part in parts]) for i in range(5))
+    return Agreement(p, rhat, ess, freedom, bulk, parts[0].halves, parts[0].length)
 
 
 def differ(found: Agreement, components: int, rhat: float) -> np.ndarray:
@@ -104,7 +106,7 @@ def differ(found: Agreement, components: int, rhat: float) -> np.ndarray:
         >>> differ(agreement(list(x)), 2, 1.01).tolist()
         [False, True]
     """
-    chance = (found.p_value >= ALARMS / components) & (found.ess >= TELLS)
+    chance = (found.p_value >= ALARMS / components) & (found.bulk >= TELLS)
     return (found.rhat > rhat) & ~chance
 
 
@@ -165,7 +167,8 @@ def _agreement(x: np.ndarray) -> Agreement:
     rhat, ess, freedom = (
         np.where(folds, b, a) for a, b in zip(draws[2:], distances[2:], strict=True)
     )
-    return Agreement(np.minimum(np.min(shared, 0), 1), rhat, ess, freedom, 2 * chains, length)
+    p_value = np.minimum(np.min(shared, 0), 1)
+    return Agreement(p_value, rhat, ess, freedom, draws.ess, 2 * chains, length)
 
 
 class _Tests(NamedTuple):

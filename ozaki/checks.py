@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ozaki.agreement import ALARMS, agreement, more_draws
+from ozaki.agreement import agreement, differ, more_draws
 from ozaki.circular import parts
 from ozaki.stein import SteinTest
 from ozaki.twins import Twins, twins
@@ -21,7 +21,6 @@ UNMIXED = "the chains have not quite mixed"  # between the two
 TAILS = "do not trust the tails"
 DRAWS_LEAST = 8
 ESS_PER_CHAIN, ESS_TOTAL = 100, 100
-ESS_TO_TELL = 200  # from which on it can be told whether an R-hat above 1.01 is chance
 ACCEPTANCE_LOW = 0.2
 CALIBRATION = (0.8, 1.25)
 STEIN_P = 0.01
@@ -293,10 +292,8 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
     looked = [(name, x) for name in high for x in parts(e.draws[name], name in e.circular)]
     count = len(known) + sum(name in e.circular for name in known)
     found = agreement([x for _, x in looked])
-    beyond = {
-        name for (name, _), p in zip(looked, found.p_value, strict=True) if p < ALARMS / count
-    }
-    beyond |= {n for n in high if min(e.ess_bulk[n], e.ess_tail[n]) < ESS_TO_TELL}
+    apart = differ(found, count, RHAT_WARN)
+    beyond = {name for (name, _), is_apart in zip(looked, apart, strict=True) if is_apart}
     worst = max(beyond or high, key=lambda name: e.rhat[name])
     size = f"R-hat {e.rhat[worst]:.3f} for {worst}"
     if beyond:
