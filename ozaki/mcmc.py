@@ -429,6 +429,7 @@ class MCMC(PyroMCMC):
             found[name] = {f"chain {c}": each[name] for c, each in enumerate(self._diagnostics)}
         return found
 
+    @ordinary()
     def to_inference_data(
         self,
         *,
@@ -505,6 +506,7 @@ class MCMC(PyroMCMC):
             )
         return groups
 
+    @ordinary()
     def step_bias(self) -> Any:
         """How far the step size of an unadjusted run biases it, measured by step halving.
 
@@ -597,6 +599,7 @@ class MCMC(PyroMCMC):
         noise = score.noise_scale.square()
         return torch.stack([chain + noise * score.expand(chain).gradient for chain in x])
 
+    @ordinary()
     def report(
         self,
         path: str | Path,
