@@ -467,6 +467,7 @@ def in_threads(model, args=(), steps=30):
         kernel = ScoreLangevinKernel(model, step_size=0.1)
         mcmc = MCMC(kernel, steps, 10, seed=seed, num_chains=2, disable_progbar=True)
         mcmc.run(*args)
+        mcmc.to_inference_data()  # which asks the model as well
         return mcmc.get_samples()
 
     found = {}

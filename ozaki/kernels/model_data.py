@@ -32,7 +32,8 @@ def as_tensors(value: Any) -> Any:
         return {name: as_tensors(each) for name, each in value.items()}
     if type(value) in (list, tuple):
         return type(value)(as_tensors(each) for each in value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named one
+    fields: Any = getattr(value, "_fields", None)
+    if fields:  # a named tuple
         return type(value)(*map(as_tensors, value))
     if isinstance(value, Tensor):
         return value

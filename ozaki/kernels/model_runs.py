@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
@@ -18,6 +17,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform
 
+from ozaki.process import unchecked
 from ozaki.scores.derivatives import first_line, uniform
 from ozaki.scores.singular import singular_is_nan
 from ozaki.scores.supports import law_transform, remedy, support_of, unwrapped
@@ -55,13 +55,8 @@ def lenient() -> Iterator[None]:
 
     A prior may draw what its own model cannot take; the chains then start elsewhere.
     """
-    before = dist.is_validation_enabled()
-    dist.enable_validation(False)
-    try:
-        with singular_is_nan():
-            yield
-    finally:
-        dist.enable_validation(before)
+    with unchecked(), singular_is_nan():
+        yield
 
 
 def drawn(site: Mapping[str, Any]) -> Tensor:

@@ -361,8 +361,7 @@ def _try_inverse(law: Distribution) -> None:
         raise NoBijection(
             f"{', '.join(map(_kind, law.transforms))} cannot be inverted where it was not drawn, "
             "and there is no density without an inverse",
-            "sample its base and transform the value, as pyro.poutine.reparam with "
-            "pyro.infer.reparam.TransformReparam() does",
+            "let its base be the site, and transform the value by pyro.deterministic",
         ) from error
     except (ValueError, RuntimeError):
         return
