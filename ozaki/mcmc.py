@@ -8,7 +8,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.kernels.sites import check_initial_params
 from ozaki.modes import ordinary
-from ozaki.process import pyro_turn, seed_from
+from ozaki.process import pyro_turn, seed_from, unchecked
 from ozaki.scores.derivatives import first_line
 from ozaki.site_facts import site_facts
 from ozaki.storage import lock
@@ -177,7 +177,8 @@ class MCMC(PyroMCMC):
         with ExitStack() as held:
             if kernel.model is not None:
                 held.enter_context(pyro_turn())
-                held.enter_context(pyro.validation_enabled(self.disable_validation is False))
+                asked = self.disable_validation is False
+                held.enter_context(pyro.validation_enabled(True) if asked else unchecked())
             kernel.cleanup()
             kernel.num_chains, kernel.team = self.num_chains, ranks.team(self.num_chains)
             if not kernel.team.chief:
@@ -432,6 +433,7 @@ class MCMC(PyroMCMC):
             found[name] = {f"chain {c}": each[name] for c, each in enumerate(self._diagnostics)}
         return found
 
+    @ordinary()
     def to_inference_data(
         self,
         *,
@@ -462,7 +464,8 @@ class MCMC(PyroMCMC):
         validation.count("prior", prior, minimum=0)
         posterior, stats = draws.labelled(self._samples or {})
         posterior = diagnostics.dataset(posterior)
-        attach(posterior, site_facts(self._target, draws.spread()))
+        with self._turn():
+            attach(posterior, site_facts(self._target, draws.spread()))
         if not isinstance(score, PyroModelScore):
             if log_likelihood or posterior_predictive or prior:
                 raise ValueError(
@@ -508,6 +511,7 @@ class MCMC(PyroMCMC):
             )
         return groups
 
+    @ordinary()
     def step_bias(self) -> Any:
         """How far the step size of an unadjusted run biases it, measured by step halving.
 
@@ -600,6 +604,7 @@ class MCMC(PyroMCMC):
         noise = score.noise_scale.square()
         return torch.stack([chain + noise * score.expand(chain).gradient for chain in x])
 
+    @ordinary()
     def report(
         self,
         path: str | Path,
@@ -626,6 +631,8 @@ class MCMC(PyroMCMC):
             FileNotFoundError: the folder of `path` does not exist.
         """
         draws, source = self._ran(), self._target.score
+        with self._turn():
+            stein = diagnostics.sampler_test(source, draws.position)
         return report.write_report(
             path,
             self.to_inference_data(log_likelihood=False),
@@ -633,7 +640,7 @@ class MCMC(PyroMCMC):
             law=self._law(),
             data=getattr(source, "points", None),
             estimator_metrics=getattr(source, "metrics", None),
-            stein=diagnostics.sampler_test(source, draws.position),
+            stein=stein,
             bias=self._bias,
             calibration=calibration,
             denoised=None if getattr(source, "noise_scale", None) is None else self._cleaned,
@@ -699,6 +706,10 @@ class MCMC(PyroMCMC):
             name: value if value.is_floating_point() else value.double()
             for name, value in (self._samples or {}).items()
         }
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """Pyro held, where the draws are of a Pyro model."""
+        return pyro_turn() if isinstance(self._target.score, PyroModelScore) else nullcontext()
 
     def _ran(self) -> Draws:
         if self._draws is None:

@@ -109,6 +109,41 @@ def test_a_support_that_other_sites_move_is_refused(lower, width, law):
         PyroModelScore(model)
 
 
+def rare_pair(u):
+    z, w = (pyro.sample(name, dist.Categorical(torch.ones(50))) for name in "zw")
+    return (z == 37) & (w == 11)
+
+
+def rare_with_a_latent(u):
+    return (pyro.sample("z", dist.Categorical(torch.ones(10))) == 7) & (u > 1.5)
+
+
+def corner(u):
+    return (u > 1) & (pyro.sample("v", dist.Normal(0.0, 1.0)) < -1)
+
+
+@pytest.mark.parametrize("moved", [rare_pair, rare_with_a_latent, corner])
+def test_a_support_that_moves_in_few_combinations_is_refused(moved):
+    def model():
+        where = moved(pyro.sample("u", dist.Normal(0.0, 1.0)))
+        pyro.sample("x", dist.Uniform(t(0.0), 1.0 + where))
+
+    with pytest.raises(ValueError, match="'x' must have a fixed support"):
+        PyroModelScore(model)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        dist.VonMises3D(torch.tensor([1.0, 0.0, 0.0])),
+        dist.ImproperUniform(constraints.nonnegative_integer, (), ()),
+    ],
+)
+def test_a_law_without_draws_or_a_bijection_is_refused_by_name(law):
+    with pytest.raises(ValueError, match="latent site 'x' must"):
+        PyroModelScore(lambda: pyro.sample("x", law))
+
+
 def test_a_scale_and_a_location_of_a_law_on_the_line_move_nothing():
     def model():
         mu, s = pyro.sample("mu", dist.Normal(0.0, 1.0)), pyro.sample("s", dist.Exponential(1.0))
@@ -298,6 +333,17 @@ def test_chains_begin_by_pyros_strategies(strategy, lies):
 
 
 @pytest.mark.parametrize(
+    "strategy", [init_to_uniform, init_to_feasible, init_to_value(values={"w": t(0.5)})]
+)
+def test_strategies_are_asked_of_continuous_sites_alone(strategy):
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(pyro.sample("w", dist.Beta(2.0, 2.0))))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=t(0.3))
+
+    assert PyroModelScore(model, init_strategy=strategy).start(3).isfinite().all()
+
+
+@pytest.mark.parametrize(
     ("strategy", "message"),
     [
         (init_to_value(values={"mu": torch.zeros(3)}), "init_strategy.*'mu'.*but gave"),
@@ -380,6 +426,29 @@ def test_a_number_as_observation(value):
     assert torch.allclose(score.expand(torch.zeros(1, 1)).gradient, t([[3.0]]))
 
 
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.array([True, False, True]),
+        np.array([1, 0, 1]),
+        np.array([1, 0, 1], np.uint16),
+        [True, False, True],
+        t([1, 0, 1]),
+        t([True, False, True]),
+    ],
+)
+def test_flags_and_counts_as_observations(y):
+    """U = logit p: p³ (1 − p)² with Beta(1, 1) and the Jacobian, at 1/2."""
+
+    def model(y):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        pyro.sample("y", dist.Bernoulli(p).expand([3]).to_event(1), obs=y)
+        pyro.sample("c", dist.Categorical(torch.ones(3)), obs=np.array(2))
+
+    log_p = PyroModelScore(model, (y,)).log_prob(torch.zeros(1))
+    assert torch.allclose(log_p, t(5 * math.log(0.5) - math.log(3.0)), atol=1e-5)
+
+
 def test_a_model_that_computes_in_numpy_keeps_its_arrays():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(float(np.mean(y)), 1.0))
@@ -398,6 +467,7 @@ def in_threads(model, args=(), steps=30):
         kernel = ScoreLangevinKernel(model, step_size=0.1)
         mcmc = MCMC(kernel, steps, 10, seed=seed, num_chains=2, disable_progbar=True)
         mcmc.run(*args)
+        mcmc.to_inference_data()  # which asks the model as well
         return mcmc.get_samples()
 
     found = {}

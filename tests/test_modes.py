@@ -172,3 +172,14 @@ def test_copies_are_made_of_what_inference_mode_made_alone():
     copied = recordable({"a": [inside, WEIGHTS], "b": "word"})
     assert not copied["a"][0].is_inference() and copied["a"][1] is WEIGHTS
     assert torch.equal(copied["a"][0], inside) and copied["b"] == "word"
+
+
+def test_a_run_is_read_in_inference_mode(tmp_path):
+    mcmc = walked(ScoreOzakiKernel(model), DATA)
+    expected = mcmc.to_inference_data(posterior_predictive=True, prior=3)
+    with torch.inference_mode():
+        again = walked(ScoreOzakiKernel(model), DATA)
+        found = again.to_inference_data(posterior_predictive=True, prior=3)
+        again.report(tmp_path / "report.html")
+    assert found.posterior.equals(expected.posterior)
+    assert found.log_likelihood.equals(expected.log_likelihood)

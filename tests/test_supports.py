@@ -1,6 +1,7 @@
 """Where a law lives: its density in unconstrained coordinates integrates to one, or is refused."""
 
 import math
+from typing import ClassVar
 
 import pyro.distributions as pd
 import pytest
@@ -228,3 +229,55 @@ def test_angles():
     assert torch.allclose(x.sin(), u.sin(), atol=1e-9) and torch.allclose(transform.inv(x), x)
     for other in (td.Normal(t(0.0), t(1.0)), td.Normal(t(0.0), t(1e6)), td.Cauchy(t(0.0), t(1e-3))):
         assert not isinstance(law_transform(other), WrapTransform)
+
+
+class Flow(td.Transform):
+    """Of those that can undo only what they have just done."""
+
+    domain = codomain = constraints.real
+    bijective = True
+
+    def _call(self, x):
+        return x + torch.tanh(x)
+
+    def _inverse(self, y):
+        raise KeyError("not in the cache")
+
+    def log_abs_det_jacobian(self, x, y):
+        return torch.log1p(1 - torch.tanh(x).square())
+
+
+class Nowhere(pd.TorchDistribution):
+    """Does not say where it lives."""
+
+    arg_constraints: ClassVar = {}
+
+    def sample(self, sample_shape=()):
+        return torch.randn(sample_shape)
+
+
+class HalfSaid(Nowhere):
+    """Draws on both sides, and says that it lives on one."""
+
+    support = constraints.positive
+
+    def log_prob(self, value):
+        return -value.square() / 2
+
+
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        (td.TransformedDistribution(td.Normal(0.0, 1.0), [Flow()]), "cannot be inverted"),
+        (Nowhere(), "does not say where it lives"),
+        (HalfSaid(), "draws values outside"),
+        (
+            pd.GeneralizedPareto(torch.zeros(2), torch.ones(2), torch.tensor([-0.2, 0.2])),
+            "some of its entries end",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_law_that_cannot_be_walked_on_is_refused_in_words(law, message):
+    with pytest.raises(NoBijection, match=message):
+        law_transform(law)

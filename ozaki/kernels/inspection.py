@@ -10,19 +10,21 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Distribution, Transform, TransformedDistribution
 
-from ozaki.kernels.model_runs import Trial, lenient, run, trials
+from ozaki.kernels.model_data import taken
+from ozaki.kernels.model_runs import (
+    Trial,
+    laws,
+    lenient,
+    run,
+    scattered,
+    site_transform,
+    trials,
+)
 from ozaki.scores.base import Score
 from ozaki.scores.derivatives import first_line
 from ozaki.scores.distribution import ScoreDistribution
 from ozaki.scores.singular import LinAlgError
-from ozaki.scores.supports import (
-    ends_of,
-    law_transform,
-    remedy,
-    support_of,
-    support_transform,
-    unwrapped,
-)
+from ozaki.scores.supports import Image, ends_of, support_of, support_transform, unwrapped
 
 POINTS = (-8.0, -2.0, -0.5, 0.0, 0.5, 2.0, 8.0)
 """Unconstrained coordinates at which two supports are compared: two transforms that agree at 0 may
@@ -46,6 +48,7 @@ class Latents(NamedTuple):
         priors: latent site → its `ScoreDistribution`, where chains begin in a way of their own.
         learned: sites of whose density only the score is known.
         complaint: what distributions objected to at draws from the prior, if they did.
+        untaken: observed sites whose value is no tensor, or not one that their law takes.
     """
 
     values: dict[str, Tensor]
@@ -61,6 +64,7 @@ class Latents(NamedTuple):
     moving: tuple[str, ...] = ()
     unbounded: frozenset[str] = frozenset()
     complaint: str | None = None
+    untaken: tuple[str, ...] = ()
 
 
 def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> Latents:
@@ -78,7 +82,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         with lenient():
             trace = run(model)
     found = Latents({}, {}, (), {}, {}, 0, {}, {})
-    enumerated, learned, replaced, unbounded, depth = [], [], [], [], 0
+    enumerated, learned, replaced, unbounded, untaken, depth = [], [], [], [], [], 0
     for name, node in trace.nodes.items():
         if node["type"] != "sample":
             continue
@@ -101,6 +105,8 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             if isinstance(fn, dist.Unit):  # pyro.factor
                 continue
             found.observed[name] = node["value"]
+            if not taken(fn, node["value"]):
+                untaken.append(name)
             if _is_copy(fn, node["value"]):
                 replaced.append(name)
         elif fn.has_enumerate_support:
@@ -109,7 +115,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
             found.values[name] = node["value"].detach()
             if score is not None:
                 found.priors[name] = fn
-            found.transforms[name] = transforms.get(name) or _transform(name, fn)
+            found.transforms[name] = transforms.get(name) or site_transform(name, fn)
             if (mask := _mask(node)) is not None:
                 found.masked[name] = mask
             ends = None if name in transforms else ends_of(support_of(fn))
@@ -137,6 +143,9 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
     seen = _Seen(trace, found, enumerated, set(transforms))
     for trial in trials(model, trace, found.values, found.transforms, enumerated):
         seen.add(trial)
+    if names := seen.bounded:
+        for elsewhere in scattered(found.values, found.transforms):
+            seen.same_bounds(laws(model, elsewhere, names, depth if enumerated else None))
     for name in replaced:
         if name in seen.moving:  # what a reparametriser leaves of the site that it replaced
             found.deterministic[name] = found.observed.pop(name).shape
@@ -148,6 +157,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         unbounded=frozenset(unbounded),
         moving=tuple(name for name in found.observed if name in seen.moving),
         complaint=complaint,
+        untaken=tuple(untaken),
     )
 
 
@@ -200,33 +210,6 @@ def _refuse_subsampling(name: str, fn: Any) -> None:
         )
 
 
-def _transform(name: str, fn: Any) -> Transform:
-    """From where a site lives to unconstrained coordinates."""
-    law = unwrapped(fn)
-    try:
-        if not support_of(fn).is_discrete:
-            return law_transform(fn).inv
-    except NotImplementedError as cause:
-        raise ValueError(
-            f"latent site {name!r} must have a support that a bijection leads to, but "
-            f"{type(law).__name__} has none ({cause}); {remedy(fn, name, cause)}"
-        ) from cause
-    if getattr(law, "has_enumerate_support", False):
-        each = len(law.enumerate_support(expand=False))
-        entries = (fn.batch_shape + fn.event_shape).numel()
-        raise ValueError(
-            f"latent site {name!r} must have its entries in a pyro.plate to be summed out, but "
-            f".to_event made one event of {entries} of them, with {each}^{entries} = "
-            f"{each**entries} values that Pyro does not list; leave .to_event out and sample it in "
-            "a plate"
-        )
-    raise ValueError(
-        f"latent site {name!r} must be continuous, or discrete with finitely many values that Pyro "
-        f"lists, but {type(law).__name__} is discrete and has no such list, nor a score; observe "
-        "it, integrate it out, or replace it by a continuous approximation"
-    )
-
-
 def _is_copy(fn: Any, value: Tensor) -> bool:
     """Whether a site is a point mass at its own value, as reparametrisers leave."""
     law = unwrapped(fn)
@@ -265,13 +248,26 @@ class _Seen:
         self.moving: set[str] = set()
         self.undetermined: dict[str, str] = {}
 
+    @property
+    def bounded(self) -> list[str]:
+        """Sites with bounds that others could move, if there are others."""
+        if len(self._found.values) + len(self._enumerated) < 2:
+            return []
+        supports = {n: support_of(self._trace.nodes[n]["fn"]) for n in self._supports}
+        return [name for name, support in supports.items() if _has_bounds(support)]
+
+    def same_bounds(self, laws: Mapping[str, Any]) -> None:
+        """Compare supports alone with those of other laws, each of which may be of many at once."""
+        for name, law in laws.items():
+            self._fixed(name, self._supports[name], law, near=True)
+
     def add(self, trial: Trial) -> None:
         """Compare one more run."""
         if trial.near:
             self._same_sites(trial.nodes)
         for name, transform in self._supports.items():
             if name in trial.nodes:
-                self._fixed(name, transform, trial)
+                self._fixed(name, transform, trial.nodes[name]["fn"], trial.near)
         for name, value in self._found.observed.items():
             if name in trial.nodes:
                 if not _equal(trial.nodes[name]["value"], value):
@@ -295,17 +291,17 @@ class _Seen:
                     "one; do not let latent values decide which sites there are"
                 )
 
-    def _fixed(self, name: str, transform: Transform, trial: Trial) -> None:
+    def _fixed(self, name: str, transform: Transform, law: Any, near: bool) -> None:
         """Refuse a support that other sites move: Pyro would fix it where it is first."""
         try:
-            other = support_transform(support_of(trial.nodes[name]["fn"]))
+            other = support_transform(support_of(law))
             u: Any = transform.inv(self._found.values[name])
             pairs: Any = [(transform(p), other(p)) for p in (torch.full_like(u, v) for v in POINTS)]
         except (NotImplementedError, ValueError, RuntimeError):  # where no chain need go
             return
-        if not trial.near and not all(bool(there.isfinite().all()) for _, there in pairs):
+        if not near and not all(bool(there.isfinite().all()) for _, there in pairs):
             return  # where numbers overflow
-        if not all(_equal(here, there) for here, there in pairs):
+        if not all(_all_equal(here, there) for here, there in pairs):
             raise ValueError(
                 f"latent site {name!r} must have a fixed support, but it moved with the values of "
                 "other sites, where Pyro keeps the first one; sample it on a fixed support and "
@@ -348,6 +344,22 @@ class _Seen:
                 self.undetermined[name] = (
                     f"depend on the discrete sites {self._enumerated}, which are summed out"
                 )
+
+
+def _has_bounds(support: Any) -> bool:
+    """Whether a support is one that a law computes, and not that of its class."""
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
+    parts = vars(support).values()
+    return isinstance(support, Image) or any(isinstance(part, Tensor) for part in parts)
+
+
+def _all_equal(one: Tensor, others: Tensor) -> bool:
+    """Whether all of `others`, which may have more dimensions in front, are the same as `one`."""
+    try:
+        return _equal(one.expand_as(others), others)
+    except RuntimeError:
+        return False
 
 
 def _equal(one: Any, other: Any) -> bool:

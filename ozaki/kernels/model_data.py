@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Bernoulli, Categorical
+
+from ozaki.scores.supports import unwrapped
 
 
 def with_tensors(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -20,7 +23,7 @@ def with_tensors(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     default dtype, in lists and dicts too; so do arrays and numbers given to `obs=`.
     """
     found = {name: as_tensors(value) for name, value in kwargs.items()}
-    return _Observing()(partial(model, *map(as_tensors, args), **found))
+    return observing(partial(model, *map(as_tensors, args), **found))
 
 
 def as_tensors(value: Any) -> Any:
@@ -29,6 +32,9 @@ def as_tensors(value: Any) -> Any:
         return {name: as_tensors(each) for name, each in value.items()}
     if type(value) in (list, tuple):
         return type(value)(as_tensors(each) for each in value)
+    fields: Any = getattr(value, "_fields", None)
+    if fields:  # a named tuple
+        return type(value)(*map(as_tensors, value))
     if isinstance(value, Tensor):
         return value
     if hasattr(value, "to_numpy"):  # of a frame or one of its columns
@@ -39,12 +45,37 @@ def as_tensors(value: Any) -> Any:
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
+def observing(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model with what it observes as tensors that its laws take."""
+    return _Observing()(model)
+
+
+def taken(fn: Any, value: Any) -> bool:
+    """Whether a law takes an observed value as it is."""
+    return isinstance(value, Tensor) and _as_law_takes(fn, value) is value
+
+
+def _as_law_takes(fn: Any, value: Tensor) -> Tensor:
+    """Truth values, and of laws of 0 and 1 whole numbers too, as floating-point numbers."""
+    law, kind = unwrapped(fn), value.dtype
+    if kind in (torch.uint16, torch.uint32, torch.uint64):
+        value = value.long()
+    if kind.is_floating_point or kind.is_complex or isinstance(law, Categorical):
+        return value
+    if kind == torch.bool or isinstance(law, Bernoulli):
+        return value.to(torch.get_default_dtype())
+    return value
+
+
 class _Observing(Messenger):
     """Makes tensors of what `obs=` is given."""
 
     def _pyro_sample(self, msg: Mapping[str, Any]) -> None:
         value = msg["value"]
-        if msg["is_observed"] and value is not None and not isinstance(value, Tensor):
-            assert isinstance(msg, dict)
+        if not msg["is_observed"] or value is None:
+            return
+        assert isinstance(msg, dict)
+        if not isinstance(value, Tensor):
             number = isinstance(value, (bool, int, float, list))
-            msg["value"] = torch.as_tensor(value) if number else as_tensors(value)
+            value = torch.as_tensor(value) if number else as_tensors(value)
+        msg["value"] = _as_law_takes(msg["fn"], value) if isinstance(value, Tensor) else value

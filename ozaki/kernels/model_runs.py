@@ -4,27 +4,29 @@ What a run fixes once, a support, a shape, an observation, may be another where 
 other values. Two draws from the prior seldom show it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform
 
+from ozaki.process import unchecked
 from ozaki.scores.derivatives import first_line, uniform
 from ozaki.scores.singular import singular_is_nan
-from ozaki.scores.supports import support_of, support_transform
+from ozaki.scores.supports import law_transform, remedy, support_of, unwrapped
 
 Model = Callable[[], Any]
 
 NEAR = 2.0  # how far from 0, unconstrained, chains begin
 FAR = (2.0, 8.0, 100.0)  # where a model is run besides, and may fail
+SCATTERED = 100  # runs near 0, to see whether bounds move
 RANDOM = 8  # runs with discrete sites at any of their values; half as many near 0
 
 
@@ -53,13 +55,8 @@ def lenient() -> Iterator[None]:
 
     A prior may draw what its own model cannot take; the chains then start elsewhere.
     """
-    before = dist.is_validation_enabled()
-    dist.enable_validation(False)
-    try:
-        with singular_is_nan():
-            yield
-    finally:
-        dist.enable_validation(before)
+    with unchecked(), singular_is_nan():
+        yield
 
 
 def drawn(site: Mapping[str, Any]) -> Tensor:
@@ -71,12 +68,43 @@ def drawn(site: Mapping[str, Any]) -> Tensor:
     try:
         value: Any = fn.sample().detach()
     except NotImplementedError:
-        transform = support_transform(support_of(fn))
+        transform: Any = site_transform(site["name"], fn).inv
         shape = torch.Size(transform.inverse_shape(fn.batch_shape + fn.event_shape))
         like = torch.empty(())
         value = transform(uniform(1, shape.numel(), None, like).reshape(shape))
     value._pyro_custom_init = False  # which Pyro's reparametrisers would warn of
     return value
+
+
+def site_transform(name: str, fn: Any) -> Transform:
+    """From where a site lives to unconstrained coordinates.
+
+    Raises:
+        ValueError: no bijection leads there.
+    """
+    law = unwrapped(fn)
+    try:
+        if not support_of(fn).is_discrete:
+            return law_transform(fn).inv
+    except NotImplementedError as cause:
+        raise ValueError(
+            f"latent site {name!r} must have a support that a bijection leads to, but "
+            f"{type(law).__name__} has none ({cause}); {remedy(fn, name, cause)}"
+        ) from cause
+    if getattr(law, "has_enumerate_support", False):
+        each = len(law.enumerate_support(expand=False))
+        entries = (fn.batch_shape + fn.event_shape).numel()
+        raise ValueError(
+            f"latent site {name!r} must have its entries in a pyro.plate to be summed out, but "
+            f".to_event made one event of {entries} of them, with {each}^{entries} = "
+            f"{each**entries} values that Pyro does not list; leave .to_event out and sample it in "
+            "a plate"
+        )
+    raise ValueError(
+        f"latent site {name!r} must be continuous, or discrete with finitely many values that Pyro "
+        f"lists, but {type(law).__name__} is discrete and has no such list, nor a score; observe "
+        "it, integrate it out, or replace it by a continuous approximation"
+    )
 
 
 class _Fill(Messenger):
@@ -102,9 +130,15 @@ def begun(model: Model, strategy: Callable[..., Any], names: Sequence[str]) -> d
     Raises:
         ValueError: the strategy failed.
     """
+
+    def chosen(site: Any) -> Any:
+        # strategies are of continuous sites, and most of them refuse others
+        discrete = getattr(unwrapped(site["fn"]), "has_enumerate_support", False)
+        return drawn(site) if discrete else strategy(site)
+
     with poutine.block(), lenient():
         try:
-            trace = poutine.trace(InitMessenger(strategy)(model)).get_trace()
+            trace = poutine.trace(InitMessenger(chosen)(model)).get_trace()
         except Exception as error:  # whatever a strategy raises
             raise ValueError(
                 f"init_strategy must give each latent site a value, but raised {first_line(error)}"
@@ -152,6 +186,60 @@ def trials(
         found = _attempt(poutine.condition(model, {**values, **discrete}))
         if found is not None:
             yield Trial(found, True, True)
+
+
+def scattered(
+    values: Mapping[str, Tensor], transforms: Mapping[str, Transform]
+) -> Iterator[dict[str, Any]]:
+    """Values of the continuous sites, each at uniform(−2, 2) unconstrained, many times over."""
+    us: dict[str, Any] = {name: transforms[name](value) for name, value in values.items()}
+    for _ in range(SCATTERED):
+        yield {n: transforms[n].inv((2 * torch.rand_like(u) - 1) * NEAR) for n, u in us.items()}
+
+
+def laws(
+    model: Model, values: Mapping[str, Any], names: Collection[str], depth: int | None
+) -> dict[str, Any]:
+    """The laws of some sites, for all combinations of the discrete sites at once.
+
+    The run ends at the last of them: what comes after is no matter.
+
+    Args:
+        model: with its arguments bound.
+        values: continuous latent site → its value.
+        names: the sites.
+        depth: how many dimensions to the left plates take; None where no site is discrete.
+
+    Returns:
+        Site → law, with dimensions in front for the discrete sites, as Pyro sums them out; those
+        that the run came to before it failed.
+    """
+    at: Any = poutine.condition(model, dict(values))
+    if depth is not None:
+        at = poutine.enum(config_enumerate(at, "parallel"), first_available_dim=-1 - depth)
+    found = _Laws(names)
+    held: Any = found(at)
+    _attempt(held)
+    return found.laws
+
+
+class _Laws(Messenger):
+    """Keeps the laws of some sites, and ends the run when it has them all."""
+
+    def __init__(self, names: Collection[str]):
+        super().__init__()
+        self._names = frozenset(names)
+        self.laws: dict[str, Any] = {}
+
+    def _pyro_post_sample(self, msg: Mapping[str, Any]) -> None:
+        if msg["name"] in self._names:
+            self.laws[msg["name"]] = msg["fn"]
+            if len(self.laws) == len(self._names):
+                raise _Enough
+
+
+class _Enough(Exception):
+    """All that was wanted of a run is there."""
 
 
 def _attempt(model: Model) -> Any:

@@ -21,7 +21,7 @@ from torch.func import vmap
 from ozaki import validation
 from ozaki.kernels.batching import Batching
 from ozaki.kernels.inspection import Latents, inspect
-from ozaki.kernels.model_data import with_tensors
+from ozaki.kernels.model_data import observing, with_tensors
 from ozaki.kernels.model_runs import begun, drawn, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.modes import ordinary, recordable
@@ -151,8 +151,10 @@ class PyroModelScore(Score):
                 return tensors, inspect(tensors, self._transforms)
             except Exception:
                 raise error from error.__cause__
-        if all(isinstance(value, Tensor) for value in found.observed.values()):
+        if not found.untaken:
             return given, found
+        if all(isinstance(value, Tensor) for value in found.observed.values()):
+            return observing(given), inspect(observing(given), self._transforms)
         return tensors, inspect(tensors, self._transforms)
 
     def _settle(self, found: Latents) -> None:
@@ -224,6 +226,7 @@ class PyroModelScore(Score):
         """
         return {name: v for name, v in self.observed.items() if name not in self.moving}
 
+    @ordinary()
     def flat(self) -> dict[str, Tensor]:
         """Where the density leaves a site free: site → entries, of its own shape, with no law.
 

@@ -34,6 +34,7 @@ REPARAMETRISERS = {"ProjectedNormal": "ProjectedNormalReparam"}
 PERIOD = 2 * math.pi
 INSIDE = (0.0, 2.0, 10.0, 100.0)
 """Unconstrained coordinates, of either sign, whose values a law must take for its own."""
+DRAWS = 20  # that must lie where a law says that it does
 
 
 class NoBijection(NotImplementedError):
@@ -189,10 +190,17 @@ def support_of(law: Distribution) -> Constraint:
     elif isinstance(law, MixtureSameFamily):
         return _alike(support_of(law.component_distribution), law)
     elif isinstance(base := getattr(law, "base_dist", None), Distribution) and (
-        law.support is base.support or repr(law.support) == repr(base.support)
+        (own := _own_support(law)) is base.support or repr(own) == repr(base.support)
     ):
         return support_of(base)  # masked, expanded: the same law
-    support: Any = law.support
+    return _own_support(law)
+
+
+def _own_support(law: Distribution) -> Constraint:
+    try:
+        support: Any = law.support
+    except NotImplementedError as error:
+        raise NoBijection("its class does not say where it lives", WRONG_SUPPORT) from error
     return support
 
 
@@ -215,7 +223,13 @@ def support_transform(support: Constraint) -> Transform:
     ends = ends_of(support)
     if ends is not None and isinstance(support, _BOUNDED):
         # a bound may be infinite, as that of a generalised Pareto law
-        support = _between(ends) or support
+        found = _between(ends)
+        if found is None:
+            raise NoBijection(
+                "some of its entries end where others go on without end",
+                "sample those entries as sites of their own",
+            )
+        support = found
     return biject_to(support)
 
 
@@ -230,6 +244,7 @@ def law_transform(law: Distribution) -> Transform:
     if support.is_discrete:
         raise NotImplementedError("it is discrete")
     transform = support_transform(support)
+    _try_inverse(unwrapped(law))
     _try(law, support, transform)
     ends = ends_of(support)
     if ends is not None and bool((ends.upper - ends.lower).isinf().all()) and is_periodic(law):
@@ -257,7 +272,7 @@ def remedy(law: Distribution, site: str, cause: Exception) -> str:
             f"reparametrise it, pyro.poutine.reparam(model, {{{site!r}: "
             f"pyro.infer.reparam.{REPARAMETRISERS[name]}()}})"
         )
-    if "phere" in repr(law.support):
+    if "phere" in repr(support_of(law)):
         return (
             "sample a Normal of as many entries in its place, divide it by its length in "
             "pyro.deterministic, and add the density by pyro.factor"
@@ -294,10 +309,12 @@ def is_periodic(law: Distribution) -> bool:
 
 def _try(law: Distribution, support: Constraint, transform: Transform) -> None:
     """Refuse a transform that does not lead to where the law has its draws and its density."""
+    shape = torch.Size(law.batch_shape + law.event_shape)
     try:
-        x = law.sample().detach()
+        x = torch.stack([law.sample() for _ in range(DRAWS if shape.numel() < DRAWS else 1)])
     except (NotImplementedError, ValueError, RuntimeError):  # no sampler, or arguments it cannot
         return
+    x = x.detach()
     if ends_of(support) is None or not bool(x.isfinite().all()):
         return  # of other sets rounding alone moves points out
     u: Any = transform.inv(x)
@@ -312,7 +329,7 @@ def _try(law: Distribution, support: Constraint, transform: Transform) -> None:
             f"{float(x[wrong][0]):.4g}",
             WRONG_SUPPORT,
         )
-    strict = checked(law, True)
+    strict, u = checked(law, True), u[0]
     for value in (s * v for v in INSIDE for s in (1, -1)):
         point = torch.full_like(u, value)
         inside: Any = transform(point)
@@ -329,6 +346,32 @@ def _try(law: Distribution, support: Constraint, transform: Transform) -> None:
             ) from error
         except (NotImplementedError, RuntimeError):  # no density at all: told elsewhere
             return
+
+
+def _try_inverse(law: Distribution) -> None:
+    """Refuse a transform that has no inverse but what it remembers: a flow to be sampled alone."""
+    if not isinstance(law, TransformedDistribution):
+        return
+    try:
+        x: Any = law.sample()
+        law.log_prob(x.clone())
+    except (KeyError, NotImplementedError) as error:
+        if isinstance(error, NotImplementedError) and not _no_inverse(error):
+            return  # no sampler, or no density of the base: told elsewhere
+        raise NoBijection(
+            f"{', '.join(map(_kind, law.transforms))} cannot be inverted where it was not drawn, "
+            "and there is no density without an inverse",
+            "let its base be the site, and transform the value by pyro.deterministic",
+        ) from error
+    except (ValueError, RuntimeError):
+        return
+
+
+def _no_inverse(error: BaseException) -> bool:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_code.co_name in ("_inverse", "_inv_call", "inv")
 
 
 @ordinary()
