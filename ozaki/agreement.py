@@ -190,12 +190,15 @@ def _scores(x: np.ndarray) -> np.ndarray:
     begins = np.ones(flat.shape, bool)
     np.not_equal(in_order[:, 1:], in_order[:, :-1], out=begins[:, 1:])
     place = np.arange(count)
-    first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
-    ends = np.roll(begins, -1, axis=1)
-    last = np.minimum.accumulate(np.where(ends, place, count)[:, ::-1], axis=1)[:, ::-1]
+    twice = np.broadcast_to(2 * place, flat.shape)
+    if not begins.all():
+        first = np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+        ends = np.roll(begins, -1, axis=1)
+        last = np.minimum.accumulate(np.where(ends, place, count)[:, ::-1], axis=1)[:, ::-1]
+        twice = first + last
     of_rank = special.ndtri((1 + np.arange(2 * count) / 2 - 0.375) / (count + 0.25))
     scores = np.empty(flat.shape)
-    np.put_along_axis(scores, order, of_rank[first + last], 1)
+    np.put_along_axis(scores, order, of_rank[twice], 1)
     return scores.reshape(x.shape)
 
 

@@ -314,8 +314,7 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
     yield Problem(
         f"{size} is within what chance gives at ESS {found.ess[place]:.0f} in "
         f"{plural(count, 'component')}; {many} would settle it",
-        "Nothing speaks against these draws; draw more (num_samples) to know that the chains "
-        f"agree to an R-hat of {RHAT_WARN}.",
+        f"Draw more (num_samples) to know that the chains agree to an R-hat of {RHAT_WARN}.",
         False,
     )
 
