@@ -554,7 +554,7 @@ def test_one_draw_is_not_told_to_stand_still_and_swapped_dimensions_are_told():
 )
 def test_draws_of_odd_kinds_are_refused_by_a_sentence(draws, message):
     with pytest.raises(ValueError, match=message):
-        inference_data(draws)
+        dataset(draws)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])

@@ -141,7 +141,7 @@ def _check_names_a_folder(source: str) -> None:
     script = Path(source if not file else f"{file}.py")
     if script.suffix.lower() == ".py" and script.is_file():
         raise ValueError(
-            f"SOURCE must be the folder of an estimator or FILE.py:NAME, a model, but was {source}; "
+            f"SOURCE must be the folder of an estimator or FILE.py:NAME, but was {source}; "
             f"give {script}:{name if file else 'NAME, the function that is the model'}"
         )
 
