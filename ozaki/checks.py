@@ -155,9 +155,7 @@ def _odd(draws: np.ndarray) -> str:
 
 
 def _divergences(e: Evidence) -> Iterator[Problem]:
-    if "diverging" not in e.stats:
-        return
-    diverging = e.stats["diverging"].astype(bool)
+    diverging = diverged(e)
     counts = diverging.sum(1)
     if not counts.any():
         return
@@ -176,14 +174,20 @@ def _divergences(e: Evidence) -> Iterator[Problem]:
 def _few(e: Evidence) -> Iterator[Problem]:
     draws = next(iter(e.draws.values())).shape[1]
     if draws < DRAWS_LEAST:
+        swapped = (
+            f" If these are {chains(e)} draws of {plural(draws, 'chain')}, swap the first two "
+            "dimensions."
+        )
         yield Problem(
-            f"{plural(draws, 'draw')} a chain say nothing about agreement",
-            "Draw more (num_samples=1000).",
+            f"{plural(draws, 'draw')} a chain say{'s' * (draws == 1)} nothing about agreement",
+            "Draw more (num_samples=1000)." + swapped * (chains(e) > 2 * DRAWS_LEAST),
             True,
         )
 
 
 def _stuck(e: Evidence) -> Iterator[Problem]:
+    if next(iter(e.draws.values())).shape[1] < 2:
+        return  # of one draw nothing can be seen to move
     moving = {name: d for name, d in floats(e).items() if not is_constant(d)}
     if not moving and all(is_constant(d) for d in e.draws.values()):
         yield Problem(
@@ -350,6 +354,24 @@ def _unrecorded(e: Evidence) -> Iterator[Problem]:
             "Stan's CSV do; where writing one raised an error, write it again.",
             True,
         )
+        return
+    flags = e.stats.get("diverging")
+    if flags is not None and (missing := int((~np.isfinite(flags)).sum())):
+        yield Problem(
+            f"{plural(missing, 'flag')} of divergence {'is' if missing == 1 else 'are'} missing: "
+            "whether the chains diverged there is unknown",
+            "Give a file whose 'diverging' of sample_stats is whole; where writing one raised an "
+            "error, write it again.",
+            True,
+        )
+    told = [what for what in e.left_out if what.startswith("diverging of sample_stats ")]
+    if e.need_stats and flags is None and told:
+        yield Problem(
+            f"divergences are unknown: {told[0]} does not flag each draw of each chain",
+            "Give 'diverging' of sample_stats as true or false, with dimensions chain and draw "
+            "like the posterior's.",
+            True,
+        )
 
 
 def _flat(e: Evidence) -> Iterator[Problem]:
@@ -438,6 +460,12 @@ def floats(e: Evidence) -> dict[str, np.ndarray]:
     """The components that are measurements and finite, else what there is."""
     finite = {name: d for name, d in e.draws.items() if np.isfinite(d).all()}
     return {name: d for name, d in finite.items() if d.dtype.kind == "f"} or finite or dict(e.draws)
+
+
+def diverged(e: Evidence) -> np.ndarray:
+    """Where steps diverged, (chains, draws), as far as that was recorded."""
+    flags = e.stats.get("diverging", np.zeros((chains(e), 0)))
+    return (flags != 0) & np.isfinite(flags)
 
 
 def _by_chain(e: Evidence, name: str) -> list[float]:

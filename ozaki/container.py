@@ -34,6 +34,7 @@ TEXT = 64  # bytes of a short text in memory
 RUN = "ozaki_run"  # the attribute of a store by which a run knows it
 LEAD = ("chain", "draw")
 RENAME = "rename the site (of a score or a distribution: site= of the kernel)"
+NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 UNNAMED = re.compile(r"dim_\d+")  # as xarray calls a dimension that nobody named
 # names that files of HDF5 or Zarr, or what writes them, keep to themselves
 RESERVED = re.compile(r"\.*|.*\0.*|_nc4_non_coord_.*|zarr\.json", re.DOTALL)
@@ -142,6 +143,11 @@ def dataset(draws: Any, lead: tuple[int, ...] | None = None) -> Any:
             "draws must be a dict of site → array (chains, draws, ...), or an xarray.Dataset of "
             f"them, but were a {type(draws).__name__}; of a whole InferenceData give one group, "
             "such as idata['posterior']"
+        )
+    if unfit := [name for name in draws if not isinstance(name, str)]:
+        raise ValueError(
+            f"names of draws must be texts, but {validation.short(repr(unfit[0]))} was a "
+            f"{type(unfit[0]).__name__}; give {validation.short(repr(str(unfit[0])))}"
         )
     arrays = {name: _drawn(name, value) for name, value in draws.items()}
     _lead(arrays, lead)
@@ -443,9 +449,20 @@ def _drawn(name: str, value: Any) -> np.ndarray:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} must not be masked, but {int(np.ma.count_masked(value))} of its entries were; "
+            "remove or impute them"
+        )
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
-        value = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
+        if value.layout is not torch.strided:
+            raise ValueError(
+                f"{name} must be dense, but its layout was {value.layout}; give its .to_dense()"
+            )
+        # NumPy has neither bfloat16 nor 8 bits
+        foreign = value.is_floating_point() and value.dtype not in NUMPY_FLOATS
+        value = value.float() if foreign else value
         array = value.resolve_conj().numpy()
     else:
         array = np.asarray(value)

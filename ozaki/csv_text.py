@@ -26,6 +26,7 @@ BOMS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", None: "spaces"}
 _SPACES = r"\s+"  # in pandas
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # which no text has
+_EXCELS = re.compile(r"sep=.?,?\s*", re.IGNORECASE)  # a line that only Excel reads
 _THOUSANDS = re.compile(r"[,.'’ \u00a0\u202f]")
 
 
@@ -46,6 +47,7 @@ def read(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
     for number, text, line in lines(path):
         if not first:
             first = text
+            _check_first(path, number, text)
             if header or (header is None and not any(is_number(cell) for cell in line)):
                 names = [cell.strip() for cell in line]
                 _check_names(path, number, names)
@@ -55,13 +57,17 @@ def read(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
             if names and len(names) != width:
                 raise ValueError(
                     _separated(path, text, first, header)
+                    or _no_names(path, first)
+                    or _unclosed(path, number, text)
                     or f"{path}, line {number}, has {width} entries, but the first line names "
                     f"{len(names)} columns; name each column, write no row names (in R, "
                     "row.names=FALSE), and use a decimal point, not a comma"
                 )
         if len(line) != width:
             raise ValueError(
-                f"{path}, line {number}, has {len(line)} entries where others have {width}"
+                _unclosed(path, number, text)
+                or f"{path}, line {number}, has {len(line)} entries where others have {width}; "
+                "complete it, or remove the line"
             )
         try:
             if "_" in text:  # which float would pass over: 2020_01 is no 202001
@@ -70,7 +76,8 @@ def read(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
         except ValueError:
             raise ValueError(
                 _separated(path, text, first, header)
-                or _no_number(path, number, line, names, header is None and text is first)
+                or _unclosed(path, number, text)
+                or _no_number(path, number, line, names, text is first, header)
             ) from None
         if max(row) >= LARGEST or min(row) <= -LARGEST:
             _check_held(path, number, line, row, names)
@@ -91,15 +98,46 @@ def _check_names(path: Path, number: int, names: list[str]) -> None:
         )
 
 
-def _no_number(path: Path, number: int, line: list[str], names: list[str], first: bool) -> str:
+def _check_first(path: Path, number: int, text: str) -> None:
+    """Refuse a first line that is neither names nor data, by what it is."""
+    if _EXCELS.fullmatch(text):
+        raise ValueError(
+            f"{path}, line {number}, {text.strip()!r}, names the separator for Excel, and is no "
+            "data; remove the line"
+        )
+
+
+def _no_names(path: Path, first: str) -> str:
+    """What to say of a first line that does not name the columns; else nothing."""
+    if first.startswith("#"):
+        return (
+            f"{path}: its first line begins with '#', but comments are not read; remove those lines"
+        )
+    return _unclosed(path, 1, first)
+
+
+def _unclosed(path: Path, number: int, text: str) -> str:
+    """What to say of an entry that goes on in the next line; else nothing."""
+    if text.count('"') % 2 == 0:
+        return ""
+    return (
+        f"{path}, line {number}, opens a quotation mark that it does not close; write each entry "
+        "and name on one line"
+    )
+
+
+def _no_number(
+    path: Path, number: int, line: list[str], names: list[str], first: bool, header: bool | None
+) -> str:
     """Where an entry is none, and what to do."""
     j = next(j for j, cell in enumerate(line) if not is_number(cell))
     column = f" ({validation.short(names[j])})" if j < len(names) else ""
     remedy = "remove or impute it"
     if line[j].strip() and is_number(_THOUSANDS.sub("", line[j])):
         remedy = "write it with a decimal point and without marks between thousands"
-    elif first:
-        remedy += ", or, if this line names the columns, give header=True (--header)"
+    elif first and not header:
+        give = "give header=True (--header)" if header is None else "leave out --no-header"
+        remedy += f", or, if this line names the columns, {give}"
     return (
         f"{path}, line {number}, column {j + 1}{column}: {validation.short(line[j])!r} is not a "
         f"number; {remedy}"

@@ -235,7 +235,7 @@ def read_json(path: Path) -> Read:
     if not (isinstance(chains, list) and chains and all(isinstance(c, dict) and c for c in chains)):
         raise ValueError(
             f"{path} must hold a list of chains, each a dict of names and lists of draws, but "
-            f"held {_shape(chains)}"
+            f"held {_shape(chains)}; {_listed(path, chains)}"
         )
     names = list(chains[0])
     length = None
@@ -254,6 +254,15 @@ def read_json(path: Path) -> Read:
             columns[name] = np.array([chain[name] for chain in chains], float)
     posterior, notes = arrays(columns, _split_json)
     return Read(posterior, {}, notes)
+
+
+def _listed(path: Path, found: Any) -> str:
+    """How to make a list of chains of what a file holds."""
+    if isinstance(found, dict) and "posterior" in found:
+        return f"if ArviZ wrote it, give az.from_json({str(path)!r}).to_netcdf('draws.nc')"
+    if isinstance(found, dict):
+        return "of one chain write a list of one, [{...}]"
+    return "write the draws so, or as NetCDF"
 
 
 def _text(path: Path) -> bytes:

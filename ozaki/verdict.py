@@ -15,6 +15,7 @@ from ozaki.checks import (
     Evidence,
     Problem,
     chains,
+    diverged,
     floats,
     is_constant,
     plural,
@@ -58,7 +59,7 @@ def _headline(e: Evidence, problems: list[Problem]) -> str:
         (v for m in (e.ess_bulk, e.ess_tail) for v in m.values() if np.isfinite(v)),
         default=float("nan"),
     )
-    number, divergences = chains(e), int(np.sum(e.stats.get("diverging", 0)))
+    number, divergences = chains(e), int(diverged(e).sum())
     counted = plural(divergences, "divergence") if divergences else "no divergences"
     if "diverging" not in e.stats:
         counted = "divergences were not recorded"

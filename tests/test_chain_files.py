@@ -174,7 +174,10 @@ def test_a_file_without_any_group_is_told_by_its_cause(tmp_path):
     assert done.exit_code == 2 and "where writing it raised an error, write it again" in done.output
     (tmp_path / "three.nc").write_bytes(b"CDF\x01" + bytes(60))
     done = report(tmp_path / "three.nc", tmp_path)
-    assert done.exit_code == 2 and "is NetCDF of version 3, which has no groups" in done.output
+    assert (
+        done.exit_code == 2
+        and "is NetCDF-3, the classic format, which has no groups" in done.output
+    )
 
 
 def unwritten(written, fill=np.nan, chains=slice(None), stats=True):
@@ -541,3 +544,24 @@ def test_a_store_that_is_spoiled_is_one_sentence(tmp_path):
         done = report(store, tmp_path)
         assert done.exit_code == 2 and message in done.output, done.output
         assert done.output.strip().count("\n") == 0 and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("how", ["by chain", "text"])
+def test_divergences_that_are_not_by_draw_are_unknown(how, tmp_path):
+    """Left out and forgotten they would be none."""
+    idata = plain()
+    flags = ("chain", [0, 3, 0, 0])
+    stats = diagnostics.dataset(idata["sample_stats"])
+    if how == "text":
+        flags = (("chain", "draw"), np.full(tuple(stats.sizes[d] for d in ("chain", "draw")), "no"))
+    stats = stats.drop_vars("diverging", errors="ignore").assign(diverging=flags)
+    whole = gathered({"posterior": diagnostics.dataset(idata["posterior"]), "sample_stats": stats})
+    done = report(diagnostics.save(whole, tmp_path / "d.nc"), tmp_path)
+    assert done.exit_code == 1 and "divergences are unknown: diverging of" in done.output
+
+
+def test_json_of_arviz_is_told_how_to_convert(tmp_path):
+    path = tmp_path / "arviz.json"
+    path.write_text('{"posterior": {"x": [[1.0, 2.0]]}}')
+    done = report(path, tmp_path)
+    assert done.exit_code == 2 and "az.from_json(" in done.output

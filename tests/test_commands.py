@@ -274,6 +274,10 @@ MISUSE = [
     (("sample", "one", "--data", "rows.csv"), "SOURCE was an estimator; leave it out"),
     (("sample", "models.py:line", "--sigma", 1), "SOURCE was a model; leave it out"),
     (("sample", "none.py:line"), "none.py does not exist"),
+    (("sample", "models.py"), "but was models.py; give models.py:NAME, the function"),
+    (("sample", "models.py", "--data", "rows.csv"), "but was models.py; give models.py:NAME"),
+    (("sample", "models:line", "--data", "rows.csv"), "but was models:line; give models.py:line"),
+    (("sample", "bare.py:bare", "--data", "rows.csv"), "bare.py:bare has no arguments; leave it"),
     (
         ("sample", "models.py:lines"),
         "must define the function 'lines', but defined ['line', 'mean']",
@@ -315,6 +319,7 @@ MISUSE = [
 @pytest.fixture(scope="module")
 def mistakes(folder):
     (folder / "broken.py").write_text("1 / 0")
+    (folder / "bare.py").write_text("def bare():\n    pass\n")
     (folder / "hole.csv").write_text("x,y\n1,2\n3,\n")
     pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, np.nan]}).to_parquet(folder / "hole.parquet")
     pd.DataFrame({"x": [1.0, 2.0], "y": ["a", "b"]}).to_parquet(folder / "words.parquet")

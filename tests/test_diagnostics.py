@@ -525,3 +525,39 @@ def test_what_many_chains_have_in_common_is_told_once():
     assert "30 divergences in all, in 30 of 40 chains" in told[0]
     assert sum("stood still" in what for what in told) == 5
     assert "24 more chains stood still" in told
+
+
+def test_flags_of_divergence_that_are_missing_are_told():
+    flags = np.zeros((4, 1000))
+    flags[1, :2], flags[0, 3] = 1, np.nan
+    found = verdict(inference_data({"x": iid()}, {"diverging": flags}))
+    assert not found.trusted
+    told = " ".join(p.what for p in found.problems)
+    assert "2 divergences in all" in told and "1 flag of divergence is missing" in told
+
+
+def test_one_draw_is_not_told_to_stand_still_and_swapped_dimensions_are_told():
+    one = verdict(inference_data({"x": iid(draws=1)}))
+    assert [p.what for p in one.problems] == ["1 draw a chain says nothing about agreement"]
+    swapped = verdict(inference_data({"x": iid(chains=500, draws=4)}))
+    assert "swap the first two dimensions" in swapped.problems[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        ({"x": np.ma.masked_array(iid(), iid() > 2)}, "x must not be masked"),
+        ({"x": torch.zeros(4, 9).to_sparse()}, r"x must be dense, .* give its .to_dense\(\)"),
+        ({1: iid()}, "names of draws must be texts, but 1 was a int; give '1'"),
+    ],
+    ids=["masked", "sparse", "number"],
+)
+def test_draws_of_odd_kinds_are_refused_by_a_sentence(draws, message):
+    with pytest.raises(ValueError, match=message):
+        dataset(draws)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_draws_of_floats_that_numpy_has_not_are_taken(dtype):
+    x = torch.ones(4, 9).to(dtype)
+    assert inference_data({"x": x})["posterior"]["x"].dtype == np.float32

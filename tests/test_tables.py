@@ -223,6 +223,12 @@ def test_what_numpy_saves_is_read_or_told(separator):
         ("a,b,c\n1, ,3\n", r"column 2 \(b\): ' ' is not a number; remove or impute it$"),
         ("a,b\n1,\n", r"column 2 \(b\): '' is not a number; remove or impute it$"),
         ("a,b\n5%,2\n", "'5%' is not a number"),
+        ("sep=;\na;b\n1;2\n", "'sep=;', names the separator for Excel, and is no data; remove"),
+        ("sep=,\na,b\n1,2\n", "'sep=,', names the separator for Excel"),
+        ("# of 2024\na,b\n1,2\n", "begins with '#', but comments are not read; remove those"),
+        ('"a\n(m)",b\n1,2\n', "opens a quotation mark that it does not close; write each"),
+        ('a,b\n"1\n",2\n', "opens a quotation mark"),
+        ("a,b\n1,2\n \n", "has 1 entries where others have 2; complete it, or remove the line"),
         ("a,b\n", "holds no rows of numbers"),
         ("", "holds no rows of numbers"),
     ],
@@ -263,3 +269,12 @@ def test_a_gzipped_array_is_not_one():
     Path("x.npy.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(ValueError, match=r"but its suffix was '\.gz'"):
         table("x.npy.gz")
+
+
+def test_names_that_are_said_to_be_data_are_told_by_the_flag():
+    with pytest.raises(ValueError, match="if this line names the columns, leave out --no-header"):
+        table(write("a,b\n1,2\n"), header=False)
+
+
+def test_a_mark_of_inches_is_no_quotation():
+    assert table(write('a (5"),b\n1,2\n')).tolist() == [[1.0, 2.0]]

@@ -105,6 +105,7 @@ def sample(
         else:
             arguments = _arguments(target, source, named_table(data, read[data]))
     else:
+        _check_names_a_folder(source)
         if data is not None:
             raise ValueError(
                 "--data is what a model is called with, but SOURCE was an estimator; leave it out"
@@ -132,6 +133,17 @@ def sample(
 
 def _is_ours(folder: Path) -> bool:
     return {p.name for p in folder.iterdir()} <= {DRAWS, REPORT}
+
+
+def _check_names_a_folder(source: str) -> None:
+    """Refuse a model that is given without its file's suffix, or a file without its model."""
+    file, _, name = source.rpartition(":")
+    script = Path(source if not file else f"{file}.py")
+    if script.suffix.lower() == ".py" and script.is_file():
+        raise ValueError(
+            f"SOURCE must be the folder of an estimator or FILE.py:NAME, but was {source}; "
+            f"give {script}:{name if file else 'NAME, the function that is the model'}"
+        )
 
 
 def _estimator(folder: Path, sigma: float | None) -> ScoreEstimator:
@@ -200,7 +212,14 @@ def _check_needs_nothing(model: Callable[..., Any], source: str) -> None:
 def _arguments(model: Callable[..., Any], source: str, found: Table) -> dict[str, Any]:
     """The model's arguments, in torch's default dtype."""
     values = found.values
-    names = [p.name for p in _needed(model) if p.default is p.empty or p.name in found.columns]
+    needed = _needed(model)
+    if not needed:
+        raise ValueError(
+            f"--data is what a model is called with, but {source} has no arguments; leave it out"
+        )
+    names = [p.name for p in needed if p.default is p.empty or p.name in found.columns]
+    if len(needed) == 1:  # whatever its default is
+        names = [needed[0].name]
     if len(names) == 1:
         alone = values.ndim == 2 and values.shape[1] == 1
         cast = _cast(values, found.columns)
@@ -208,8 +227,9 @@ def _arguments(model: Callable[..., Any], source: str, found: Table) -> dict[str
     missing = [name for name in names if name not in found.columns]
     if missing or not names:
         raise ValueError(
-            f"--data must have columns of the names of the arguments of {source}, {names}, but had "
-            f"{found.columns or 'none with names'}; name them in the first line of a .csv"
+            f"--data must have columns of the names of the arguments of {source}, "
+            f"{names or [p.name for p in needed]}, but had {found.columns or 'none with names'}; "
+            "name them in the first line of a .csv"
         )
     places = {name: found.columns.index(name) for name in names}
     cast = _cast(values, found.columns, places.values())
