@@ -145,7 +145,9 @@ def _check(path: Path, idata: Any) -> None:
     if "posterior" not in held or not idata["posterior"].data_vars:
         raise ValueError(
             f"{path} must hold a group 'posterior' of draws, but held {validation.short(str(held))}"
-            "; where writing it raised an error, write it again"
+            "; where writing it raised an error, write it again; of a data set without groups, "
+            "ozaki.diagnostics.save(ozaki.diagnostics.inference_data(xarray.load_dataset(path)), "
+            "'new.nc') makes one"
         )
     posterior = drawn(idata)
     if not posterior:

@@ -271,9 +271,10 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _categories(schema: Any) -> set[Any]:
-    """The columns that were categories where pandas wrote a file: a .parquet keeps their values."""
+    """The columns that were categories where a file was written: a .parquet keeps their values."""
     columns = (schema.pandas_metadata or {}).get("columns", ())
-    return {c["name"] for c in columns if c.get("pandas_type") == "categorical"}
+    noted = {c["name"] for c in columns if c.get("pandas_type") == "categorical"}
+    return noted | {field.name for field in schema if hasattr(field.type, "index_type")}
 
 
 def _csv(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:

@@ -88,7 +88,9 @@ def _pairs(draws: np.ndarray) -> Iterator[tuple[int, int, int, int, int]]:
     places = sorted({length // 4, length // 2, 3 * length // 4, length - 1})
     few = draws[:, :WINDOW].astype(float)
     step = np.abs(np.diff(few, axis=1))
-    rounding = 8 * float(np.finfo(draws.dtype).eps) * float(np.median(np.abs(few)))
+    # draws of half precision were rounded when they were kept, and are alike to the bit
+    digits = min(np.finfo(draws.dtype).eps, np.finfo(np.float32).eps)
+    rounding = 8 * float(digits) * float(np.median(np.abs(few)))
     near = max(NEAR * float(np.median(step[step > 0])), rounding)
     probed = draws[:, places]
     order = np.argsort(probed, axis=0, kind="stable")

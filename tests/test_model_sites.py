@@ -295,6 +295,14 @@ def test_a_deterministic_site_that_changes_its_shape_is_left_out():
         assert set(score.deterministic(torch.zeros(2, 1))) == {"double"}
 
 
+def test_a_bound_that_rounding_alone_moves_is_fixed():
+    def model():
+        s = pyro.sample("s", dist.Uniform(0.0, 1.0))
+        pyro.sample("x", dist.Uniform(s + 0.1 - s, torch.tensor(1.0)))
+
+    assert PyroModelScore(model).dim == 2
+
+
 # -- starts ----------------------------------------------------------------------------------------
 
 

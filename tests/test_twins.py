@@ -134,3 +134,10 @@ def test_twins_are_found_among_any_chains(data):
     found = twins({f"x[{i}]": x[..., i] for i in range(dim)})
     assert [(t.one, t.other) for t in found] in ([(one, other)], [tuple(sorted((one, other)))])
     assert found[0].delay == delay and found[0].names is None
+
+
+def test_twins_in_half_precision():
+    x = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float16)
+    assert twins({"x": x}) == []
+    x[1] = x[0]
+    assert [found[:2] for found in twins({"x": x})] == [(0, 1)]

@@ -355,11 +355,13 @@ def _has_bounds(support: Any) -> bool:
 
 
 def _all_equal(one: Tensor, others: Tensor) -> bool:
-    """Whether all of `others`, which may have more dimensions in front, are the same as `one`."""
+    """Whether `others`, which may have more dimensions in front, are `one` up to rounding."""
     try:
-        return _equal(one.expand_as(others), others)
+        one = one.expand_as(others)
     except RuntimeError:
         return False
+    rounding = 16 * torch.finfo(others.dtype).eps
+    return torch.allclose(one, others, rtol=rounding, atol=rounding, equal_nan=True)
 
 
 def _equal(one: Any, other: Any) -> bool:
