@@ -12,7 +12,7 @@ from torch.distributions import IndependentTransform, Transform
 
 from ozaki.kernels.pyro_model import PyroModelScore
 from ozaki.kernels.score_kernel import Target
-from ozaki.scores.supports import WrapTransform
+from ozaki.scores.bijections import WrapTransform
 from ozaki.shapes import Float
 
 LOST = 0.5  # of an unconstrained coordinate, which a value and its way back have lost

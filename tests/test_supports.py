@@ -22,14 +22,8 @@ from torch.distributions.transforms import (
 )
 
 from ozaki.scores.autodiff import DistributionScore
-from ozaki.scores.supports import (
-    NoBijection,
-    PositiveDefiniteTransform,
-    WrapTransform,
-    ends_of,
-    law_transform,
-    support_of,
-)
+from ozaki.scores.bijections import PositiveDefiniteTransform, WrapTransform, law_transform
+from ozaki.scores.supports import NoBijection, ends_of, support_of
 
 F64 = torch.float64
 # where the laws below have less than 1e-6 of their mass outside, and the trapezoid's error is less

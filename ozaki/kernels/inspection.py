@@ -21,10 +21,11 @@ from ozaki.kernels.model_runs import (
     trials,
 )
 from ozaki.scores.base import Score
+from ozaki.scores.bijections import support_transform
 from ozaki.scores.derivatives import first_line
 from ozaki.scores.distribution import ScoreDistribution
 from ozaki.scores.singular import LinAlgError
-from ozaki.scores.supports import Image, ends_of, support_of, support_transform, unwrapped
+from ozaki.scores.supports import Image, ends_of, support_of, unwrapped
 
 POINTS = (-8.0, -2.0, -0.5, 0.0, 0.5, 2.0, 8.0)
 """Unconstrained coordinates at which two supports are compared: two transforms that agree at 0 may

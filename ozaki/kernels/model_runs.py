@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ozaki.process import unchecked
+from ozaki.scores.bijections import law_transform, remedy
 from ozaki.scores.derivatives import first_line, uniform
 from ozaki.scores.singular import singular_is_nan
-from ozaki.scores.supports import law_transform, remedy, support_of, unwrapped
+from ozaki.scores.supports import support_of, unwrapped
 
 Model = Callable[[], Any]
 

@@ -13,6 +13,7 @@ from ozaki import validation
 from ozaki.modes import ordinary, recordable
 from ozaki.process import isolated_rng, seed_from
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
+from ozaki.scores.bijections import checked, law_transform, remedy
 from ozaki.scores.derivatives import (
     Draw,
     draw_from,
@@ -24,7 +25,7 @@ from ozaki.scores.derivatives import (
     products_vectorised,
     values_vectorised,
 )
-from ozaki.scores.supports import checked, law_transform, remedy, support_of
+from ozaki.scores.supports import support_of
 from ozaki.scores.trials import NEAR, agree, changes, no_curvature, untrue_curvature
 from ozaki.shapes import Float
 from ozaki.tracing import tracing
