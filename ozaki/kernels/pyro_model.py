@@ -234,8 +234,13 @@ class PyroModelScore(Score):
         some points, near 0 and far from it, is improper: chains walk off in it without end.
         """
         with isolated_rng(1):
-            points = torch.cat([self._near(4, None), 50 * self._near(4, None)])
+            points, far = self._near(4, None), 50 * self._near(4, None)
         gradient = self.expand(points).gradient
+        try:
+            gradient = torch.cat([gradient, self.expand(far).gradient])
+            points = torch.cat([points, far])
+        except Exception:  # whatever a model raises where no chain need go
+            pass
         known = gradient.isfinite()
         with torch.enable_grad():
             u = points.detach().requires_grad_()
