@@ -170,7 +170,7 @@ def test_tensors_that_ask_for_gradients_leave_no_graph(source, kernel, tmp_path)
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"x": torch.zeros(2)}, r"initial_params\['x'\] must have shape \(4, 2\)"),
+        ({"x": torch.zeros(3)}, r"initial_params\['x'\] must have shape \(4, 2\)"),
         ({"z": torch.zeros(4, 2)}, r"lacked \['x'\] and had \['z'\]"),
         ({"x": torch.full((4, 2), float("nan"))}, "must be finite"),
         ([1.0], "initial_params must be a dict"),

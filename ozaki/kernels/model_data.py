@@ -12,6 +12,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
+from torch.utils._pytree import tree_leaves
 
 from ozaki.scores.supports import unwrapped
 
@@ -24,6 +25,11 @@ def with_tensors(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     """
     found = {name: as_tensors(value) for name, value in kwargs.items()}
     return observing(partial(model, *map(as_tensors, args), **found))
+
+
+def has_others(values: Any) -> bool:
+    """Whether there are data that `as_tensors` changes."""
+    return any(as_tensors(leaf) is not leaf for leaf in tree_leaves(values))
 
 
 def as_tensors(value: Any) -> Any:

@@ -7,7 +7,7 @@ tried against one looped evaluation, never assumed.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.func import vmap
 from ozaki import validation
 from ozaki.kernels.batching import Batching
 from ozaki.kernels.inspection import Latents, inspect
-from ozaki.kernels.model_data import observing, with_tensors
+from ozaki.kernels.model_data import has_others, observing, with_tensors
 from ozaki.kernels.model_runs import begun, drawn, lenient
 from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.modes import ordinary, recordable
@@ -136,7 +136,8 @@ class PyroModelScore(Score):
         self._batching = Batching(
             self._log_density, self._probe(), self._vectorize, hindrance, remedy
         )
-        self._batching.check_repeatable()
+        with self._same_sites():
+            self._batching.check_repeatable()
         self._learned_part = Batching(self._learned_density, self._probe(), self._vectorize)
 
     def _inspected(
@@ -145,12 +146,15 @@ class PyroModelScore(Score):
         """The model with its arguments, and its sites."""
         given, tensors = partial(model, *args, **kwargs), with_tensors(model, args, kwargs)
         try:
-            found = inspect(given, self._transforms)
+            found, failed = inspect(given, self._transforms), None
         except Exception as error:  # Pyro raises several where data are no tensors
-            try:
-                return tensors, inspect(tensors, self._transforms)
-            except Exception:
-                raise error from error.__cause__
+            found, failed = None, error
+            if has_others((args, kwargs)) or not isinstance(error, ValueError):
+                with suppress(Exception):
+                    return tensors, inspect(tensors, self._transforms)
+        if found is None:
+            assert failed is not None
+            raise failed  # out here it keeps what it was raised from
         if not found.untaken:
             return given, found
         if all(isinstance(value, Tensor) for value in found.observed.values()):
