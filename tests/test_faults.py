@@ -208,7 +208,7 @@ def place(tmp_path: Path, made: Path) -> Place:
 WALKED = "ozaki.walk.Walk._advance"
 STOPS: dict[Any, list[Moment]] = {
     TRAIN: [
-        Moment("ozaki.commands.train.table"),
+        Moment("ozaki.commands.train.named_table"),
         Moment("ozaki.scores.optimisation.Phase._advance", 1),
         Moment("ozaki.scores.optimisation.Phase._advance", 70, after=True),
         Moment("ozaki.scores.optimisation.Phase._evaluate"),
@@ -529,7 +529,7 @@ def unwritable(request: pytest.FixtureRequest, place: Place) -> str:
 
 
 WORK = {  # what takes long, and must not have begun
-    "train": "ozaki.commands.train.table",
+    "train": "ozaki.commands.train.named_table",
     "sample": "ozaki.commands.sample._estimator",
     "denoise": "ozaki.denoise_files.ScoreEstimator.load",
     "report": "ozaki.commands.report.load",

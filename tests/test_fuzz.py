@@ -474,7 +474,7 @@ def netcdf(folder: Path, seed: int) -> None:
 
 
 def read_netcdf(folder: Path) -> dict[str, np.ndarray]:
-    return read_draws(only(folder))
+    return read_draws(only(folder), None)
 
 
 def chain_columns(found: dict[str, np.ndarray], whole: Any) -> bool:
@@ -545,7 +545,7 @@ CSV = "a,b,c\n" + "\n".join(",".join(f"{v:.6g}" for v in row) for row in rows(0)
 
 
 def points_to_denoise(folder: Path) -> torch.Tensor:
-    return denoise_files._read(only(folder), learned(0), {})[0]
+    return denoise_files._read(only(folder), None, learned(0), {})[0]
 
 
 # -- files that chance would not make -------------------------------------------------------------
