@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.common import RESULTS, options, table, write
 from benchmarks.mixtures import mixture
 from ozaki.scores.analytic import GaussianMixtureScore
-from ozaki.scores.estimator import ScoreEstimator
-from ozaki.scores.training import DSMTrainer
+from ozaki.scores.learned.estimator import ScoreEstimator
+from ozaki.scores.learned.trainer import DSMTrainer
 
 MODES = {1: 2, 2: 3, 5: 4}
 LEVELS = (0.3, 0.5, 1.0)

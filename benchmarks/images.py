@@ -19,8 +19,8 @@ from torch.nn.functional import avg_pool2d, cross_entropy, pad
 from benchmarks import common
 from benchmarks.common import RESULTS
 from ozaki.datasets import cifar10_subset, mnist
-from ozaki.scores.estimator import ScoreEstimator
-from ozaki.scores.training import DSMTrainer
+from ozaki.scores.learned.estimator import ScoreEstimator
+from ozaki.scores.learned.trainer import DSMTrainer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks import images
 from benchmarks.common import table
-from ozaki.scores.networks import Heads, ScoreNetwork
-from ozaki.scores.unet import UNet
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
+from ozaki.scores.learned.unet import UNet
 
 BATCH, SIDE, SIGMA = 10, 28, 0.5
 DIM = SIDE * SIDE

@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks import images
 from benchmarks.common import table
 from benchmarks.images import SIGMAS, plt
-from ozaki.calibration import LEVELS
 from ozaki.denoising import denoise
+from ozaki.diagnostics.calibration import LEVELS
 
 LEAST_SHARE = 0.01  # of the pixels that a bin holds
 PER_DECADE = 2

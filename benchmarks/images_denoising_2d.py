@@ -20,9 +20,9 @@ from benchmarks import images
 from benchmarks.common import table
 from benchmarks.images import plt
 from ozaki.denoising import denoise
-from ozaki.posterior import Posterior
+from ozaki.denoising.posterior import Posterior
 from ozaki.scores.analytic import GaussianMixtureScore
-from ozaki.scores.training import DSMTrainer
+from ozaki.scores.learned.trainer import DSMTrainer
 
 SIGMA = 0.4  # of the noise, in the data's units, where the laws spread by about one
 POINTS, DRAWS = 1000, 200

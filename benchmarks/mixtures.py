@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import options, table, write
 from ozaki.scores.analytic import GaussianMixtureScore
-from ozaki.scores.training import DSMTrainer
+from ozaki.scores.learned.trainer import DSMTrainer
 
 
 def mixture(dim: int, modes: int, seed: int) -> GaussianMixtureScore:

@@ -28,9 +28,9 @@ from torch import Tensor
 from benchmarks.common import options, table, write
 from benchmarks.score_speed import FIGURES, Route, medians, peak_memory
 from ozaki.linalg import LowRank
-from ozaki.scores import objectives
-from ozaki.scores.losses import Draw, Losses, LossPlan
-from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned import objectives
+from ozaki.scores.learned.losses import Draw, Losses, LossPlan
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -13,7 +13,7 @@ import pyro
 
 from benchmarks.models import Problem, jax
 from ozaki import MCMC, ScoreOzakiKernel
-from ozaki.kernels.pyro_model import PyroModelScore
+from ozaki.scores.pyro_models.model import PyroModelScore
 
 if jax is not None:
     import blackjax

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from benchmarks import common, laws
 from benchmarks.score_speed import FIGURES
 from ozaki.linalg import SymmetricOperator
-from ozaki.scores import objectives
-from ozaki.scores.baseline import fitted, starting_signs, variances
-from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
-from ozaki.scores.options import LEAST_GAIN, OBJECTIVES, REDUCE_BELOW
-from ozaki.scores.training import SIGN_ROWS, WARM_RATE
+from ozaki.scores.learned import objectives
+from ozaki.scores.learned.baseline import fitted, starting_signs, variances
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.settings import LEAST_GAIN, OBJECTIVES, REDUCE_BELOW
+from ozaki.scores.learned.trainer import SIGN_ROWS, WARM_RATE
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import options, table, write
-from ozaki.scores.networks import Heads, ScoreNetwork, Trunks
-from ozaki.scores.objectives import jacobian_product
+from ozaki.scores.learned.objectives import jacobian_product
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

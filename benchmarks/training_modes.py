@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.common import options, table, write
 from benchmarks.mixtures import mixture
-from ozaki.scores.training import DSMTrainer
+from ozaki.scores.learned.trainer import DSMTrainer
 
 MODES = {
     "apart, own trunks": {},

@@ -17,7 +17,7 @@ from benchmarks.common import options, table, write
 from ozaki.kernels import proposals, transition
 from ozaki.kernels.transition import Method
 from ozaki.scores.analytic import GaussianMixtureScore
-from ozaki.scores.training import DSMTrainer
+from ozaki.scores.learned.trainer import DSMTrainer
 
 KERNELS = {"langevin": (proposals.langevin, None), "ozaki": (proposals.ozaki, "diagonal")}
 SIGMA = 0.1  # of the learned score, in units of the data's standard deviation

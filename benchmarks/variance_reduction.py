@@ -36,9 +36,10 @@ from torch.nn.functional import silu
 from benchmarks.common import RESULTS, options, table, write
 from benchmarks.mixtures import mixture
 from ozaki.linalg import Dense, SymmetricOperator
-from ozaki.scores import objectives
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
-from ozaki.scores.networks import Heads, ResidualMLP, ScoreNetwork, Trunks
+from ozaki.scores.learned import objectives
+from ozaki.scores.learned.mlp import ResidualMLP
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
 
 Law = GaussianScore | GaussianMixtureScore
 

@@ -21,8 +21,8 @@ from scipy.signal import lfilter
 from scipy.stats import binomtest
 
 from benchmarks import common
-from ozaki.agreement import Agreement, agreement, differ
-from ozaki.checks import RHAT_WARN
+from ozaki.diagnostics.agreement import Agreement, agreement, differ
+from ozaki.diagnostics.checks import RHAT_WARN
 
 COMPONENTS = (1, 5, 20, 90, 200)
 CHAINS, DRAWS = 4, 1000

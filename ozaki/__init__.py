@@ -8,21 +8,22 @@ closed form ──────────────────┘
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ozaki import interruption as interruption  # first: the others take seconds
+from ozaki.foundation import interruption as interruption  # first: the others take seconds
 
 # isort: split
 from ozaki import datasets, scores
-from ozaki.annealing import anneal
-from ozaki.denoising import denoise
-from ozaki.kernels.pyro_kernel import ScoreLangevinKernel, ScoreOzakiKernel
-from ozaki.kernels.pyro_model import unconstrain
-from ozaki.mcmc import MCMC
-from ozaki.posterior import Posterior
-from ozaki.scores.distribution import ScoreDistribution
-from ozaki.scores.estimator import ScoreEstimator
+from ozaki.denoising.clean_points import denoise
+from ozaki.denoising.posterior import Posterior
+from ozaki.kernels.langevin_kernel import ScoreLangevinKernel
+from ozaki.kernels.ozaki_kernel import ScoreOzakiKernel
+from ozaki.sampling.annealing import anneal
+from ozaki.sampling.mcmc import MCMC
+from ozaki.scores.learned.estimator import ScoreEstimator
+from ozaki.scores.pyro_models.model import unconstrain
+from ozaki.scores.pyro_models.site import ScoreDistribution
 
 if TYPE_CHECKING:
-    from ozaki.scores.training import DSMTrainer
+    from ozaki.scores.learned.trainer import DSMTrainer
 
 __version__ = "0.1.0"
 
@@ -45,5 +46,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # training brings Lightning, which who only samples need not wait for
     if name == "DSMTrainer":
-        return import_module("ozaki.scores.training").DSMTrainer
+        return import_module("ozaki.scores.learned.trainer").DSMTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

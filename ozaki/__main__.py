@@ -1,4 +1,4 @@
-"""``python -m ozaki`` is the command ``ozaki`` (floor 10)."""
+"""``python -m ozaki`` is the command ``ozaki``."""
 
 from ozaki.cli import main
 

@@ -1,7 +1,7 @@
-"""Real data sets: one shipped with the package, two read from a folder (floor 1).
+"""Real data sets: one shipped with the package, two read from a folder.
 
 `old_faithful` needs nothing. `mnist` reads the four IDX files of LeCun et al., as they are or
-gzipped; `cifar10_subset` reads one .npz of CIFAR-10 images. `table`, of `ozaki.tables`, reads a
+gzipped; `cifar10_subset` reads one .npz of CIFAR-10 images. `table`, of `ozaki.io.tables`, reads a
 file of numbers.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ozaki import validation
-from ozaki.shapes import Float
-from ozaki.tables import check_zip, read_idx, table
+from ozaki.foundation import validation
+from ozaki.foundation.shapes import Float
+from ozaki.io.tables import check_zip, read_idx, table
 
 __all__ = [
     "CIFAR10_CLASSES",

@@ -1,1 +1,6 @@
-"""Kernels: one transition, its proposals and corrections, its warm-up and its Pyro face."""
+"""Kernels: steps that walk on a score, their corrections, their warm-up and their Pyro face."""
+
+from ozaki.kernels.langevin_kernel import ScoreLangevinKernel
+from ozaki.kernels.ozaki_kernel import ScoreOzakiKernel
+
+__all__ = ["ScoreLangevinKernel", "ScoreOzakiKernel"]

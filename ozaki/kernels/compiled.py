@@ -1,4 +1,4 @@
-"""`transition.walk` as one compiled loop (floor 4.5).
+"""`transition.walk` as one compiled loop.
 
 One step is traced to a graph of tensor operations, whatever wrote it: a Pyro model, a formula, a
 network. A scan over the noise makes it a loop of any number of steps, and torch's compiler makes
@@ -18,15 +18,15 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
+from ozaki.foundation.lazy import lazy
 from ozaki.kernels import transition
 from ozaki.kernels.noise import Share
 from ozaki.kernels.proposals import blend
 from ozaki.kernels.transition import Info, Method, Options, State, Trail
-from ozaki.kernels.wrappers import Frozen, Whitened
-from ozaki.lazy import lazy
 from ozaki.linalg import Dense, SymmetricOperator
 from ozaki.scores.base import Expansion, Score
-from ozaki.scores.derivatives import first_line
+from ozaki.scores.differentiation import first_line
+from ozaki.scores.transformed import Frozen, Whitened
 from ozaki.scores.trials import agree
 
 # the compiler takes a second to import

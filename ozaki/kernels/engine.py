@@ -1,4 +1,4 @@
-"""Chains in flight: a state, and the warm-up that shapes the next step (floor 5).
+"""Chains in flight: a state, and the warm-up that shapes the next step.
 
 One engine serves both faces: one chain in the stock `pyro.infer.MCMC`, a batch in `ozaki.MCMC`.
 It holds the only mutable state of a run; everything it calls is pure.
@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ozaki.kernels import adaptation, transition
-from ozaki.kernels.adaptation import DualAveraging, JumpRecord, MeanCurvature, PooledCovariance
+from ozaki.foundation.shapes import Float
+from ozaki.kernels import transition, warmup
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.noise import Noise, Share
+from ozaki.kernels.processes import ALONE, Team
 from ozaki.kernels.proposals import Proposal, langevin, ornstein_uhlenbeck, ozaki
-from ozaki.kernels.ranks import ALONE, Team
 from ozaki.kernels.transition import Method, Options, State, Trail
-from ozaki.kernels.wrappers import Frozen, Whitened
+from ozaki.kernels.warmup import DualAveraging, JumpRecord, MeanCurvature, PooledCovariance
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
 from ozaki.scores.base import Score
-from ozaki.shapes import Float
+from ozaki.scores.transformed import Frozen, Whitened
 
 LANGEVIN_TARGET = 0.574
 """Optimal acceptance of adjusted Langevin in high dimension (Roberts & Rosenthal, 1998)."""
@@ -121,7 +121,7 @@ class Engine:
                 "averaged over warm-up"
             )
         self.score, self.method, self.target = score, method, target
-        self.plan = adaptation.schedule(warmup_steps)
+        self.plan = warmup.schedule(warmup_steps)
         self.generator = generator
         self.adapting = step_size is None
         self.frozen, self.dense_metric = frozen, dense_metric
@@ -142,7 +142,7 @@ class Engine:
         self._fixed: SymmetricOperator | None = None  # the curvature that is frozen, in x
         self._law: Score = self._metric
         self._given = 1.0 if step_size is None else step_size
-        self._averaging = adaptation.dual_averaging(self._given)
+        self._averaging = warmup.dual_averaging(self._given)
         self._team = team
         self._state: State | None = None  # of this process's chains
         self._everyone: Tensor  # where all chains are, in the metric
@@ -410,7 +410,7 @@ class Engine:
         """Once for a block: several changes on what one step size did would swing."""
         if self._rates:
             seen = sum(self._rates) / len(self._rates)
-            self._averaging = adaptation.update(self._averaging, seen, self.target)
+            self._averaging = warmup.update(self._averaging, seen, self.target)
             self._rates = []
         settled = self.count == self.plan.settled
         shorter = self._halvings * math.log(2) if settled else 0.0
@@ -438,7 +438,7 @@ class Engine:
         if self.adapting:
             # in a metric of the law's own scale h is of order 1
             begin = self.step_size if factor is None else 1.0
-            self._averaging = adaptation.dual_averaging(begin)
+            self._averaging = warmup.dual_averaging(begin)
             self._step_size = torch.full_like(self._step_size, begin)
         if last or self._decided(len(position)):
             self._choose()
@@ -480,7 +480,7 @@ class Engine:
 
     def _look(self) -> None:
         """Make the metric of the mean curvature where the chains are."""
-        factor = adaptation.precision_factor(self._curvature_here(), self.dense_metric)
+        factor = warmup.precision_factor(self._curvature_here(), self.dense_metric)
         if factor is not None:
             position = self.position
             self._set_metric(factor)

@@ -1,4 +1,4 @@
-"""Metropolis corrections: what a step is weighed by (floor 3).
+"""Metropolis corrections: what a step is weighed by.
 
 ``exact`` needs a log density. ``line_integral`` needs scores only:
 log p(y) − log p(x) ≈ ∫₀¹ s1(x + tΔ)·Δ dt with Δ = y − x. A mixed law takes its density part exactly
@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Float
 from ozaki.scores.base import Expansion, Score
-from ozaki.shapes import Float
 
 Correction = Literal["none", "exact", "line_integral"]
 Rule = Literal["lobatto", "trapezoid"]

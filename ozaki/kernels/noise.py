@@ -1,4 +1,4 @@
-"""The random numbers of a run, drawn ahead in blocks (floor 3).
+"""The random numbers of a run, drawn ahead in blocks.
 
 A compiled run takes many steps at once and another takes them one by one. Out of blocks both are
 given the same numbers, and a run that is taken up again finds its place in the block.

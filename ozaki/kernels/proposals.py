@@ -1,4 +1,4 @@
-"""Proposals: one expansion of log p in, one Gaussian out (floor 2).
+"""Proposals: one expansion of log p in, one Gaussian out.
 
 Langevin and Ozaki discretise dX = ½ s1 dt + dW over a time h, the `step_size`. They differ in one
 function: φ(u) = expm1(u)/u in place of 1; and in the curvature it reads.
@@ -14,10 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Float
+from ozaki.foundation.tracing import tracing
 from ozaki.linalg import Diagonal, LowRank, SymmetricOperator
 from ozaki.scores.base import Expansion
-from ozaki.shapes import Float
-from ozaki.tracing import tracing
 
 LARGE = 128  # dimensions, above which a low rank's eigenvalues are not taken from a D × D matrix
 LEVELS = 8  # values that its diagonal is then rounded to

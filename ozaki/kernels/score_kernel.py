@@ -1,4 +1,4 @@
-"""What `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` ask of a kernel (floor 6).
+"""What `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` ask of a kernel.
 
 A thin face over `Engine`, in the order in which Pyro calls it. It turns whatever `model` is into a
 score over flat unconstrained points, and sites' tensors into those points and back.
@@ -13,21 +13,21 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
-from ozaki import validation
+from ozaki.foundation import validation
+from ozaki.foundation.torch_modes import ordinary, recordable
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
-from ozaki.kernels.inspection import has_density
 from ozaki.kernels.metropolis import Correction
+from ozaki.kernels.processes import ALONE, Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.pyro_model import InitStrategy, PyroModelScore
-from ozaki.kernels.ranks import ALONE, Team
-from ozaki.kernels.sites import Sites, check_initial_params
 from ozaki.kernels.transition import Info, Method, Trail
-from ozaki.kernels.wrappers import Guided
-from ozaki.modes import ordinary, recordable
-from ozaki.scores.autodiff import DistributionScore
 from ozaki.scores.base import CurvatureKind, Score
-from ozaki.scores.distribution import ScoreDistribution
+from ozaki.scores.density import DistributionScore
+from ozaki.scores.pyro_models.inspection import has_density
+from ozaki.scores.pyro_models.layout import Sites, check_initial_params
+from ozaki.scores.pyro_models.model import InitStrategy, PyroModelScore
+from ozaki.scores.pyro_models.site import ScoreDistribution
+from ozaki.scores.transformed import Guided
 
 LOCAL = 10
 """Dimensions up to which a density's dense Hessian is worth reading at every point: beyond, the D

@@ -1,4 +1,4 @@
-"""One transition: state and noise in, state and info out (floor 4).
+"""One transition: state and noise in, state and info out.
 
 Nothing here adapts, logs or draws random numbers. A kernel is a `Method`: a proposal, the kind of
 curvature it reads, and a correction.
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Bool, Float
 from ozaki.kernels.metropolis import Correction, Rule, log_density_change
 from ozaki.kernels.noise import Share
 from ozaki.kernels.proposals import Proposal, modified
 from ozaki.scores.base import CurvatureKind, Expansion, Score
-from ozaki.shapes import Bool, Float
 
 DIVERGENCE = -1000.0
 """A log acceptance ratio below this is a divergence, as in Stan."""

@@ -1,4 +1,4 @@
-"""Symmetric operators: the one place that knows how a curvature is stored (floor 0).
+"""Symmetric operators: the one place that knows how a curvature is stored.
 
 Four kinds stand here, one a file, each with any batch dimensions in front:
 

@@ -1,4 +1,4 @@
-"""What every symmetric operator can do (floor 0)."""
+"""What every symmetric operator can do."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ozaki.shapes import Bool, Float
+from ozaki.foundation.shapes import Bool, Float
 
 
 class SymmetricOperator(ABC):

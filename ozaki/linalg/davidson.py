@@ -1,4 +1,4 @@
-"""The largest eigenpairs of a diagonal plus low rank, without its D × D matrix (floor 0).
+"""The largest eigenpairs of a diagonal plus low rank, without its D × D matrix.
 
 With a varying diagonal, S = diag(a) + B diag(e) Bᵀ has no closed eigendecomposition. Its largest
 pairs are found by Rayleigh and Ritz on a growing subspace, after Davidson: a pair (θ, u) that is
@@ -18,7 +18,7 @@ Reference:
 import torch
 from torch import Tensor
 
-from ozaki.shapes import Float
+from ozaki.foundation.shapes import Float
 
 ROUNDING = 30.0  # residuals that count as none, in units of rounding
 ROUNDS = 300

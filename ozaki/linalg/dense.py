@@ -1,12 +1,12 @@
-"""A symmetric matrix, or its eigendecomposition (floor 0.1)."""
+"""A symmetric matrix, or its eigendecomposition."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Bool, Float
 from ozaki.linalg.base import SymmetricOperator
-from ozaki.shapes import Bool, Float
 
 
 class Dense(SymmetricOperator):

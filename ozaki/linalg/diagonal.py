@@ -1,13 +1,13 @@
-"""A diagonal matrix (floor 0.2)."""
+"""A diagonal matrix."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Bool, Float
 from ozaki.linalg.base import SymmetricOperator, check_vector
 from ozaki.linalg.dense import Dense
-from ozaki.shapes import Bool, Float
 
 
 class Diagonal(SymmetricOperator):

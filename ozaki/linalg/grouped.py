@@ -1,4 +1,4 @@
-"""A diagonal of few different values and a factor of few columns, by eigenpairs (floor 0.2).
+"""A diagonal of few different values and a factor of few columns, by eigenpairs.
 
 f(diag(a) + B diag(e) Bᵀ) is diagonal plus low rank only where a is constant. Where a has K values,
 coordinates fall into K groups; within a group what is orthogonal to its rows of B, B_g, has the
@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Bool, Float
 from ozaki.linalg.base import SymmetricOperator
 from ozaki.linalg.dense import Dense
-from ozaki.shapes import Bool, Float
 
 
 class Grouped(SymmetricOperator):

@@ -1,4 +1,4 @@
-"""A diagonal and a factor of few columns, never built as a D × D matrix (floor 0.3)."""
+"""A diagonal and a factor of few columns, never built as a D × D matrix."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -6,13 +6,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Bool, Float
+from ozaki.foundation.tracing import tracing
 from ozaki.linalg.base import SymmetricOperator, check_vector
 from ozaki.linalg.davidson import leading_pairs
 from ozaki.linalg.dense import Dense
 from ozaki.linalg.diagonal import Diagonal
 from ozaki.linalg.grouped import Grouped
-from ozaki.shapes import Bool, Float
-from ozaki.tracing import tracing
 
 SPACE = 2**26  # numbers that a search for eigenpairs may hold at a time
 

@@ -1,10 +1,10 @@
 """Scores: of data, of models, of formulas."""
 
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore, LogisticMixtureScore
-from ozaki.scores.autodiff import DistributionScore, LogDensityScore
 from ozaki.scores.base import Expansion, Score
 from ozaki.scores.comparison import compare
 from ozaki.scores.denoiser import DenoiserScore
+from ozaki.scores.density import DistributionScore, LogDensityScore
 from ozaki.scores.moments import posterior_moments
 
 __all__ = [

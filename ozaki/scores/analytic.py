@@ -1,4 +1,4 @@
-"""Closed forms: Gaussian, Gaussian mixture, mixture of logistics (floor 2).
+"""Closed forms: Gaussian, Gaussian mixture, mixture of logistics.
 
 Each gives gradient, log density, full and diagonal curvature, exact draws, and, where the
 convolution with Gaussian noise is closed, its own smoothing. They are the oracles of the tests and
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ozaki import validation
+from ozaki.foundation import validation
+from ozaki.foundation.shapes import Float
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
-from ozaki.shapes import Float
 
 Array = Tensor | Sequence[Any] | Any
 

@@ -1,4 +1,4 @@
-"""What every score is: a local second-order picture of a log density (floor 1)."""
+"""What every score is: a local second-order picture of a log density."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Float
 from ozaki.linalg import SymmetricOperator
-from ozaki.shapes import Float
 
 CurvatureKind = Literal["diagonal", "low_rank", "dense"]
 

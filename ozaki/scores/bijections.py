@@ -1,4 +1,4 @@
-"""The bijection from unconstrained coordinates to where a law lives, and its trial (floor 1.5)."""
+"""The bijection from unconstrained coordinates to where a law lives, and its trial."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from torch.distributions import (
 )
 from torch.distributions.constraints import Constraint
 
-from ozaki.modes import ordinary, recordable
+from ozaki.foundation.torch_modes import ordinary, recordable
 from ozaki.scores.supports import (
     BOUNDED,
     WRONG_SUPPORT,

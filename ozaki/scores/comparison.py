@@ -1,4 +1,4 @@
-"""Which s2 is best? Candidates ranked on held-out data, without knowing the truth (floor 3)."""
+"""Which s2 is best? Candidates ranked on held-out data, without knowing the truth."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
-from ozaki.scores import objectives
 from ozaki.scores.base import CurvatureKind, Score
-from ozaki.scores.estimator import ScoreEstimator
-from ozaki.scores.standardisation import rows_of
+from ozaki.scores.learned import objectives
+from ozaki.scores.learned.estimator import ScoreEstimator
+from ozaki.scores.learned.standardisation import rows_of
 
 CONSTANT = "constant"
 DENSE_UP_TO = 256  # dimensions at which D × D matrices are compared
@@ -86,7 +86,7 @@ def compare(
 
     Example:
         >>> from ozaki.scores import compare
-        >>> from ozaki.scores.training import DSMTrainer
+        >>> from ozaki.scores.learned.trainer import DSMTrainer
         >>> data = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
         >>> estimator = DSMTrainer(sigma=0.5, max_steps=20, seed=0).fit(data[:400])
         >>> sorted(c.name for c in compare(estimator, data[400:]))

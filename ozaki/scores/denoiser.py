@@ -1,14 +1,14 @@
-"""An outside denoiser as a score (floor 3)."""
+"""An outside denoiser as a score."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ozaki import validation
-from ozaki.modes import ordinary, recordable
-from ozaki.process import isolated_rng
-from ozaki.scores.derivatives import Draw, draw_from, first_line, like_start
+from ozaki.foundation import validation
+from ozaki.foundation.process import isolated_rng
+from ozaki.foundation.torch_modes import ordinary, recordable
+from ozaki.scores.differentiation import Draw, draw_from, first_line, like_start
 from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.trials import changes
 

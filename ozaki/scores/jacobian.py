@@ -1,4 +1,4 @@
-"""Scores of which s1 is a function in torch, and s2 its Jacobian (floor 1.5)."""
+"""Scores of which s1 is a function in torch, and s2 its Jacobian."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ozaki.foundation.shapes import Float
+from ozaki.foundation.torch_modes import ordinary, recordable
+from ozaki.foundation.tracing import tracing
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
-from ozaki.modes import ordinary, recordable
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.trials import NEAR, no_curvature, untrue_curvature
-from ozaki.shapes import Float
-from ozaki.tracing import tracing
 
 
 class JacobianScore(Score):

@@ -1,4 +1,4 @@
-"""Posterior moments: what scores of every order say of the point behind a noisy one (floor 0).
+"""Posterior moments: what scores of every order say of the point behind a noisy one.
 
 Let x̃ = x + σz with z standard normal, and s_n the n-th derivative tensor of log p_σ at x̃, the
 smoothed law, never p. The cumulants of x given x̃ are, for noise of any size in each dimension and
@@ -28,8 +28,8 @@ from string import ascii_lowercase
 import torch
 from torch import Tensor
 
-from ozaki import validation
-from ozaki.shapes import Float
+from ozaki.foundation import validation
+from ozaki.foundation.shapes import Float
 
 
 def posterior_cumulants(

@@ -1,4 +1,4 @@
-"""Matrices that cannot be factorised give NaN, as numbers that cannot be divided do (floor 1).
+"""Matrices that cannot be factorised give NaN, as numbers that cannot be divided do.
 
 `torch.linalg.cholesky`, `inv` and `solve` raise where a matrix is not positive definite or is
 singular, and over a batch they raise for all because of one. A density that uses them would stop

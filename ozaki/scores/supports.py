@@ -1,4 +1,4 @@
-"""Where a law lives: a support is what its transforms make of that of its base (floor 1).
+"""Where a law lives: a support is what its transforms make of that of its base.
 
 `law.support` alone does not say it: that of torch's TransformedDistribution is the codomain of its
 last transform, which an affine of a positive law does not fill.

@@ -1,4 +1,4 @@
-"""What is tried of a function of the user's before it is trusted (floor 1).
+"""What is tried of a function of the user's before it is trusted.
 
 * `changes`: whether it is a function of its argument, without memory and without chance;
 * `untrue_curvature`: whether what autograd gives for its second derivative is how its gradient
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ozaki.shapes import Float
+from ozaki.foundation.shapes import Float
 
 POINTS, ENOUGH = 6, 3  # tried at most; so many, and most of those that tell, must object
 NEAR = 20  # points to take them from, and their spread

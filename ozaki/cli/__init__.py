@@ -1,0 +1,16 @@
+"""The command line: ``ozaki demo | train | sample | denoise | report | compare``.
+
+A command is a file in `ozaki.commands`; to import it here is to offer it.
+"""
+
+from ozaki.cli import compare, demo, denoise, report, sample, train
+from ozaki.cli.application import app
+from ozaki.foundation import interruption
+
+__all__ = ["app", "compare", "demo", "denoise", "main", "report", "sample", "train"]
+
+
+def main() -> None:
+    """Run the command line."""
+    with interruption.raised():
+        app(prog_name="ozaki")

@@ -1,0 +1,40 @@
+"""Angles among draws.
+
+An angle has no first value: draws about ±π lie at both ends of an interval, and a mean or an R-hat
+of the numbers says nothing. Its cosine and its sine are judged in its place.
+"""
+
+import numpy as np
+
+MARK = "circular"  # the attribute of their variable, 1: NetCDF has no truth values
+
+
+def parts(draws: np.ndarray, circular: bool) -> list[np.ndarray]:
+    """What is judged of a component: itself, or the cosine and the sine of an angle."""
+    return [np.cos(draws), np.sin(draws)] if circular else [draws]
+
+
+def centred(angles: np.ndarray) -> tuple[float, np.ndarray]:
+    """The circular mean, and the angles from it on, in [−π, π).
+
+    Args:
+        angles: in radians, of any shape.
+
+    Returns:
+        atan2(mean sin, mean cos), and the differences.
+
+    Source: Mardia and Jupp (2000), Directional Statistics.
+
+    Example:
+        >>> mean, away = centred(np.array([np.pi - 0.1, 0.3 - np.pi]))
+        >>> round(mean + np.pi, 3), away.round(3).tolist()
+        (0.1, [-0.2, 0.2])
+    """
+    mean = float(np.arctan2(np.sin(angles).mean(), np.cos(angles).mean()))
+    return mean, np.mod(angles - mean + np.pi, 2 * np.pi) - np.pi
+
+
+def uncut(angles: np.ndarray) -> np.ndarray:
+    """The angles within π of their circular mean, as one piece."""
+    mean, away = centred(np.where(np.isfinite(angles), angles, 0.0))
+    return np.where(np.isfinite(angles), mean + away, angles)

@@ -1,0 +1,1 @@
+"""What every package may use: checks of arguments, shapes as types, and torch's own state."""

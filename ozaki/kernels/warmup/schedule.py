@@ -1,0 +1,48 @@
+"""Which step of warm-up does what.
+
+A transient walks to the typical set; in windows the pooled covariance of the chains becomes the
+metric and dual averaging finds the step size; a last stretch is for the step size alone.
+
+Source: the Stan reference manual, "Automatic parameter tuning".
+"""
+
+import math
+from typing import NamedTuple
+
+
+class Schedule(NamedTuple):
+    """Which warm-up step does what.
+
+    Attributes:
+        transient: steps of phase (a).
+        windows: the step at which each metric window ends.
+        settled: from here on nothing adapts: an unadjusted chain forgets its corrected warm-up.
+        total: all of warm-up.
+    """
+
+    transient: int
+    windows: tuple[int, ...]
+    settled: int
+    total: int
+
+
+def schedule(warmup_steps: int) -> Schedule:
+    """Lay out `warmup_steps`: a transient (15%, at most 200), doubling windows, a last stretch.
+
+    Example:
+        >>> schedule(1000)
+        Schedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
+    """
+    transient = min(200, math.ceil(0.15 * warmup_steps))
+    last = warmup_steps - min(max(warmup_steps // 10, 50), warmup_steps // 4)
+    size = max(20, (last - transient) // 12)
+    ends: list[int] = []
+    end = transient
+    while end + 3 * size <= last:
+        end += size
+        ends.append(end)
+        size *= 2
+    if last - transient >= 20:
+        ends.append(last)
+    settled = warmup_steps - 3 * (warmup_steps - last) // 10
+    return Schedule(transient, tuple(ends), settled, warmup_steps)

@@ -1,0 +1,1 @@
+"""Runs: chains on their way, their draws, and where these are kept."""

@@ -1,0 +1,135 @@
+"""Chains on their way, from warm-up to the last draw, and their place on disk."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ozaki.foundation import progress
+from ozaki.foundation.shapes import Float
+from ozaki.kernels.score_kernel import ScoreKernel, Suspended
+from ozaki.sampling.draws import Draws
+from ozaki.sampling.run_checkpoint import Store
+
+
+class Walk:
+    """A kernel's chains, the draws so far, and the step they are at.
+
+    Args:
+        kernel: set up, with its generator.
+        draws: where draws go.
+        warmup: steps that are not kept.
+        thinning: steps a draw.
+        hook: as of `MCMC`.
+        quiet: no progress bar.
+        store: where to keep the run.
+    """
+
+    def __init__(
+        self,
+        kernel: ScoreKernel,
+        draws: Draws,
+        *,
+        warmup: int,
+        thinning: int,
+        hook: Callable[..., Any] | None,
+        quiet: bool,
+        store: Store | None = None,
+    ):
+        self.kernel, self.draws, self.store = kernel, draws, store
+        self.warmup, self.thinning = warmup, thinning
+        self._hook, self._quiet = hook, quiet
+        self.step = 0
+        self.suspended: Suspended | None = None  # the chains, between a run and its extension
+
+    def extend(self, more: int) -> dict[str, Tensor]:
+        """Make room for `more` draws and wake the chains; where they are."""
+        assert self.suspended is not None, "a run comes first"
+        params = self.kernel.take_up(self.suspended)
+        self.draws = self.draws.extended(more, self.kernel.target.score)
+        # an interrupted run may have stopped between two draws
+        self.step = self.warmup + self.draws.count * self.thinning
+        return params
+
+    def halved(self) -> Float[Tensor, "chains draws dim"]:
+        """As many draws again at half the step size; the chains themselves stay where they are.
+
+        A quarter as many steps come first, in which they forget the longer step.
+        """
+        assert self.suspended is not None, "a run comes first"
+        self.kernel.take_up(self.suspended)
+        engine, kept = self.kernel.engine, []
+        first = self.draws.count * self.thinning // 4
+        end, step = first + self.draws.count * self.thinning, 0
+        with engine.aside(0.5):
+            while step < end:
+                trail = engine.walk(end - step)
+                step += len(trail.position)
+                due = torch.arange(step - len(trail.position), step) - first
+                due = (due >= 0) & ((due + 1) % self.thinning == 0)
+                kept.append(engine.to_x(trail.position[due]))
+        return torch.cat(kept).transpose(0, 1)
+
+    def go(self, params: dict[str, Tensor]) -> None:
+        """Walk until there are as many draws as there is room for.
+
+        Ctrl-C after warm-up keeps the draws made so far and says how many there are.
+
+        Args:
+            params: where the chains are.
+        """
+        draws, store = self.draws, self.store
+        end = self.warmup + draws.room * self.thinning
+        team = self.kernel.team
+        quiet = True if self._quiet or not team.chief else None
+        bar = progress.bar(total=end, initial=self.step, disable=quiet, mininterval=0.2)
+        try:
+            with bar:
+                self.kernel.place(params)
+                if store is not None and self.step == 0:
+                    store.save(self)  # where draws are streamed to is named before it is made
+                draws.begin(self.kernel.engine)
+                while self.step < end:
+                    self._advance(self._most(end), bar)
+                    if store is not None and (self.step % store.every == 0 or self.step == end):
+                        store.save(self)
+        except BaseException as error:
+            # processes are not interrupted at the same step: together they cannot go on
+            kept = isinstance(error, KeyboardInterrupt) and draws.count > 0 and team.size == 1
+            if not kept:
+                draws.leave()
+                raise
+            warnings.warn(
+                f"interrupted: {draws.count} of {draws.room} draws a chain were made and are kept",
+                stacklevel=5,
+            )
+
+    def _most(self, end: int) -> int:
+        """How many steps may be walked before something else is due."""
+        if self._hook is not None:
+            return 1
+        full = self.warmup + self.draws.until * self.thinning
+        stops = [end, self.warmup] if self.step < self.warmup else [end, full]
+        if self.store is not None:
+            stops.append((self.step // self.store.every + 1) * self.store.every)
+        return min(stops) - self.step
+
+    def _advance(self, most: int, bar: Any) -> None:
+        kernel = self.kernel
+        trail = kernel.walk(most)
+        walked, steps = self.step - self.warmup, len(trail.position)
+        sampling = walked >= 0
+        stage, i = ("Sample", walked // self.thinning) if sampling else ("Warmup", self.step)
+        if self._hook is not None:
+            params = kernel.params
+            self._hook(kernel, params, stage, i)
+            kernel.place(params)  # a hook may move the chains
+        bar.update(steps)
+        if bar.n // 50 > (bar.n - steps) // 50 and not bar.disable:
+            bar.set_description(stage, refresh=False)
+            bar.set_postfix(kernel.logging(), refresh=False)
+        if sampling:
+            self.draws.take(trail, kernel.engine, self.thinning)
+        self.step += steps

@@ -1,0 +1,106 @@
+"""A run's place on disk: what it needs to go on where it stopped."""
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ozaki.io import checkpoint
+
+FILE = "chains.safetensors"
+
+
+class Store:
+    """A folder in which a run is kept, block by block, so that it can be taken up again.
+
+    `chains.safetensors` is the state after some step, and `draws-N.safetensors` the draws from the
+    N-th on that were made up to it. Each says of which run it is, and is written whole before the
+    state that counts it. Draws that are streamed elsewhere are not written here: the state says how
+    many of them count.
+
+    Args:
+        folder: made if it is missing.
+        every: steps from one writing to the next.
+        settings: what bears on the draws; a run with others is refused.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], every: int, settings: Mapping[str, Any]):
+        self.folder, self.every, self.settings = Path(folder), every, dict(settings)
+        self._run = uuid.uuid4().hex
+        self._blocks: list[int] = []  # the first draw of each
+        self._written = 0
+
+    def save(self, walk: "Walk") -> None:
+        """Write where the walk stands, and the draws made since the last time."""
+        engine, draws = walk.kernel.engine, walk.draws
+        # from here on the run sees what a run taken up from here would see
+        engine.refresh()
+        streamed = draws.sync()
+        walk.kernel.team.first(lambda: self._write(walk, streamed))
+
+    def _write(self, walk: "Walk", streamed: dict[str, Any] | None) -> None:
+        engine, draws = walk.kernel.engine, walk.draws
+        first, blocks = self._written, self._blocks
+        if streamed is None and draws.count > first:
+            of = {"run": self._run}
+            checkpoint.write(self.folder, draws.tensors(first), {}, of, _name(first))
+            blocks = [*blocks, first]
+        numbers = {
+            "step": walk.step,
+            "run": self._run,
+            "blocks": blocks,
+            "streamed": streamed,
+            "engine": engine.numbers(),
+        }
+        tensors = {**engine.tensors(), **draws.pending()}
+        checkpoint.write(self.folder, tensors, self.settings, numbers, FILE)
+        self._blocks, self._written = blocks, draws.count
+
+    def restore(self, walk: "Walk") -> bool:
+        """Take up the run that is kept here; False where there is none. Under its lock.
+
+        Raises:
+            ValueError: a file that is corrupt, or a run with other settings.
+        """
+        team = walk.kernel.team
+        team.first(self._clean)
+        kept = self._read(walk)
+        team.agree(
+            {"the checkpoint": walk.step if kept else "empty"},
+            "keep the checkpoint's folder on a disk that all of them share",
+        )
+        return kept
+
+    def _clean(self) -> None:
+        checkpoint.clean(self.folder, FILE)
+        for stale in self.folder.glob(".draws-*.safetensors.*"):
+            checkpoint.clean(self.folder, stale.stem.removeprefix("."))
+
+    def _read(self, walk: "Walk") -> bool:
+        found = checkpoint.read(self.folder, FILE)
+        if found is None:
+            return False
+        tensors, settings, numbers = found
+        checkpoint.match(self.folder, settings, self.settings, FILE)
+        draws = walk.draws
+        if numbers["streamed"] is not None:
+            draws.find(numbers["streamed"])
+        for first in numbers["blocks"]:
+            block = checkpoint.read(self.folder, _name(first))
+            if block is None or block[2].get("run") != numbers["run"]:
+                raise ValueError(
+                    f"{self.folder / _name(first)} must hold draws of the run in {FILE}, but "
+                    f"{'is missing' if block is None else 'they are of another run'}; restore it "
+                    "from a copy, or choose another folder"
+                )
+            draws.fill(first, block[0])
+        draws.resume({k: t for k, t in tensors.items() if k.startswith("seen.")})
+        walk.kernel.restore(tensors, numbers["engine"])
+        walk.step, self._run = numbers["step"], numbers["run"]
+        self._blocks, self._written = numbers["blocks"], draws.count
+        return True
+
+
+def _name(first: int) -> str:
+    return f"draws-{first}.safetensors"

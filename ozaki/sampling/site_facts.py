@@ -1,0 +1,73 @@
+"""What is to be known of sites to judge their draws.
+
+Each fact is an attribute of the site's variable in the posterior, in the form in which files keep
+it, and is read by `ozaki.diagnostics.verdict`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import IndependentTransform, Transform
+
+from ozaki.foundation.shapes import Float
+from ozaki.kernels.score_kernel import Target
+from ozaki.scores.bijections import WrapTransform
+from ozaki.scores.pyro_models.model import PyroModelScore
+
+LOST = 0.5  # of an unconstrained coordinate, which a value and its way back have lost
+
+
+def site_facts(
+    target: Target, position: Float[Tensor, "chains draws dim"]
+) -> dict[str, dict[str, Any]]:
+    """Site → attribute → value, of sites of which there is something to know.
+
+    - ``circular``: 1 where values are angles, in radians.
+    - ``saturated``: the share of draws of which the dtype does not hold the value: back in
+      unconstrained coordinates it is another, and the density there is not the law's.
+    - ``flat``, ``masked``: which entries, in the order of the flattened site, the density does not
+      depend on, and which of those the model itself leaves out by a mask.
+
+    Args:
+        target: what was walked on.
+        position: flat unconstrained draws, (chains, draws, D).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, u in target.sites.unflatten(position).items():
+        facts = {}
+        if name in target.transforms:
+            transform = target.transforms[name].inv
+            if _wraps(transform):
+                facts["circular"] = 1
+            elif share := _saturated(transform, u):
+                facts["saturated"] = share
+        found[name] = facts
+    if isinstance(target.score, PyroModelScore):
+        for name, free in target.score.flat().items():
+            masked = target.score.masked.get(name, torch.tensor(True))
+            # of draws that walk off no more need be said
+            found[name] = {"flat": _places(free)}
+            if own := _places(free & ~masked):
+                found[name]["masked"] = own
+    return {name: facts for name, facts in found.items() if facts}
+
+
+def _wraps(transform: Transform) -> bool:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, WrapTransform)
+
+
+def _saturated(transform: Any, u: Float[Tensor, "chains draws *shape"]) -> float:
+    """The share of draws that do not come back from where a transform takes them."""
+    with torch.no_grad():
+        back = transform.inv(transform(u))
+    lost = ~((back - u).abs() <= LOST)
+    return (
+        float(lost.flatten(2).any(-1).float().mean()) if u.ndim > 2 else float(lost.float().mean())
+    )
+
+
+def _places(mask: Tensor) -> list[int]:
+    return mask.reshape(-1).nonzero().flatten().tolist()

@@ -1,0 +1,1 @@
+"""Scores learned from data by denoising."""

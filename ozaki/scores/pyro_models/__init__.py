@@ -1,0 +1,1 @@
+"""Pyro models as scores, and scores as sites of Pyro models."""

@@ -1,0 +1,59 @@
+"""What is deprecated works, and warns where it is called."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from ozaki.foundation.deprecation import deprecated, renamed
+
+
+@deprecated("new", "2.0")
+def old(x: int) -> int:
+    return x + 1
+
+
+@renamed("noise", "sigma", "2.0")
+def train(data: int, *, sigma: float = 0.5) -> tuple[int, float]:
+    return data, sigma
+
+
+def warned(call):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = call()
+    assert all(w.category is DeprecationWarning for w in told)
+    return result, [str(w.message) for w in told]
+
+
+def test_a_name_that_goes_works_and_says_what_to_use():
+    message = "old is deprecated and will be removed in ozaki 2.0; use new"
+    assert warned(lambda: old(1)) == (2, [message])
+    assert old.__name__ == "old"
+
+
+def test_an_argument_that_was_renamed_is_taken_under_both_names():
+    message = "noise= of train is deprecated and will be removed in ozaki 2.0; use sigma="
+    assert warned(lambda: train(3, noise=0.1)) == ((3, 0.1), [message])
+    assert warned(lambda: train(3, sigma=0.1)) == ((3, 0.1), [])
+    assert warned(lambda: train(3)) == ((3, 0.5), [])
+    with pytest.raises(TypeError, match="given noise= and sigma=, which are one; leave out noise="):
+        train(3, noise=0.1, sigma=0.2)
+
+
+CALLER = """
+from ozaki.foundation.deprecation import deprecated, renamed
+@deprecated("new", "2.0")
+def old(): pass
+@renamed("noise", "sigma", "2.0")
+def train(sigma): pass
+old()
+train(noise=1)
+"""
+
+
+def test_the_line_to_change_is_named():
+    done = subprocess.run([sys.executable, "-c", CALLER], capture_output=True, text=True)
+    lines = [line.split(" ")[0] for line in done.stderr.splitlines() if "Deprecation" in line]
+    assert lines == ["<string>:7:", "<string>:8:"], done.stderr
