@@ -53,6 +53,12 @@ class Walk:
         self.step = self.warmup + self.draws.count * self.thinning
         return params
 
+    def take_up(self) -> bool:
+        """Go on where the run that is kept stands; False where there is none."""
+        step = None if self.store is None else self.store.restore(self.kernel, self.draws)
+        self.step = self.step if step is None else step
+        return step is not None
+
     def halved(self) -> Float[Tensor, "chains draws dim"]:
         """As many draws again at half the step size; the chains themselves stay where they are.
 
@@ -89,12 +95,14 @@ class Walk:
             with bar:
                 self.kernel.place(params)
                 if store is not None and self.step == 0:
-                    store.save(self)  # where draws are streamed to is named before it is made
+                    store.save(
+                        0, self.kernel, draws
+                    )  # where draws are streamed to is named before it is made
                 draws.begin(self.kernel.engine)
                 while self.step < end:
                     self._advance(self._most(end), bar)
                     if store is not None and (self.step % store.every == 0 or self.step == end):
-                        store.save(self)
+                        store.save(self.step, self.kernel, draws)
         except BaseException as error:
             # processes are not interrupted at the same step: together they cannot go on
             kept = isinstance(error, KeyboardInterrupt) and draws.count > 0 and team.size == 1

@@ -32,7 +32,7 @@ from ozaki.foundation.torch_modes import ordinary
 from ozaki.io.atomic import lock
 from ozaki.kernels import processes
 from ozaki.kernels.score_kernel import ScoreKernel, Target
-from ozaki.sampling import run_identity, zarr_draws
+from ozaki.sampling import run_identity, zarr_draws, zarr_store
 from ozaki.sampling.draws import Draws
 from ozaki.sampling.loop import Walk
 from ozaki.sampling.run_checkpoint import Store
@@ -150,7 +150,7 @@ class MCMC(PyroMCMC):
         self._bias: Any = None
         self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
-        self.store = zarr_draws.checked(store)
+        self.store = zarr_store.checked(store)
 
     @ordinary()
     def run(self, *args: Any, **kwargs: Any) -> None:
@@ -227,8 +227,7 @@ class MCMC(PyroMCMC):
         kernel.generator.manual_seed(self._seed)
         draws = zarr_draws.draws_of(self.store, self.num_samples, kernel, self._constrained)
         walk = self._walk_of(kernel, draws, target)
-        kept = walk.store is not None and walk.store.restore(walk)
-        if not kept:
+        if not walk.take_up():
             kernel.initial_params = self._batched_initial(target)
         params = kernel.initial_params
         self._try_transforms(params)

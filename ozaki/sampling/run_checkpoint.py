@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ozaki.io import checkpoint
+from ozaki.kernels.engine import Engine
+from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.sampling.draws import Draws
 
 FILE = "chains.safetensors"
 
@@ -31,23 +34,23 @@ class Store:
         self._blocks: list[int] = []  # the first draw of each
         self._written = 0
 
-    def save(self, walk: "Walk") -> None:
-        """Write where the walk stands, and the draws made since the last time."""
-        engine, draws = walk.kernel.engine, walk.draws
+    def save(self, step: int, kernel: ScoreKernel, draws: Draws) -> None:
+        """Write where the chains are after `step` steps, and the draws made since the last time."""
         # from here on the run sees what a run taken up from here would see
-        engine.refresh()
+        kernel.engine.refresh()
         streamed = draws.sync()
-        walk.kernel.team.first(lambda: self._write(walk, streamed))
+        kernel.team.first(lambda: self._write(step, kernel.engine, draws, streamed))
 
-    def _write(self, walk: "Walk", streamed: dict[str, Any] | None) -> None:
-        engine, draws = walk.kernel.engine, walk.draws
+    def _write(
+        self, step: int, engine: Engine, draws: Draws, streamed: dict[str, Any] | None
+    ) -> None:
         first, blocks = self._written, self._blocks
         if streamed is None and draws.count > first:
             of = {"run": self._run}
             checkpoint.write(self.folder, draws.tensors(first), {}, of, _name(first))
             blocks = [*blocks, first]
         numbers = {
-            "step": walk.step,
+            "step": step,
             "run": self._run,
             "blocks": blocks,
             "streamed": streamed,
@@ -57,33 +60,35 @@ class Store:
         checkpoint.write(self.folder, tensors, self.settings, numbers, FILE)
         self._blocks, self._written = blocks, draws.count
 
-    def restore(self, walk: "Walk") -> bool:
-        """Take up the run that is kept here; False where there is none. Under its lock.
+    def restore(self, kernel: ScoreKernel, draws: Draws) -> int | None:
+        """Take up the run that is kept here, under its lock.
+
+        Returns:
+            The step that it is at; None where there is no run.
 
         Raises:
             ValueError: a file that is corrupt, or a run with other settings.
         """
-        team = walk.kernel.team
+        team = kernel.team
         team.first(self._clean)
-        kept = self._read(walk)
+        step = self._read(kernel, draws)
         team.agree(
-            {"the checkpoint": walk.step if kept else "empty"},
+            {"the checkpoint": "empty" if step is None else step},
             "keep the checkpoint's folder on a disk that all of them share",
         )
-        return kept
+        return step
 
     def _clean(self) -> None:
         checkpoint.clean(self.folder, FILE)
         for stale in self.folder.glob(".draws-*.safetensors.*"):
             checkpoint.clean(self.folder, stale.stem.removeprefix("."))
 
-    def _read(self, walk: "Walk") -> bool:
+    def _read(self, kernel: ScoreKernel, draws: Draws) -> int | None:
         found = checkpoint.read(self.folder, FILE)
         if found is None:
-            return False
+            return None
         tensors, settings, numbers = found
         checkpoint.match(self.folder, settings, self.settings, FILE)
-        draws = walk.draws
         if numbers["streamed"] is not None:
             draws.find(numbers["streamed"])
         for first in numbers["blocks"]:
@@ -96,10 +101,10 @@ class Store:
                 )
             draws.fill(first, block[0])
         draws.resume({k: t for k, t in tensors.items() if k.startswith("seen.")})
-        walk.kernel.restore(tensors, numbers["engine"])
-        walk.step, self._run = numbers["step"], numbers["run"]
+        kernel.restore(tensors, numbers["engine"])
+        self._run = numbers["run"]
         self._blocks, self._written = numbers["blocks"], draws.count
-        return True
+        return int(numbers["step"])
 
 
 def _name(first: int) -> str:

@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(
 
 LIMITED = """
 import resource, sys, torch
-from ozaki import checkpoint
+from ozaki.io import checkpoint
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     checkpoint.write(sys.argv[1], {"a": torch.zeros(100_000)}, {}, {})

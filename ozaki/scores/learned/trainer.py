@@ -19,7 +19,7 @@ from ozaki.foundation import progress, validation
 from ozaki.io import checkpoint as checkpoints
 from ozaki.io.atomic import lock
 from ozaki.scores.differentiation import first_line
-from ozaki.scores.learned import settings
+from ozaki.scores.learned import settings as options
 from ozaki.scores.learned.baseline import Baseline, fitted, starting_signs, variances
 from ozaki.scores.learned.data_source import Source, open_source
 from ozaki.scores.learned.estimator import ScoreEstimator
@@ -157,12 +157,12 @@ class DSMTrainer:
         precision: Any = "32-true",
         progress: bool = True,
     ):
-        self.sigma = settings.noise(sigma)
+        self.sigma = options.noise(sigma)
         self.curvature = validation.choice("curvature", curvature, ("diagonal", "low_rank", None))
-        self.terms = settings.losses(objective, curvature)
-        self.rank = settings.low_rank(rank, self.curvature)
+        self.terms = options.losses(objective, curvature)
+        self.rank = options.low_rank(rank, self.curvature)
         self.signed = validation.flag("signed", signed)
-        self.order = settings.highest(order, self.terms, self.curvature)
+        self.order = options.highest(order, self.terms, self.curvature)
         likelihood = next((name for name in self.terms if name in LIKELIHOODS), None)
         if likelihood and curvature == "low_rank" and self.signed:
             raise ValueError(
@@ -190,7 +190,7 @@ class DSMTrainer:
                 f"but network was {type(network).__name__}; leave one of them out"
             )
         self.network = network
-        own = settings.U_NET if isinstance(network, str) else settings.MLP
+        own = options.U_NET if isinstance(network, str) else options.MLP
         self.width = None if width is None else validation.count("width", width)
         self.depth = validation.count("depth", depth, minimum=0)
         self.shared = validation.flag("shared", shared)
@@ -200,20 +200,20 @@ class DSMTrainer:
             validation.positive(
                 "learning_rate", own.rate if learning_rate is None else learning_rate
             ),
-            settings.fraction("ema", ema),
+            options.fraction("ema", ema),
             validation.count("patience", patience),
             validation.positive(
                 "curvature_weight", own.weight if curvature_weight is None else curvature_weight
             ),
         )
-        self.held_out = settings.fraction("held_out", held_out)
+        self.held_out = options.fraction("held_out", held_out)
         self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
         self.logger = _logger(logger, log_dir)
         self.seed = validation.seed("seed", seed)
         self.accelerator = accelerator
         self.precision = validation.choice(
-            "precision", precision, ("32-true", "64-true", *settings.MIXED)
+            "precision", precision, ("32-true", "64-true", *options.MIXED)
         )
         self.progress = progress
 
@@ -289,7 +289,7 @@ class DSMTrainer:
             assert self.checkpoint is not None
             checkpoints.match(self.checkpoint, saved.settings, settings)
         net, steps = self._train(fabric, source, units, net, generator, settings, saved)
-        stored = source.train[:STORED_POINTS].to(fabric.device, settings.dtype(self.precision))
+        stored = source.train[:STORED_POINTS].to(fabric.device, options.dtype(self.precision))
         own = not isinstance(self.network, nn.Module)
         architecture = self._architecture(net.event_shape) if own else None
         estimator = ScoreEstimator(net, units, stored, architecture=architecture)
@@ -310,8 +310,8 @@ class DSMTrainer:
             )
         if kind == "auto":
             kind = "columns" if len(source.event_shape) == 1 else None
-        units, centre, spread = standardisation(rows, kind, settings.dtype(self.precision))
-        sigma = settings.noise_level(
+        units, centre, spread = standardisation(rows, kind, options.dtype(self.precision))
+        sigma = options.noise_level(
             self.sigma, len(rows) + len(source.held), spread, self.order, self.precision
         )
         rank = self._rank(dim)
@@ -330,13 +330,13 @@ class DSMTrainer:
             centre,
             spread,
         )
-        dtype = settings.dtype(self.precision)
+        dtype = options.dtype(self.precision)
         level = math.sqrt(sigma[0] * sigma[1]) if isinstance(sigma, tuple) else sigma
         base: Baseline | None = None
         if self._departs(source.event_shape):
             seen, held = (units.forward(part, torch.float64) for part in (rows, source.held))
             base = fitted(seen, held, level, rank, self.signed)
-            if self.baseline is None and base.gain(level) < settings.LEAST_GAIN:
+            if self.baseline is None and base.gain(level) < options.LEAST_GAIN:
                 base = None
         if base is not None:
             net.depart_from(base)
@@ -352,14 +352,14 @@ class DSMTrainer:
         """Whether s1 and s2 may be learned as what they are beyond a normal's."""
         if self.baseline is not None:
             return self.baseline
-        plain = len(event_shape) == 1 and event_shape.numel() <= settings.MOST_BASELINE
+        plain = len(event_shape) == 1 and event_shape.numel() <= options.MOST_BASELINE
         return self.network is None and plain
 
     def _rank(self, dim: int) -> int:
         """The rank of s2's low rank; 0 for a diagonal."""
         if self.curvature != "low_rank":
             return 0
-        return min(settings.DEFAULT_RANK, dim) if self.rank is None else self.rank
+        return min(options.DEFAULT_RANK, dim) if self.rank is None else self.rank
 
     def _architecture(self, event_shape: torch.Size) -> dict[str, Any]:
         """The arguments of `Trunks` or `UNet`."""
@@ -371,7 +371,7 @@ class DSMTrainer:
         return {
             "dim": dim,
             **heads,
-            "width": self.width or min(settings.MOST_WIDTH, max(settings.LEAST_WIDTH, 2 * dim)),
+            "width": self.width or min(options.MOST_WIDTH, max(options.LEAST_WIDTH, 2 * dim)),
             "depth": self.depth,
             "conditional": isinstance(self.sigma, tuple),
             "shared": self.shared,
@@ -388,7 +388,7 @@ class DSMTrainer:
         saved: "_Saved | None",
     ) -> tuple[ScoreNetwork, int]:
         """The weights that are kept, and the step they are of."""
-        dtype = settings.dtype(self.precision)
+        dtype = options.dtype(self.precision)
 
         def prepare(rows: Tensor) -> Tensor:
             return units.forward(rows.to(fabric.device), dtype)
@@ -397,7 +397,7 @@ class DSMTrainer:
         batches = source.batches(
             self.schedule.batch_size, generator, prepare, (fabric.global_rank, fabric.world_size)
         )
-        net.mixed = settings.MIXED.get(self.precision)
+        net.mixed = options.MIXED.get(self.precision)
         shown = self.progress and sys.stderr.isatty() and fabric.global_rank == 0
         begin = 0 if saved is None else saved.state["phase"]
         phase: Phase | None = None
@@ -446,7 +446,7 @@ class DSMTrainer:
 
     def _plans(self, net: ScoreNetwork) -> list[tuple[LossPlan, Schedule]]:
         """The losses of each phase, and how they are optimised."""
-        limit = {"auto": settings.REDUCE_BELOW * net.spread, True: math.inf, False: 0.0}
+        limit = {"auto": options.REDUCE_BELOW * net.spread, True: math.inf, False: 0.0}
         plan = LossPlan(
             tuple(self.terms.items()),
             order=net.heads.order,
