@@ -32,7 +32,7 @@ from benchmarks.common import RESULTS, options, table, write
 from benchmarks.objective_cost import _highest
 from benchmarks.score_speed import FIGURES
 from ozaki import ScoreLangevinKernel, ScoreOzakiKernel
-from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.score_kernel import RunContext, ScoreKernel
 from ozaki.linalg import Diagonal
 from ozaki.scores.base import Expansion, Score
 
@@ -75,9 +75,8 @@ def begin(name: str, compiled: bool, chains: int, dim: int, seed: int) -> ScoreK
         kernel = ScoreLangevinKernel(score, **given)
     else:
         kernel = ScoreOzakiKernel(score, curvature="diagonal", **given)
-    kernel.num_chains = chains
-    kernel.generator = Generator().manual_seed(seed)
-    kernel.setup(0)
+    context = RunContext(chains, Generator().manual_seed(seed))
+    kernel.begin(kernel.bind(), 0, context)
     kernel.place(kernel.initial_params)
     return kernel
 

@@ -43,20 +43,59 @@ class Target(NamedTuple):
         score: over flat, unconstrained points.
         sites: names and unconstrained shapes, flat points to tensors and back.
         transforms: site → constrained-to-unconstrained transform, Pyro's convention.
+        observation: the Pyro model, which says what data are likely; None for a bare score.
     """
 
     score: Score
     sites: Sites
     transforms: dict[str, Transform]
+    observation: PyroModelScore | None = None
+
+    @property
+    def law_in_words(self) -> str | None:
+        """Which law the draws follow, where that is not the density that the user wrote."""
+        model = self.observation
+        if model is not None and model.learned:
+            return (
+                f"the model's posterior, in which {', '.join(model.learned)} follows the law whose "
+                "score it was given: for an estimator that of the data smoothed by its noise. Its "
+                "part of the acceptance is a line integral"
+            )
+        scale = getattr(self.score, "noise_scale", None)
+        if scale is None:
+            return None
+        sizes = ", ".join(f"{s:.3g}" for s in scale.flatten().tolist()[:4])
+        return (
+            "the law of the data smoothed by Gaussian noise of standard deviation "
+            f"({sizes}{', …' if scale.numel() > 4 else ''}), in the data's units"
+        )
+
+
+class RunContext(NamedTuple):
+    """What a kernel is told of the run that it walks for.
+
+    Attributes:
+        num_chains: how many chains one step moves; None for Pyro's lone chain, without a batch.
+        generator: the source of noise and of starting points; None for torch's global one.
+        team: the processes that share the chains.
+    """
+
+    num_chains: int | None = None
+    generator: torch.Generator | None = None
+    team: Team = ALONE
+
+
+LONE = RunContext()
+"""One chain in one process, as Pyro's own `MCMC` walks it."""
 
 
 class Suspended(NamedTuple):
-    """Chains in flight, out of their kernel."""
+    """Chains that were taken out of their kernel, so that another run can go on with them."""
 
     target: Target
     engine: Engine
     warmup_steps: int
-    generator: torch.Generator | None
+    context: RunContext
 
 
 class ScoreKernel(MCMCKernel):
@@ -114,14 +153,12 @@ class ScoreKernel(MCMCKernel):
         # read by MCMC and by converters: None where there is no Pyro model
         self.model = None if isinstance(model, (Score, Distribution)) else model
         self.transforms: dict[str, Transform] | None = None
-        self.generator: torch.Generator | None = None
-        self.num_chains: int | None = None
-        self.team: Team = ALONE
         self._warmup_steps = 0
         self._clear()
 
     def _clear(self) -> None:
         """Forget the chain just walked, but not what outlives it."""
+        self._context = LONE
         self._target: Target | None = None
         self._engine: Engine | None = None
         self._initial_params: dict[str, Tensor] | None = None
@@ -133,13 +170,8 @@ class ScoreKernel(MCMCKernel):
 
     @ordinary()
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Bind the model to its arguments and begin anew."""
-        given = self._initial_params
-        self._clear()
-        self._warmup_steps = warmup_steps
-        self._target = self._bind(args, kwargs)
-        self.transforms = self._target.transforms
-        self._initial_params = given
+        """Bind the model to its arguments and begin anew, with one chain."""
+        self.begin(self.bind(args, kwargs), warmup_steps, LONE)
 
     @property
     @ordinary()
@@ -186,6 +218,74 @@ class ScoreKernel(MCMCKernel):
         self._clear()
 
     # -- what ozaki.MCMC calls and reads -------------------------------------------------------
+
+    def begin(self, target: Target, warmup_steps: int, context: RunContext) -> None:
+        """Begin anew on a model that `bind` made; starting points that were given stay.
+
+        Args:
+            target: what `bind` returned.
+            warmup_steps: how many steps adapt.
+            context: the run that the chains are of.
+        """
+        given = self._initial_params
+        self._clear()
+        self._target, self._warmup_steps, self._context = target, warmup_steps, context
+        self.transforms = target.transforms
+        self._initial_params = given
+
+    @ordinary()
+    def bind(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Target:
+        """The model with its arguments, as a score over flat points.
+
+        Args:
+            args: of a Pyro model.
+            kwargs: of it, by name.
+
+        Raises:
+            ValueError: what cannot be walked on.
+        """
+        kwargs = kwargs or {}
+        source = self._source
+        if isinstance(source, (Score, Distribution)) and (args or kwargs):
+            raise ValueError(
+                f"run must be called without arguments for a {type(source).__name__}, but got "
+                f"{len(args) + len(kwargs)}; only a Pyro model takes data"
+            )
+        if isinstance(source, ScoreDistribution) and not source.batch_shape:
+            source = source.score
+        if isinstance(source, Score):
+            return Target(source, Sites({self._site: source.event_shape}), {})
+        if isinstance(source, ScoreDistribution) and not has_density(source.score):
+            raise ValueError(
+                "model must be one ScoreDistribution where its score has no density, but its "
+                f"batch_shape was {tuple(source.batch_shape)}; sample it in a plate of a Pyro model"
+            )
+        if isinstance(source, Distribution):
+            score = DistributionScore(source)
+            sites = Sites({self._site: score.unconstrained_shape})
+            return Target(score, sites, {self._site: score.transform.inv})
+        score = PyroModelScore(source, args, kwargs, init_strategy=self._init_strategy)
+        return Target(score, score.sites, score.transforms, score)
+
+    @property
+    def num_chains(self) -> int | None:
+        """How many chains a step moves; None for a lone chain without a batch dimension."""
+        return self._context.num_chains
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The source of noise; None for torch's global one."""
+        return self._context.generator
+
+    @property
+    def team(self) -> Team:
+        """The processes that share the chains."""
+        return self._context.team
+
+    @property
+    def step_size(self) -> float | None:
+        """The h that the kernel was given; None where warm-up finds one."""
+        return self._step_size
 
     def place(self, params: dict[str, Tensor]) -> None:
         """Put the chains at `params`, unless they are there."""
@@ -252,11 +352,11 @@ class ScoreKernel(MCMCKernel):
 
     def suspend(self) -> "Suspended":
         """The chains in flight, which `cleanup` would forget, for `take_up`."""
-        return Suspended(self._bound(), self.engine, self._warmup_steps, self.generator)
+        return Suspended(self._bound(), self.engine, self._warmup_steps, self._context)
 
     def take_up(self, suspended: "Suspended") -> dict[str, Tensor]:
         """Go on with chains that were suspended; where they are, site → unconstrained tensor."""
-        self._target, self._engine, self._warmup_steps, self.generator = suspended
+        self._target, self._engine, self._warmup_steps, self._context = suspended
         self.transforms = suspended.target.transforms
         return self._place()
 
@@ -279,29 +379,6 @@ class ScoreKernel(MCMCKernel):
         if self._target is None:
             raise RuntimeError("setup(warmup_steps, *args) comes first; MCMC.run calls it")
         return self._target
-
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
-        source = self._source
-        if isinstance(source, (Score, Distribution)) and (args or kwargs):
-            raise ValueError(
-                f"run must be called without arguments for a {type(source).__name__}, but got "
-                f"{len(args) + len(kwargs)}; only a Pyro model takes data"
-            )
-        if isinstance(source, ScoreDistribution) and not source.batch_shape:
-            source = source.score
-        if isinstance(source, Score):
-            return Target(source, Sites({self._site: source.event_shape}), {})
-        if isinstance(source, ScoreDistribution) and not has_density(source.score):
-            raise ValueError(
-                "model must be one ScoreDistribution where its score has no density, but its "
-                f"batch_shape was {tuple(source.batch_shape)}; sample it in a plate of a Pyro model"
-            )
-        if isinstance(source, Distribution):
-            score = DistributionScore(source)
-            sites = Sites({self._site: score.unconstrained_shape})
-            return Target(score, sites, {self._site: score.transform.inv})
-        score = PyroModelScore(source, args, kwargs, init_strategy=self._init_strategy)
-        return Target(score, score.sites, score.transforms)
 
     def _make_engine(self, target: Target, x: Tensor) -> Engine:
         score = target.score
@@ -358,5 +435,5 @@ class ScoreKernel(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs: the model and the settings, not the chain."""
         state = self.__dict__.copy()
-        state.update(_target=None, _engine=None, _returned=None, generator=None, team=ALONE)
+        state.update(_target=None, _engine=None, _returned=None, _context=LONE)
         return state

@@ -1,4 +1,4 @@
-"""By what a run that is taken up knows its law and its data again."""
+"""Fingerprints of a run: from them a checkpoint tells whether the law and the data are its own."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,37 @@ import torch
 from torch import Tensor, nn
 
 from ozaki.foundation.shapes import Float
+from ozaki.kernels.score_kernel import ScoreKernel, Target
 from ozaki.scores.base import Score
 
 DIRECTIONS = 8
+
+
+def of_run(
+    kernel: ScoreKernel, target: Target, data: tuple[Any, ...], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What bears on the draws of a run; one with another identity is refused.
+
+    Args:
+        kernel: its kernel.
+        target: the model that the kernel walks on; its law is known by its gradient at two points.
+        data: the arguments of the model.
+        settings: those of `MCMC`.
+
+    Returns:
+        Name → value, as JSON has it.
+    """
+    score, guide = target.score, kernel.guide
+    points = score.start(2, torch.Generator(score.device).manual_seed(0))
+    return {
+        "kernel": type(kernel).__name__,
+        **kernel.settings(),
+        **settings,
+        "sites": {name: list(shape) for name, shape in target.sites.shapes.items()},
+        "law": of_law(score, points),
+        "guide": [] if guide is None else of_law(guide, points),
+        "data": of_data(*data, score, guide),
+    }
 
 
 def of_law(score: Score, points: Float[Tensor, "n dim"]) -> list[str]:

@@ -13,7 +13,6 @@ from torch.distributions import IndependentTransform, Transform
 from ozaki.foundation.shapes import Float
 from ozaki.kernels.score_kernel import Target
 from ozaki.scores.bijections import WrapTransform
-from ozaki.scores.pyro_models.model import PyroModelScore
 
 LOST = 0.5  # of an unconstrained coordinate, which a value and its way back have lost
 
@@ -43,9 +42,10 @@ def site_facts(
             elif share := _saturated(transform, u):
                 facts["saturated"] = share
         found[name] = facts
-    if isinstance(target.score, PyroModelScore):
-        for name, free in target.score.flat().items():
-            masked = target.score.masked.get(name, torch.tensor(True))
+    model = target.observation
+    if model is not None:
+        for name, free in model.flat().items():
+            masked = model.masked.get(name, torch.tensor(True))
             # of draws that walk off no more need be said
             found[name] = {"flat": _places(free)}
             if own := _places(free & ~masked):

@@ -627,7 +627,7 @@ def test_draws_of_a_noisy_law_without_their_noise(tmp_path):
     torch.testing.assert_close(mcmc.denoised(group_by_chain=True)["x"], draws / 1.25)
     torch.testing.assert_close(mcmc.denoised()["x"], draws.flatten(0, 1) / 1.25)
     few = draws[:2, ::5].numpy()
-    assert_close(torch.as_tensor(mcmc._cleaned(few)), torch.as_tensor(few / 1.25))
+    assert_close(torch.as_tensor(mcmc.result.cleaned(few)), torch.as_tensor(few / 1.25))
     mcmc.report(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Draws of x without their noise: another law" in page

@@ -76,8 +76,8 @@ def same(make, *args, **options):
     plain, fast = (walked(make(flag), *args, **options) for flag in (False, True))
     for name, draws in plain.get_samples(group_by_chain=True).items():
         assert_close(fast.get_samples(group_by_chain=True)[name], draws, rtol=1e-4, atol=1e-4)
-    for name, stats in plain._draws.stats.items():
-        assert_close(fast._draws.stats[name], stats, rtol=1e-3, atol=1e-3)
+    for name, stats in plain.result.draws.stats.items():
+        assert_close(fast.result.draws.stats[name], stats, rtol=1e-3, atol=1e-3)
     return fast
 
 

@@ -82,7 +82,7 @@ def chains(name="chosen", extend=0, **options):
 
 def drawn(mcmc):
     samples = mcmc.get_samples(group_by_chain=True)
-    return {**samples, **mcmc._draws.stats}, mcmc.diagnostics()
+    return {**samples, **mcmc.result.draws.stats}, mcmc.diagnostics()
 
 
 def assert_same(found, want):

@@ -100,7 +100,7 @@ def test_line_integrals_are_enough_where_only_scores_are_known(row):
     mcmc = MCMC(kernel, num_samples=100, warmup_steps=250, num_chains=256, seed=2)
     mcmc.run()
     moments_match(mcmc.get_samples(group_by_chain=True)["x"], mean, covariance)
-    assert "lp" not in mcmc._draws.stats
+    assert "lp" not in mcmc.result.draws.stats
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_tuned_unadjusted_kernel_too():
 
     mcmc = MCMC(kernel, num_samples=200, warmup_steps=300, num_chains=256, seed=4, hook_fn=remember)
     mcmc.run()
-    h = float(mcmc._draws.stats["step_size"][0, -1])
+    h = float(mcmc.result.draws.stats["step_size"][0, -1])
     walked = Whitened(GAUSS, metric["L"])
     m, _, c = affine_map(proposals.langevin, walked, h, None)
     own = metric["L"] @ stationary_covariance(m, c) @ metric["L"].mT

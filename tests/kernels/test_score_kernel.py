@@ -143,7 +143,7 @@ def test_means_without_noise_are_in_the_units_of_the_draws():
     x = mcmc.get_samples(group_by_chain=True)["x"]
     want = 10 * ((x / 10 - 10) / 1.25 + 10)
     assert_close(mcmc.denoised(group_by_chain=True)["x"], want)
-    assert_close(torch.as_tensor(mcmc._cleaned(x.numpy())), want)
+    assert_close(torch.as_tensor(mcmc.result.cleaned(x.numpy())), want)
 
 
 class Asking(GaussianScore):
@@ -163,7 +163,7 @@ def test_tensors_that_ask_for_gradients_leave_no_graph(source, kernel, tmp_path)
     mcmc = MCMC(kernel(source()), 30, 30, num_chains=2, seed=0, disable_progbar=True)
     mcmc.run()
     assert not mcmc.get_samples()["x"].requires_grad
-    assert not mcmc._draws.position.requires_grad
+    assert not mcmc.result.draws.position.requires_grad
     assert mcmc.report(tmp_path / "report.html")
 
 

@@ -82,9 +82,9 @@ def assert_same(a, b):
     """To the last bit, figures too."""
     for name, value in a.get_samples(group_by_chain=True).items():
         assert torch.equal(value, b.get_samples(group_by_chain=True)[name]), name
-    assert a._draws.stats.keys() == b._draws.stats.keys()
-    for name, value in a._draws.stats.items():
-        assert torch.equal(value, b._draws.stats[name]), name
+    assert a.result.draws.stats.keys() == b.result.draws.stats.keys()
+    for name, value in a.result.draws.stats.items():
+        assert torch.equal(value, b.result.draws.stats[name]), name
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -77,10 +77,10 @@ def opened(path):
 
 def assert_same(a, b):
     """Where the chains were and what is said of it to the last bit; the sites to rounding."""
-    assert torch.equal(a._draws.position, b._draws.position)
-    assert list(a._draws.stats) == list(b._draws.stats)
-    for name, value in a._draws.stats.items():
-        assert torch.equal(value, b._draws.stats[name]), name
+    assert torch.equal(a.result.draws.position, b.result.draws.position)
+    assert list(a.result.draws.stats) == list(b.result.draws.stats)
+    for name, value in a.result.draws.stats.items():
+        assert torch.equal(value, b.result.draws.stats[name]), name
     one, two = (m.get_samples(group_by_chain=True) for m in (a, b))
     assert list(one) == list(two)
     for name, value in one.items():
@@ -91,7 +91,7 @@ def assert_same(a, b):
 def test_draws_on_disk_are_those_in_memory(name, tmp_path):
     memory, disk = chains(name=name), chains(tmp_path / "d", name)
     assert_same(memory, disk)
-    assert ("lp" in disk._draws.stats) == (name != "line integral")
+    assert ("lp" in disk.result.draws.stats) == (name != "line integral")
     assert memory._diagnostics == disk._diagnostics
     one, two = (m.to_inference_data() for m in (memory, disk))
     assert diagnostics.groups(one) == diagnostics.groups(two)
@@ -155,7 +155,7 @@ def test_memory_holds_one_block(tmp_path, monkeypatch):
     assert written == [(BLOCK * k, {BLOCK}) for k in range(4)] + [(4 * BLOCK, {2})]
     # the largest array sets the block: here 3 chains × 2 coordinates
     monkeypatch.setattr(zarr_draws, "NUMBERS", 19)
-    assert chains(tmp_path / "e", "chosen")._draws._archive.chunk == 3
+    assert chains(tmp_path / "e", "chosen").result.draws._archive.chunk == 3
 
 
 def test_several_steps_at_once_stop_where_the_block_is_full(tmp_path, monkeypatch):
@@ -270,7 +270,7 @@ def test_ctrl_c_keeps_what_was_made(tmp_path):
         mcmc = chains(tmp_path / "d", hook=raising(KeyboardInterrupt, stop))
     assert opened(tmp_path / "d").posterior.sizes["draw"] == 8
     whole = chains()
-    assert torch.equal(mcmc._draws.position, whole._draws.position[:, :8])
+    assert torch.equal(mcmc.result.draws.position, whole.result.draws.position[:, :8])
     mcmc.extend(5)
     assert opened(tmp_path / "d").attrs["draws"] == 13
 
@@ -310,7 +310,7 @@ def test_a_full_disk_leaves_what_was_written(wholes, tmp_path, monkeypatch):
         tree = opened(given["store"])
         assert tree.attrs["draws"] == 10
         found = torch.from_numpy(tree.unconstrained_posterior["x"].values[:, :10])
-        assert torch.equal(found, whole._draws.position[:, :10])
+        assert torch.equal(found, whole.result.draws.position[:, :10])
     assert_same(chains(**options), whole)
 
 

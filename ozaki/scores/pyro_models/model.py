@@ -64,6 +64,7 @@ class PyroModelScore(Score):
         enumerated: the finite discrete sites that are summed out.
         learned: sites of which only a score is known (see `ScoreDistribution`).
         model: the model with its arguments bound.
+        deterministic_names: the `pyro.deterministic` sites that have one value at a point.
 
     Raises:
         ValueError: no model, none or the wrong kind of latent sites (countable, subsampled, of a
@@ -123,7 +124,7 @@ class PyroModelScore(Score):
                     name,
                     f"depend on the discrete sites {list(self.enumerated)}, which are summed out",
                 )
-        self._deterministic = [n for n in found.deterministic if n not in self._undetermined]
+        self.deterministic_names = [n for n in found.deterministic if n not in self._undetermined]
         self._initial = None
         if initial_params is not None:
             self._initial = self.sites.flatten(check_initial_params(initial_params, self.sites))
@@ -291,7 +292,7 @@ class PyroModelScore(Score):
         """
         for why, names in self.left_out.items():
             warnings.warn(f"deterministic sites {names} {why}: they are left out", stacklevel=2)
-        if not self._deterministic:
+        if not self.deterministic_names:
             return {}
         return self.at_points(self._deterministic_at, x)
 
@@ -361,7 +362,7 @@ class PyroModelScore(Score):
 
     def _deterministic_at(self, point: Tensor) -> dict[str, Tensor]:
         trace = self.trace_at(point)
-        return {name: trace.nodes[name]["value"] for name in self._deterministic}
+        return {name: trace.nodes[name]["value"] for name in self.deterministic_names}
 
     def _log_density(self, point: Tensor) -> Tensor:
         with walking():

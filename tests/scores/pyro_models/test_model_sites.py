@@ -30,6 +30,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform
 
 from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
+from ozaki.kernels.score_kernel import RunContext
 from ozaki.scores import GaussianScore, LogDensityScore
 from ozaki.scores.pyro_models.model import PyroModelScore, unconstrain
 
@@ -334,8 +335,7 @@ def test_chains_begin_by_pyros_strategies(strategy, lies):
     """Of an exponential of mean 4, with median 4 log 2: u = log x = log 4 + log log 2 = 1.02."""
     model = lambda: pyro.sample("x", dist.Exponential(0.25))  # noqa: E731
     kernel = ScoreOzakiKernel(model, init_strategy=strategy)
-    kernel.num_chains, kernel.generator = 20, torch.Generator().manual_seed(0)
-    kernel.setup(0)
+    kernel.begin(kernel.bind(), 0, RunContext(20, torch.Generator().manual_seed(0)))
     begin = kernel.initial_params["x"]
     assert begin.shape == (20,) and lies(begin)
 
