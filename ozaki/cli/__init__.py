@@ -1,6 +1,6 @@
 """The command line: ``ozaki demo | train | sample | denoise | report | compare``.
 
-A command is a file in `ozaki.commands`; to import it here is to offer it.
+A command is a file in this folder. `ozaki` offers it because it is imported here.
 """
 
 from ozaki.cli import compare, demo, denoise, report, sample, train

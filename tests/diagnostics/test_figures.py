@@ -13,6 +13,7 @@ import ozaki
 from ozaki import diagnostics
 from ozaki.diagnostics import (
     arviz_data,
+    figures,
     inference_data,
     kernel_stein_discrepancy,
     stein_test,
@@ -85,7 +86,7 @@ def test_arviz_from_1_on_gets_what_it_reads(monkeypatch, tmp_path):
         monkeypatch.setattr(
             arviz, "from_netcdf", lambda p, engine: xr.open_datatree(p, engine=engine)
         )
-        monkeypatch.setattr(diagnostics.az, "ess", ess)
+        monkeypatch.setattr(figures.az, "ess", ess)
     idata = inference_data(
         {"x": iid(), "a/b": iid(dim=1)[..., 0]}, {"diverging": np.zeros((4, 1000), bool)}
     )

@@ -238,7 +238,7 @@ STOPS: dict[Any, list[Moment]] = {
     ],
     REPORT: [
         Moment("ozaki.cli.report.load", after=True),
-        Moment("ozaki.report._write", after=True),
+        Moment("ozaki.report.page._write", after=True),
         Moment("os.replace"),
     ],
     COMPARE: [
@@ -277,7 +277,7 @@ def test_ctrl_c_between_two_renames_leaves_the_old_output_or_the_new(nth, place)
 def test_ctrl_c_in_the_demo_leaves_whole_files_and_force_begins_anew(place):
     for moment in (
         Moment("ozaki.scores.learned.phase.Phase._advance", 3),
-        Moment("ozaki.report._write"),
+        Moment("ozaki.report.page._write"),
     ):
         done = place.command((*DEMO, "--force"), Interrupted(moment))
         assert done.code == 130, done
@@ -423,10 +423,10 @@ WRITES = {
         Moment("ozaki.io.checkpoint.write_atomically", n, after=a) for n in (1, 4) for a in (0, 1)
     ],
     "d": [
-        Moment("ozaki.sampling.zarr_draws.write_folder_atomically", 1, after=True),
-        Moment("ozaki.sampling.zarr_draws.Archive.write", 2),
-        Moment("ozaki.sampling.zarr_draws.Archive.write", 2, after=True),
-        Moment("ozaki.sampling.zarr_draws.Archive._open"),
+        Moment("ozaki.sampling.zarr_store.write_folder_atomically", 1, after=True),
+        Moment("ozaki.sampling.zarr_store.Archive.write", 2),
+        Moment("ozaki.sampling.zarr_store.Archive.write", 2, after=True),
+        Moment("ozaki.sampling.zarr_store.Archive._open"),
     ],
 }
 
@@ -987,7 +987,7 @@ def test_a_second_command_for_one_checkpoint_is_refused_at_once(name, place):
 def test_a_second_run_for_one_store_is_refused_at_once(whole, tmp_path):
     place = Place(tmp_path)
     process = waiting(
-        place, walk, None, "d", at=Moment("ozaki.sampling.zarr_draws.Archive.write", 3)
+        place, walk, None, "d", at=Moment("ozaki.sampling.zarr_store.Archive.write", 3)
     )
     done = place.run(walk, None, "d", GivesUp(Moment(WALKED)))
     assert done.code == 1

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ozaki import report
 from ozaki.diagnostics import SteinTest, inference_data
 from ozaki.diagnostics.calibration import calibrate
+from ozaki.report import page as report
 from ozaki.report import plots
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

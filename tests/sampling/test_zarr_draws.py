@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from ozaki import MCMC, ScoreOzakiKernel, diagnostics
 from ozaki.kernels.engine import Engine
-from ozaki.sampling import zarr_draws
+from ozaki.sampling import zarr_draws, zarr_store
 from ozaki.sampling.run_checkpoint import FILE
 from ozaki.sampling.zarr_draws import Streamed
 from ozaki.sampling.zarr_store import Archive
@@ -36,7 +36,7 @@ class Killed(Exception):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(zarr_draws, "DRAWS", BLOCK)
-    monkeypatch.setattr(zarr_draws, "sync", lambda path: None)  # the disk's milliseconds
+    monkeypatch.setattr(zarr_store, "sync", lambda path: None)  # the disk's milliseconds
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ def test_what_the_state_counts_is_on_the_disk(tmp_path, monkeypatch):
 
     put = Archive.write
     monkeypatch.setattr(Archive, "write", write)
-    monkeypatch.setattr(zarr_draws, "sync", synced.add)
+    monkeypatch.setattr(zarr_store, "sync", synced.add)
     monkeypatch.setattr(Streamed, "sync", sync)
     chains(tmp_path / "d", checkpoint=tmp_path / "c")
 
@@ -411,12 +411,12 @@ def test_a_checkpoint_and_its_store_belong_together(tmp_path):
         chains(tmp_path / "gone", **options)
     with pytest.raises(ValueError, match="num_samples must be at least the 23 draws"):
         chains(tmp_path / "d", **options, num_samples=22)
-    zarr_draws.zarr.open_group(str(tmp_path / "d"), mode="r+").attrs["draws"] = 22
+    zarr_store.zarr.open_group(str(tmp_path / "d"), mode="r+").attrs["draws"] = 22
     with pytest.raises(ValueError, match="d holds 22; restore it"):
         chains(tmp_path / "d", **options)
     assert (tmp_path / "c" / FILE).read_bytes() == before
     # the draws may be moved
-    zarr_draws.zarr.open_group(str(tmp_path / "d"), mode="r+").attrs["draws"] = 23
+    zarr_store.zarr.open_group(str(tmp_path / "d"), mode="r+").attrs["draws"] = 23
     (tmp_path / "d").rename(tmp_path / "moved")
     chains(tmp_path / "moved", **options)
 
@@ -428,6 +428,6 @@ def test_other_mistakes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="names must not be those of dimensions"):
         MCMC(kernel, store=tmp_path / "d", hook_fn=raising(AssertionError, 1)).run()
     assert not (tmp_path / "d").exists()
-    monkeypatch.setattr(zarr_draws, "find_spec", lambda name: None)
+    monkeypatch.setattr(zarr_store, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'ozaki\[zarr\]'"):
         chains(tmp_path / "d")
