@@ -236,7 +236,8 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
     found = agreement([x for _, x in looked])
     apart = differ(found, count, RHAT_WARN)
     beyond = {name for (name, _), is_apart in zip(looked, apart, strict=True) if is_apart}
-    worst = max(beyond or high, key=lambda name: e.rhat[name])
+    # in the order of the components, where several have the same
+    worst = max([n for n in high if n in beyond] or high, key=lambda name: e.rhat[name])
     size = f"R-hat {e.rhat[worst]:.3f} for {worst}"
     if beyond:
         word = "the chains disagree" if e.rhat[worst] > RHAT_FAIL else UNMIXED

@@ -149,3 +149,11 @@ def test_what_would_take_a_hundred_times_the_draws_has_no_number():
     found = agreement([ar1(np.random.default_rng(18), 1, 4, 200, worth=8)[0]])
     assert more_draws(found, 0, 10**6, 1.0001) is None
     assert more_draws(found, 0, 1, 1.5) is not None
+
+
+def test_of_equal_components_the_first_is_named():
+    """The same draws under many names: a set would name another one in every process."""
+    x = np.random.default_rng(0).normal(size=(4, 500)) + np.arange(4)[:, None]
+    names = [f"{letter}{i}" for i in range(6) for letter in "zyxwv"]
+    found = verdict(inference_data({name: x for name in names}))
+    assert f"for {names[0]}, and above" in found.headline
