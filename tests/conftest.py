@@ -28,6 +28,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 matplotlib.use("Agg")
+DOT = (  # a grey pixel
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAA"
+    "AABJRU5ErkJggg=="
+)
 torch.set_num_threads(1)
 
 # the same examples every time: a failure on one machine is a failure on the next
@@ -62,3 +66,12 @@ def unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages have a dot in place of each figure: drawing takes most of a page's time.
+
+    The tests of pages draw.
+    """
+    monkeypatch.setattr("ozaki.report.plots.encode", lambda figure: DOT)

@@ -1,4 +1,4 @@
-"""What the site has besides the pages in docs/: tutorials' output, results, API, architecture.
+"""What the site has besides the pages in docs/: tutorials' output, results, API.
 
 Tutorials are run, each in a process and an empty folder of its own; a page whose code fails fails
 the build. What they said is kept in build/tutorials under a hash of their code and of ozaki's, so
@@ -58,7 +58,6 @@ def on_files(files: Any, config: Any) -> Any:
     for name, (module, title) in API.items():
         add(files, config, f"api/{name}.md", api(module, title))
     add(files, config, "results.md", results())
-    add(files, config, "architecture.md", architecture())
     for name in ("CONTRIBUTING", "CHANGELOG"):
         add(files, config, f"{name.lower()}.md", (ROOT / f"{name}.md").read_text())
     return files
@@ -156,34 +155,6 @@ def public(module: str) -> list[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return [n for n in ast.literal_eval(node.value) if not n.startswith("_")]
     raise PluginError(f"{source} has no __all__")
-
-
-def architecture() -> str:
-    """The floors, from the first paragraphs of the modules."""
-    found: dict[float, list[tuple[str, str]]] = {}
-    for path in sorted((ROOT / "ozaki").rglob("*.py")):
-        told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        match = re.search(r"^(.*?)\s*\(floor (\d+(?:\.\d)?).*?\)", told, re.DOTALL)
-        if match:
-            what = " ".join(match[1].split())
-            found.setdefault(float(match[2]), []).append((str(path.relative_to(ROOT)), what))
-    lines = [
-        "# Architecture",
-        "",
-        "Everything a user has becomes a score; one family of kernels walks on it. A file imports"
-        " from lower floors only, and a test holds it: what stands here is read from the files.",
-        "",
-        "```text",
-        *re.findall(r"^    (.*[→┐┘┼].*)$", (ROOT / "README.md").read_text(), re.MULTILINE),
-        "```",
-        "",
-        "| floor | file | what stands there |",
-        "|---|---|---|",
-    ]
-    for floor in sorted(found, reverse=True):
-        for name, what in found[floor]:
-            lines.append(f"| {floor:g} | `{name}` | {what.replace('|', chr(92) + '|')} |")
-    return "\n".join(lines)
 
 
 def results() -> str:

@@ -17,6 +17,8 @@ from ozaki.io.tables import named_table, table
 from ozaki.laws import difference
 from ozaki.scores.learned.trainer import DSMTrainer
 
+pytestmark = pytest.mark.usefixtures("unchecked", "undrawn")
+
 MODEL = """
 import pyro, pyro.distributions as dist
 

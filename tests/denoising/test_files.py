@@ -23,6 +23,8 @@ from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
 from ozaki.scores.learned.standardisation import Standardisation
 from tests.kit.strategies import generator
 
+pytestmark = pytest.mark.usefixtures("unchecked", "undrawn")
+
 CENTRE, SPREAD, SIGMA = 0.5, 0.25, 0.2
 
 

@@ -21,6 +21,8 @@ from ozaki.diagnostics.chain_files import load, notes
 from ozaki.io import stan
 from ozaki.scores import GaussianScore
 
+pytestmark = pytest.mark.usefixtures("unchecked", "undrawn")
+
 HEAD = """# stan_version_major = 2
 # model = m_model
 # method = sample (Default)

@@ -23,7 +23,7 @@ from ozaki.scores import GaussianScore
 from tests.kit.contracts import ARVIZ
 from tests.sampling.test_loop import KERNELS, MIXTURE
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = pytest.mark.usefixtures("unchecked", "undrawn")
 
 WARMUP, DRAWS, EVERY, BLOCK = 25, 23, 9, 5
 GROUPS = ("posterior", "sample_stats", "unconstrained_posterior")
