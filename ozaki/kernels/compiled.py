@@ -20,9 +20,9 @@ from torch.fx.graph import CodeGen
 
 from ozaki.foundation.lazy import lazy
 from ozaki.kernels import transition
-from ozaki.kernels.noise import Share
+from ozaki.kernels.noise import NoiseBlock
 from ozaki.kernels.proposals import blend
-from ozaki.kernels.transition import Info, Method, Options, State, Trail
+from ozaki.kernels.transition import Info, KernelSpec, State, StepOptions, Trail
 from ozaki.linalg import Dense, SymmetricOperator
 from ozaki.scores.base import Expansion, Score
 from ozaki.scores.differentiation import first_line
@@ -51,10 +51,10 @@ class Compiled:
         self,
         state: State,
         law: Score,
-        method: Method,
+        method: KernelSpec,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        share: NoiseBlock,
+        options: StepOptions,
         weights: Weights | None = None,
     ) -> tuple[State, Trail]:
         """The same as `transition.walk`.
@@ -118,7 +118,7 @@ class _Parts(NamedTuple):
 class _Loop:
     """One method's steps, traced and compiled."""
 
-    def __init__(self, state: State, parts: _Parts, method: Method, rule: Any, blended: bool):
+    def __init__(self, state: State, parts: _Parts, method: KernelSpec, rule: Any, blended: bool):
         self._like, self._parts = state, parts
         self._method, self._rule, self._blended = method, rule, blended
         self._has_density = state.expansion.has_density
@@ -130,8 +130,8 @@ class _Loop:
         self,
         state: State,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        share: NoiseBlock,
+        options: StepOptions,
         weights: Weights,
         parts: _Parts,
     ) -> None:
@@ -162,8 +162,8 @@ class _Loop:
         self,
         state: State,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        share: NoiseBlock,
+        options: StepOptions,
         weights: Weights,
         parts: _Parts,
     ) -> tuple[State, Trail]:
@@ -191,7 +191,7 @@ class _Loop:
             step_size * scale,
             normal,
             uniform,
-            Options(unadjusted > 0, uphill > 0, self._rule),
+            StepOptions(unadjusted > 0, uphill > 0, self._rule),
         )
         density = state.expansion.log_density if self._has_density else None
         # what goes round and what is kept must not be the same memory
@@ -209,7 +209,7 @@ class _Loop:
         return Trail(position, density if self._has_density else None, info)
 
     def _rest(
-        self, step_size: Tensor, options: Options, weights: Weights, parts: _Parts
+        self, step_size: Tensor, options: StepOptions, weights: Weights, parts: _Parts
     ) -> list[Tensor]:
         """What is the same at every step."""
         numbers = step_size.new_tensor([*weights, *(float(flag) for flag in options[:2])])
@@ -238,12 +238,12 @@ class _Loop:
         self,
         state: State,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        share: NoiseBlock,
+        options: StepOptions,
         weights: Weights,
         parts: _Parts,
     ) -> None:
-        first = Share(*(part[:1].contiguous() for part in share))
+        first = NoiseBlock(*(part[:1].contiguous() for part in share))
         method = self._method
         if self._blended:
             method = method._replace(proposal=blend(*weights))

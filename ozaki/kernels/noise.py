@@ -13,7 +13,7 @@ from torch import Tensor
 NUMBERS, STEPS = 2**17, 128  # in a block, at most
 
 
-class Share(NamedTuple):
+class NoiseBlock(NamedTuple):
     """The noise of some steps.
 
     Attributes:
@@ -27,7 +27,7 @@ class Share(NamedTuple):
     scale: Tensor
 
 
-class Noise:
+class NoiseStream:
     """Blocks of noise for a batch of chains.
 
     Args:
@@ -40,16 +40,16 @@ class Noise:
         self._like, self._generator, self._jitter = like.new_empty(0), generator, jitter
         self._shape = like.shape
         self.steps = max(1, min(STEPS, NUMBERS // max(1, like.numel())))
-        self._block: Share | None = None
+        self._block: NoiseBlock | None = None
         self._place, self._began = 0, self._state()
 
-    def take(self, most: int) -> Share:
+    def take(self, most: int) -> NoiseBlock:
         """The noise of at most `most` steps: as many as are left in the block, and at least one."""
         if self._block is None or self._place == self.steps:
             self._place, self._began = 0, self._state()
             self._block = self._draw()
         end = min(self._place + most, self.steps)
-        share = Share(*(part[self._place : end] for part in self._block))
+        share = NoiseBlock(*(part[self._place : end] for part in self._block))
         self._place = end
         return share
 
@@ -71,10 +71,10 @@ class Noise:
     def _state(self) -> Tensor | None:
         return None if self._generator is None else self._generator.get_state()
 
-    def _draw(self) -> Share:
+    def _draw(self) -> NoiseBlock:
         like, (chains, dim) = self._like, self._shape
         options = {"dtype": like.dtype, "device": like.device, "generator": self._generator}
         normal = torch.randn(self.steps, chains, dim, **options)
         uniform = torch.rand(self.steps, chains, **options)
         swing = 2 * torch.rand(self.steps, **options) - 1
-        return Share(normal, uniform, 1 + self._jitter * swing)
+        return NoiseBlock(normal, uniform, 1 + self._jitter * swing)

@@ -65,14 +65,14 @@ class Team:
         """
         return own(slice(None))
 
-    def agree(self, what: Mapping[str, Any], remedy: str) -> None:
+    def require_equal(self, what: Mapping[str, Any], remedy: str) -> None:
         """Wait for all, and see that they mean the same.
 
         Raises:
             ValueError: on every process, naming what differs.
         """
 
-    def first(self, act: Callable[[], Any]) -> None:
+    def on_first(self, act: Callable[[], Any]) -> None:
         """Let the first process act, and wait for it.
 
         Raises:
@@ -80,7 +80,7 @@ class Team:
         """
         act()
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process has."""
         return value
 
@@ -96,7 +96,7 @@ class _Several(Team):
             dist.init_process_group()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._group = _host_group()
-        self.agree({"num_chains": chains}, "give all the same")
+        self.require_equal({"num_chains": chains}, "give all the same")
         if chains < self.size:
             raise ValueError(
                 f"num_chains must be at least the number of processes, {self.size}, but was "
@@ -150,7 +150,7 @@ class _Several(Team):
             found.append(torch.cat(parts).to(t))
         return curvature.rebuild(tuple(found))
 
-    def agree(self, what: Mapping[str, Any], remedy: str) -> None:
+    def require_equal(self, what: Mapping[str, Any], remedy: str) -> None:
         """As of `Team`."""
         heard: list[Any] = [None] * self.size
         with _heard():
@@ -168,7 +168,7 @@ class _Several(Team):
                     f"{'; '.join(different)}; {remedy}"
                 )
 
-    def first(self, act: Callable[[], Any]) -> None:
+    def on_first(self, act: Callable[[], Any]) -> None:
         """As of `Team`."""
         told: list[Any] = [None]
         failure: BaseException | None = None
@@ -184,7 +184,7 @@ class _Several(Team):
         if told[0] is not None:
             raise RuntimeError(f"process 0 stopped the run: {told[0]}")
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """As of `Team`."""
         found = [value]
         with _heard():

@@ -136,6 +136,12 @@ def blend(weight: float | Tensor, shift: float | Tensor) -> Proposal:
     return proposal
 
 
+def as_blend(proposal: Proposal) -> tuple[float, float] | None:
+    """The (weight, shift) whose `blend` is this proposal; None where there is none."""
+    known = ((ozaki, (1.0, 0.0)), (langevin, (0.0, 0.0)), (ornstein_uhlenbeck, (0.0, -1.0)))
+    return next((weights for one, weights in known if one is proposal), None)
+
+
 def concave(curvature: SymmetricOperator) -> SymmetricOperator:
     """min(s2, 0) on the eigenvalues.
 

@@ -190,9 +190,9 @@ class MCMC(PyroMCMC):
                 held.enter_context(warnings.catch_warnings(action="ignore"))
             try:
                 shared = {"checkpoint": folder is not None, "hook_fn": self._hook is not None}
-                kernel.team.agree(shared, "give it to all or none")
+                kernel.team.require_equal(shared, "give it to all or none")
                 if folder is not None:
-                    kernel.team.first(lambda: held.enter_context(lock(folder)))
+                    kernel.team.on_first(lambda: held.enter_context(lock(folder)))
                 yield kernel
             finally:
                 kernel.cleanup()
@@ -221,8 +221,8 @@ class MCMC(PyroMCMC):
             )
         if kernel.team.size > 1:
             settings = {**self._settings(target), "num_samples": self.num_samples}
-            kernel.team.agree(settings, "give all the same model, data and settings")
-        self._seed = kernel.team.told(seed_from(None)) if self.seed is None else self.seed
+            kernel.team.require_equal(settings, "give all the same model, data and settings")
+        self._seed = kernel.team.broadcast(seed_from(None)) if self.seed is None else self.seed
         kernel.generator = torch.Generator(score.device)
         kernel.generator.manual_seed(self._seed)
         draws = zarr_draws.draws_of(self.store, self.num_samples, kernel, self._constrained)
@@ -233,7 +233,7 @@ class MCMC(PyroMCMC):
         self._try_transforms(params)
         self._check_names(target, params)
         begin = {name: f"about {value.double().sum():.3g}" for name, value in params.items()}
-        kernel.team.agree(begin, "give all the same initial_params")
+        kernel.team.require_equal(begin, "give all the same initial_params")
         walk.go(params)
         self._collect(walk)
 
@@ -288,7 +288,7 @@ class MCMC(PyroMCMC):
         self._ran()
         walk = self._walked
         with self._at_work() as kernel:
-            kernel.team.agree({"num_samples": num_samples}, "give all the same")
+            kernel.team.require_equal({"num_samples": num_samples}, "give all the same")
             params = walk.extend(num_samples)
             self.num_samples = walk.draws.room
             walk.go(params)
@@ -375,7 +375,7 @@ class MCMC(PyroMCMC):
         draws.cut()
         self._draws, self._target, self._walked, self._bias = draws, target, walk, None
         walk.suspended = kernel.suspend()
-        self._steps = kernel.engine.method
+        self._steps = kernel.engine.spec
         self.transforms = self._given_transforms or target.transforms
         self._samples = draws.samples(self._constrained)
         self._diagnostics = draws.figures()
@@ -538,7 +538,7 @@ class MCMC(PyroMCMC):
                 f"{self._steps.correction!r}: with it the step size leaves no bias"
             )
         with self._at_work():
-            half = self._walked.halved()
+            half = self._walked.draws_at_half_step()
         unflatten = self._target.sites.unflatten
         position = self._ran().position
         self._bias = diagnostics.step_bias(unflatten(position), unflatten(half))
@@ -679,7 +679,7 @@ class MCMC(PyroMCMC):
         )
 
     def _proposal(self) -> str:
-        walked, own = self._steps.proposal, type(self.kernel)._proposal
+        walked, own = self._steps.proposal, type(self.kernel).proposal
         chosen = "" if walked is own else f", which warm-up saw move further than {own.__name__}"
         return walked.__name__ + chosen
 

@@ -1,7 +1,8 @@
-"""Which step of warm-up does what.
+"""The schedule of warm-up: which step does what.
 
-A transient walks to the typical set; in windows the pooled covariance of the chains becomes the
-metric and dual averaging finds the step size; a last stretch is for the step size alone.
+First a transient walks to the typical set. Then come windows: at the end of each the pooled
+covariance of the chains becomes the metric, and dual averaging finds the step size anew. A last
+stretch is for the step size alone.
 
 Source: the Stan reference manual, "Automatic parameter tuning".
 """
@@ -10,7 +11,7 @@ import math
 from typing import NamedTuple
 
 
-class Schedule(NamedTuple):
+class WarmupSchedule(NamedTuple):
     """Which warm-up step does what.
 
     Attributes:
@@ -25,13 +26,33 @@ class Schedule(NamedTuple):
     settled: int
     total: int
 
+    @property
+    def last_window(self) -> int:
+        """The step after which the metric stays."""
+        return self._ends[-1]
 
-def schedule(warmup_steps: int) -> Schedule:
+    @property
+    def freezing(self) -> int:
+        """The step after which a curvature that is frozen stays: the last window compares it."""
+        return self._ends[-2:][0]
+
+    @property
+    def collecting(self) -> int:
+        """The step after which curvatures are averaged, for one that is frozen."""
+        ends = (self.transient, *self._ends)
+        return max((end for end in ends if end < self.freezing), default=self.transient // 2)
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return self.windows or (self.transient,)
+
+
+def schedule(warmup_steps: int) -> WarmupSchedule:
     """Lay out `warmup_steps`: a transient (15%, at most 200), doubling windows, a last stretch.
 
     Example:
         >>> schedule(1000)
-        Schedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
+        WarmupSchedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
     """
     transient = min(200, math.ceil(0.15 * warmup_steps))
     last = warmup_steps - min(max(warmup_steps // 10, 50), warmup_steps // 4)
@@ -45,4 +66,4 @@ def schedule(warmup_steps: int) -> Schedule:
     if last - transient >= 20:
         ends.append(last)
     settled = warmup_steps - 3 * (warmup_steps - last) // 10
-    return Schedule(transient, tuple(ends), settled, warmup_steps)
+    return WarmupSchedule(transient, tuple(ends), settled, warmup_steps)
