@@ -1,7 +1,7 @@
-"""The random numbers of a run, drawn ahead in blocks.
+"""The random numbers of a run are drawn ahead, in blocks.
 
-A compiled run takes many steps at once and another takes them one by one. Out of blocks both are
-given the same numbers, and a run that is taken up again finds its place in the block.
+A compiled run takes many steps at once, and another run takes them one by one. Both read the same
+block, and so the same numbers. A run that goes on from a checkpoint finds its place in the block.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class NoiseBlock(NamedTuple):
 
 
 class NoiseStream:
-    """Blocks of noise for a batch of chains.
+    """Draws the noise of a batch of chains in blocks, and hands it out by the step.
 
     Args:
         like: the chains, (chains, D).
@@ -49,9 +49,9 @@ class NoiseStream:
             self._place, self._began = 0, self._state()
             self._block = self._draw()
         end = min(self._place + most, self.steps)
-        share = NoiseBlock(*(part[self._place : end] for part in self._block))
+        taken = NoiseBlock(*(part[self._place : end] for part in self._block))
         self._place = end
-        return share
+        return taken
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """Chains shared out over processes.
 
-Every process draws the noise of all chains, walks its own, and is told of the steps of the others:
-so all adapt alike, and any number of processes walks the same chains. The only file of the kernels
-that imports torch.distributed; what is passed on is small, and goes by way of the host.
+Every process draws the noise of all chains and walks its own chains. Then the processes tell one
+another what their steps did. So all adapt alike, and any number of processes walks the same chains.
+No other file of the kernels imports torch.distributed. The messages are small, and pass through the
+host's memory.
 """
 
 import os
@@ -22,7 +23,7 @@ FIGURES = 6  # of a chain's step beside its position
 
 
 class Team:
-    """The processes that walk one batch of chains; by itself, one of them with all chains.
+    """The processes that walk one batch of chains; this class is a single one, with all chains.
 
     Attributes:
         rank: which of them this is; the first shows the progress, warns and writes.
@@ -66,14 +67,14 @@ class Team:
         return own(slice(None))
 
     def require_equal(self, what: Mapping[str, Any], remedy: str) -> None:
-        """Wait for all, and see that they mean the same.
+        """Wait for all processes, and see that they were given the same.
 
         Raises:
             ValueError: on every process, naming what differs.
         """
 
     def on_first(self, act: Callable[[], Any]) -> None:
-        """Let the first process act, and wait for it.
+        """Let the first process act, while the others wait for it.
 
         Raises:
             RuntimeError: on the others, where it could not; it raises what was raised.
@@ -81,7 +82,7 @@ class Team:
         act()
 
     def broadcast(self, value: Any) -> Any:
-        """What the first process has."""
+        """The value that the first process has, given to all."""
         return value
 
 

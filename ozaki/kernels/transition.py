@@ -1,4 +1,4 @@
-"""One transition: state and noise in, state and info out.
+"""One transition: from a state and noise to the next state and what the step did.
 
 Nothing here adapts, logs or draws random numbers. A `KernelSpec` says which kernel it is: its
 proposal, the kind of curvature that it reads, and its correction.
@@ -20,7 +20,7 @@ DIVERGENCE = -1000.0
 
 
 class KernelSpec(NamedTuple):
-    """What tells one kernel from another.
+    """Which kernel it is.
 
     Attributes:
         proposal: expansion → Gaussian step.
@@ -77,7 +77,7 @@ class Trail(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-    """What a phase of a run asks of its steps; the flags may be tensors.
+    """How the steps of a phase of a run are accepted; the flags may be tensors.
 
     Attributes:
         unadjusted: accept whatever is finite.
@@ -134,7 +134,7 @@ def walk(
     score: Score,
     method: KernelSpec,
     step_size: Float[Tensor, "..."],
-    share: NoiseBlock,
+    noise: NoiseBlock,
     options: StepOptions | None = None,
 ) -> tuple[State, Trail]:
     """As many steps of every chain as there is noise for, one after another.
@@ -144,11 +144,11 @@ def walk(
         score: the law walked on.
         method: proposal, curvature, correction.
         step_size: h, a scalar or (chains, 1).
-        share: the noise of each step, and what it scales h by.
+        noise: of each step, and what it scales h by.
         options: of all of them.
     """
     path, seen = [], []
-    for z, u, scale in zip(*share, strict=True):
+    for z, u, scale in zip(*noise, strict=True):
         state, info = step(state, score, method, step_size * scale, z, u, options)
         path.append(state)
         seen.append(info)

@@ -6,7 +6,6 @@ from ozaki.kernels.warmup.candidates import (
     ORNSTEIN_UHLENBECK,
     Candidate,
     JumpDistances,
-    handicap,
 )
 from ozaki.kernels.warmup.metric import MeanCurvature, PooledCovariance, precision_factor
 from ozaki.kernels.warmup.schedule import WarmupSchedule, schedule
@@ -34,7 +33,6 @@ __all__ = [
     "Warmup",
     "WarmupSchedule",
     "dual_averaging",
-    "handicap",
     "precision_factor",
     "schedule",
     "transient_step_size",

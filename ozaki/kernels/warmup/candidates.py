@@ -67,20 +67,6 @@ def handicap(curvature: CurvatureKind | None, frozen: bool, dim: int) -> float:
     return min(share, HESSIANS / dim) if curvature == "dense" else share
 
 
-def blend_weights(running: tuple[Candidate, ...], place: int) -> tuple[float, float] | None:
-    """A candidate's step as a `blend`, so that one compiled loop serves all that compete.
-
-    Args:
-        running: the candidates that compete.
-        place: of the candidate among them.
-
-    Returns:
-        Weight and shift; None where none competes, or one of them is no `blend`.
-    """
-    blends = [as_blend(one.proposal) for one in running]
-    return None if len(running) == 1 or None in blends else blends[place]
-
-
 class JumpDistances:
     """The mean squared jump of every candidate at h, h/2, …, h/16.
 
@@ -146,3 +132,62 @@ class JumpDistances:
         own = own if earned[own] > self.SHORTER * earned[0, 0] else (0, 0)
         other = max((c for c in self._choices if c[0]), key=earned.__getitem__, default=own)
         return other if other != own and earned[other] > self._handicap * earned[own] else own
+
+
+class Contest:
+    """Which candidates are walked in a window, and which of them wins.
+
+    Args:
+        own: the kernel's own proposal.
+        others: what may take its place.
+
+    Attributes:
+        candidates: the own step and the others; the winner alone once there is one.
+        running: those that are walked in this window.
+        jumps: how far they moved in it.
+        settled: the place of the winner among all, 0 for the kernel's own.
+        halvings: how often the winner's h is halved.
+    """
+
+    def __init__(self, own: Proposal, others: tuple[Candidate, ...]):
+        self.candidates = (Candidate(own), *others)
+        self.settled, self.halvings = 0, 0
+        self.open(None)
+
+    def open(self, alone: Candidate | None, handicap: float = 1.0) -> None:
+        """Begin a window, in which all are walked, or one alone and none is judged."""
+        self.running = self.candidates if alone is None else (alone,)
+        self.jumps = JumpDistances(len(self.running), handicap)
+
+    def weights(self, place: int) -> tuple[float, float] | None:
+        """A running step as a `blend`, so that one compiled loop serves all that compete.
+
+        It is None where none competes, or one of them is no `blend`.
+        """
+        blends = [as_blend(candidate.proposal) for candidate in self.running]
+        return None if len(blends) == 1 or None in blends else blends[place]
+
+    def decided(self, chains: int) -> bool:
+        """Whether one can be told to be better than the kernel's own step already."""
+        several = len(self.running) > 1 and self.jumps.enough(chains)
+        return several and self.jumps.best()[0] > 0
+
+    def choose(self, judged: bool) -> Candidate | None:
+        """Settle on the step and the fraction of its h that moved furthest.
+
+        Args:
+            judged: whether the window may judge; else the kernel's own step wins.
+
+        Returns:
+            The winner, or None if it is the kernel's own.
+        """
+        judged = judged and self.running == self.candidates
+        chosen, halvings = self.jumps.best() if judged else (0, 0)
+        self.halvings = 0 if chosen else halvings
+        return self.settle(chosen)
+
+    def settle(self, chosen: int) -> Candidate | None:
+        """Let the candidate at this place win."""
+        self.candidates = (self.candidates[chosen],)
+        self.settled = chosen or self.settled
+        return self.candidates[0] if chosen else None

@@ -10,6 +10,8 @@ Source: the Stan reference manual, "Automatic parameter tuning".
 import math
 from typing import NamedTuple
 
+AT_ONCE = 8  # steps between two changes of the step size, once a window has seen some
+
 
 class WarmupSchedule(NamedTuple):
     """Which warm-up step does what.
@@ -41,6 +43,20 @@ class WarmupSchedule(NamedTuple):
         """The step after which curvatures are averaged, for one that is frozen."""
         ends = (self.transient, *self._ends)
         return max((end for end in ends if end < self.freezing), default=self.transient // 2)
+
+    def at_once(self, count: int, every: int | None = None) -> int:
+        """How many steps of a window may be walked before the step size changes.
+
+        Args:
+            count: how many steps were walked, the transient among them.
+            every: a block ends where the count is a multiple of it; None for no such end.
+        """
+        began = max(end for end in (self.transient, *self.windows) if end <= count)
+        ends = [*self.windows, self.settled, self.total]
+        if every is not None:
+            ends.append((count // every + 1) * every)
+        # dual averaging is bold at first, and later each step says little
+        return max(1, min((count - began) // 4, AT_ONCE, min(e for e in ends if e > count) - count))
 
     @property
     def _ends(self) -> tuple[int, ...]:

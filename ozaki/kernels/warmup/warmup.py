@@ -14,9 +14,15 @@ from torch import Tensor
 
 from ozaki.foundation.shapes import Float
 from ozaki.kernels.transition import KernelSpec, StepOptions, Trail
-from ozaki.kernels.warmup import candidates as contest
 from ozaki.kernels.warmup.blocks import Block, Chains, Change
-from ozaki.kernels.warmup.candidates import Candidate, JumpDistances
+from ozaki.kernels.warmup.candidates import (
+    LANGEVIN,
+    ORNSTEIN_UHLENBECK,
+    Candidate,
+    Contest,
+    JumpDistances,
+    handicap,
+)
 from ozaki.kernels.warmup.metric import MeanCurvature, PooledCovariance, precision_factor
 from ozaki.kernels.warmup.schedule import schedule
 from ozaki.kernels.warmup.step_size import (
@@ -34,8 +40,6 @@ SHORT, SHORT_EVERY = 1 / 8, 16
 """One step in so many of an adapted, corrected walk is short. The step that suits most of a law is
 all but never accepted far out in a tail whose gradient rises steeply: chains stood still for whole
 runs at a tau of 20 in eight schools, where a step of h/8 is accepted four times in five."""
-
-AT_ONCE = 8  # steps between two changes of the step size, once a window has seen some
 
 COLLECTED = 4  # curvatures a step, on average over the steps, of those that are frozen as a mean
 
@@ -74,16 +78,14 @@ class Warmup:
         self.adapting, self.frozen, self.dense_metric = step_size is None, frozen, dense_metric
         self.first_step_size = 1.0 if step_size is None else step_size
         self.until = 0  # where the block of steps ends, of which something is learned
+        self.walked = spec  # in this window: without a curvature where none is read
         self._dim = dim
-        self._candidates = (Candidate(spec.proposal), *candidates)
+        self._contest = Contest(spec.proposal, candidates)
         # walks with a curvature only to judge it
         self._sparing = bool(candidates) and self.adapting and spec.curvature is not None
-        self._settled, self._halvings = 0, 0
         self._froze = False
         self._rates: list[float] = []  # of acceptance, in the block
         self._averaging = dual_averaging(self.first_step_size)
-
-    # -- planning ---------------------------------------------------------------------------------
 
     def open(self, like: Float[Tensor, "chains dim"], count: int = 0) -> None:
         """Begin a window after `count` steps, of chains like these.
@@ -91,22 +93,15 @@ class Warmup:
         While the curvature is yet to be judged, steps that need none are walked in its place.
         """
         self._every = max(1, len(like) // COLLECTED)
-        self._running, self._walked = self._candidates, self.spec
+        alone = None
         if self._sparing and count < self.plan.transient:
-            self._running = (contest.LANGEVIN,)
+            alone = LANGEVIN
         elif self._sparing and self.frozen and not self._froze:
-            self._running = (contest.ORNSTEIN_UHLENBECK,)
-        if self._running != self._candidates:
-            self._walked = self.spec._replace(curvature=None)
-        share = contest.handicap(self.spec.curvature, self.frozen, self._dim)
-        self._jumps = JumpDistances(len(self._running), share)
+            alone = ORNSTEIN_UHLENBECK
+        self.walked = self.spec if alone is None else self.spec._replace(curvature=None)
+        self._contest.open(alone, handicap(self.spec.curvature, self.frozen, self._dim))
         self._covariance = PooledCovariance(self._dim, self.dense_metric, like)
         self._curvature = MeanCurvature()
-
-    @property
-    def walked(self) -> KernelSpec:
-        """What the chains' states must hold for the steps of this window."""
-        return self._walked
 
     def look(self, chains: Chains) -> Change:
         """Before a step: early in the transient, make the metric of the mean curvature."""
@@ -132,13 +127,13 @@ class Warmup:
         steps = range(count, count + min(most, self.until - count))
         transient = count < plan.transient
         seeking = self.adapting and not transient and count < plan.last_window
-        trials = [self._jumps.trial(step) if seeking else (0, 0) for step in steps]
+        trials = [self._contest.jumps.trial(step) if seeking else (0, 0) for step in steps]
         short = [self._short(step) for step in steps]
-        candidate = self._running[trials[0][0]]
-        # every candidate sees the same curvature, so that the next step can be the kernel's own
+        place = trials[0][0]
         return Block(
-            spec=self._walked._replace(proposal=candidate.proposal),
-            weights=contest.blend_weights(self._running, trials[0][0]),
+            # every candidate sees the same curvature, so that the next step can be the kernel's own
+            spec=self.walked._replace(proposal=self._contest.running[place].proposal),
+            weights=self._contest.weights(place),
             options=StepOptions(
                 # the first steps of dual averaging are bold: uncorrected they threw chains to 1e18
                 unadjusted=uncorrected and count >= plan.settled,
@@ -162,14 +157,10 @@ class Warmup:
         plan = self.plan
         if count >= plan.total:
             return in_draws
-        if count < plan.transient or len(self._running) > 1:
+        if count < plan.transient or len(self._contest.running) > 1:
             return 1
-        began = max(end for end in (plan.transient, *plan.windows) if end <= count)
-        ends = [*plan.windows, plan.settled, plan.total]
-        if plan.collecting <= count < plan.freezing and self.frozen:
-            ends.append((count // self._every + 1) * self._every)
-        # dual averaging is bold at first, and later each step says little
-        return max(1, min((count - began) // 4, AT_ONCE, min(e for e in ends if e > count) - count))
+        collecting = self.frozen and plan.collecting <= count < plan.freezing
+        return plan.at_once(count, self._every if collecting else None)
 
     def _short(self, step: int) -> bool:
         """Whether a step is a short one, from which nothing is learned of the others."""
@@ -180,8 +171,6 @@ class Warmup:
         """Whether a step is of a stretch in which some are short."""
         corrected = self.spec.correction != "none" or step < self.plan.settled
         return corrected and self.adapting and step >= self.plan.transient
-
-    # -- learning ---------------------------------------------------------------------------------
 
     def learn(self, block: Block, trail: Trail, chains: Chains) -> Change:
         """What a block that was walked changes.
@@ -220,7 +209,7 @@ class Warmup:
         for step in range(steps):
             if block.short[step]:
                 continue
-            self._jumps.add(block.trials[step], info.jump[step])
+            self._contest.jumps.add(block.trials[step], info.jump[step])
             if block.trials[step] == (0, 0):
                 self._rates.append(rates[step])
         if count < self.until:
@@ -231,7 +220,7 @@ class Warmup:
             self._averaging = update(self._averaging, seen, self.target)
             self._rates = []
         settled = count == self.plan.settled
-        shorter = self._halvings * math.log(2) if settled else 0.0
+        shorter = self._contest.halvings * math.log(2) if settled else 0.0
         average = self._averaging.log_average if settled else self._averaging.log_step
         return Change(torch.full_like(chains.step_sizes, average - shorter).exp())
 
@@ -250,37 +239,19 @@ class Warmup:
             begin = float(now.median()) if factor is None else 1.0
             self._averaging = dual_averaging(begin)
             step_size = torch.full_like(now, begin)
-        if count == self.plan.last_window or self._decided(len(position)):
-            self._choose()
+        early = not self.frozen and self._contest.decided(len(position))
+        if count == self.plan.last_window or early:
+            self._take(self._contest.choose(self.adapting))
         self.open(position, count)
         return Change(step_size, metric=factor, frozen=frozen, anew=True)
 
-    # -- the contest ------------------------------------------------------------------------------
-
-    def _decided(self, chains: int) -> bool:
-        """Whether a candidate can be told to be the better one already."""
-        early = len(self._running) > 1 and not self.frozen and self._jumps.enough(chains)
-        return early and self._jumps.best()[0] > 0
-
-    def _choose(self) -> None:
-        """Settle on the proposal and the fraction of its step that moved furthest."""
-        judged = self.adapting and self._running == self._candidates
-        chosen, halvings = self._jumps.best() if judged else (0, 0)
-        self._halvings = 0 if chosen else halvings
-        self._settle(chosen)
-
-    def _settle(self, chosen: int) -> None:
-        """From now on walk by one proposal, which reads no curvature if it is not the kernel's."""
-        candidate = self._candidates[chosen]
-        self._candidates = (candidate,)
-        if chosen == 0:
+    def _take(self, winner: Candidate | None) -> None:
+        """From now on walk by the winner, which reads no curvature; None is the kernel's own."""
+        if winner is None:
             return
-        self._settled = chosen
-        self.spec = self.spec._replace(proposal=candidate.proposal, curvature=None)
-        if self.spec.correction != "none" and candidate.target is not None:
-            self.target = candidate.target
-
-    # -- what a checkpoint holds ------------------------------------------------------------------
+        self.spec = self.spec._replace(proposal=winner.proposal, curvature=None)
+        if self.spec.correction != "none" and winner.target is not None:
+            self.target = winner.target
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the next decision depends on, by name."""
@@ -293,8 +264,8 @@ class Warmup:
     def numbers(self) -> dict[str, Any]:
         """The rest of what it depends on, as JSON would have it."""
         return {
-            "rival": self._settled,
-            "halvings": self._halvings,
+            "rival": self._contest.settled,
+            "halvings": self._contest.halvings,
             "averaging": list(self._averaging),
             "until": self.until,
             "rates": list(self._rates),
@@ -303,9 +274,9 @@ class Warmup:
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from what `tensors` and `numbers` of an engine gave, on the device to work on."""
         self._froze = "frozen" in tensors
-        self._halvings = numbers["halvings"]
+        self._contest.halvings = numbers["halvings"]
         if numbers["rival"] or numbers["count"] >= self.plan.last_window:
-            self._settle(numbers["rival"])
+            self._take(self._contest.settle(numbers["rival"]))
         self._averaging = DualAveraging(*numbers["averaging"])
         self.until, self._rates = numbers["until"], list(numbers["rates"])
         self.open(tensors["walk.position"], numbers["count"])
@@ -317,7 +288,7 @@ class Warmup:
 
     def _records(self) -> dict[str, JumpDistances | PooledCovariance | MeanCurvature]:
         return {
-            "jumps": self._jumps,
+            "jumps": self._contest.jumps,
             "covariance": self._covariance,
             "curvature": self._curvature,
         }
