@@ -66,7 +66,21 @@ class ScoreOzakiKernel(ScoreKernel):
     candidates: ClassVar[tuple[Candidate, ...]] = (LANGEVIN, ORNSTEIN_UHLENBECK)
 
     def competing(self, frozen: bool) -> tuple[Candidate, ...]:
-        """All under curvature="auto"; of a frozen curvature, what may stand in its place."""
+        """The candidates that the settings leave to warm-up.
+
+        Args:
+            frozen: whether one curvature serves all points.
+
+        Returns:
+            All under curvature="auto". Of a curvature that was given, those that may stand in the
+            place of a frozen one.
+
+        Example:
+            >>> from ozaki.scores import GaussianScore
+            >>> score = GaussianScore([0.0], [[1.0]])
+            >>> ScoreOzakiKernel(score, curvature="diagonal").competing(frozen=False)
+            ()
+        """
         if self._curvature == "auto" and self._frozen is not True:
             return self.candidates
         return tuple(c for c in self.candidates if frozen and c is ORNSTEIN_UHLENBECK)
