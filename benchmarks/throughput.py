@@ -31,7 +31,8 @@ from benchmarks.common import options, table, write
 from ozaki.kernels import proposals
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
-from ozaki.kernels.transition import Method
+from ozaki.kernels.transition import KernelSpec
+from ozaki.kernels.warmup import Warmup
 from ozaki.linalg import Diagonal
 from ozaki.scores.base import Expansion, Score
 
@@ -93,15 +94,12 @@ class Network(Score):
         return torch.randn(n, self.dim, generator=generator)
 
 
-def ours(score: Score, method: Method, chains: int, steps: int, compiled: bool) -> Timed:
+def ours(score: Score, method: KernelSpec, chains: int, steps: int, compiled: bool) -> Timed:
     """An engine without warm-up: what MCMC walks with after its own."""
     generator = torch.Generator().manual_seed(0)
     engine = Engine(
         score,
-        method,
-        warmup_steps=0,
-        target=0.8,
-        step_size=STEP,
+        Warmup(method, score.dim, steps=0, target=0.8, step_size=STEP),
         generator=generator,
         compiled=Compiled() if compiled else None,
     )
@@ -194,9 +192,9 @@ def pyro_hmc(dim: int, chains: int, steps: int) -> Timed:
     return 0.0, run
 
 
-LANGEVIN = Method(proposals.langevin, None, "exact")
-OZAKI = Method(proposals.ozaki, "diagonal", "exact")
-UNADJUSTED = Method(proposals.ozaki, "diagonal", "none")
+LANGEVIN = KernelSpec(proposals.langevin, None, "exact")
+OZAKI = KernelSpec(proposals.ozaki, "diagonal", "exact")
+UNADJUSTED = KernelSpec(proposals.ozaki, "diagonal", "none")
 
 
 def runs(dim: int, chains: int, steps: int) -> dict[str, Timed]:

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import options, table, write
 from ozaki.kernels import proposals, transition
-from ozaki.kernels.transition import Method
+from ozaki.kernels.transition import KernelSpec
 from ozaki.scores.analytic import GaussianMixtureScore
 from ozaki.scores.learned.trainer import DSMTrainer
 
@@ -61,7 +61,7 @@ def walk(score, law, method, step_size, chains, steps, seed):
 def best(name, score, law, correction, grid, args, chains, steps):
     """The best step size of one kernel, as a row."""
     proposal, kind = KERNELS[name]
-    method = Method(proposal, kind, correction)
+    method = KernelSpec(proposal, kind, correction)
     found = {"ess": 0.0, "step_size": float("nan"), "bias": float("nan"), "acceptance": 0.0}
     began = time.perf_counter()
     for h in grid:

@@ -6,6 +6,7 @@ minor version at least, and warns; before 1.0 the CHANGELOG tells.
 
 import functools
 import warnings
+from abc import ABCMeta
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, LiteralString, ParamSpec, TypeVar, cast
@@ -84,6 +85,38 @@ def renamed(old: str, new: str, removed_in: str) -> Callable[[Callable[P, R]], C
         return call
 
     return take
+
+
+def attribute_renamed(cls: type, old: str, new: str, removed_in: str) -> None:
+    """Take an attribute that the body of a class sets under its old name too.
+
+    To be called from `__init_subclass__`. It warns, and sets `new` unless the body sets it.
+
+    Args:
+        cls: the class that was made.
+        old: the name that was.
+        new: the name that is.
+        removed_in: the version that will not take the old one.
+
+    Example:
+        >>> class Base:
+        ...     def __init_subclass__(cls):
+        ...         attribute_renamed(cls, "_colour", "colour", "2.0")
+        >>> with warnings.catch_warnings(record=True) as told:
+        ...     warnings.simplefilter("always")
+        ...     class Leaf(Base):
+        ...         _colour = "green"
+        ...     print(Leaf.colour, told[0].message)
+        green _colour of Leaf is deprecated and will be removed in ozaki 2.0; use colour
+    """
+    if old not in vars(cls):
+        return
+    message = _message(f"{old} of {cls.__name__}", new, removed_in)
+    # the class statement stands above this, __init_subclass__ and ABCMeta's __new__
+    level = 4 if isinstance(cls, ABCMeta) else 3
+    warnings.warn(message, DeprecationWarning, stacklevel=level)
+    if new not in vars(cls):
+        setattr(cls, new, vars(cls)[old])
 
 
 def moved(old: str, removed_in: str, *new: str) -> Callable[[str], Any]:

@@ -1,9 +1,9 @@
 """`transition.walk` as one compiled loop.
 
-One step is traced to a graph of tensor operations, whatever wrote it: a Pyro model, a formula, a
-network. A scan over the noise makes it a loop of any number of steps, and torch's compiler makes
-that machine code. So the time to compile does not grow with the number of steps a call, and
-warm-up, step by step, and draws, a hundred at a time, are walked by the same code.
+One step is traced to a graph of tensor operations; the score may be a Pyro model, a formula or a
+network. A scan over the noise makes the graph a loop of any number of steps. torch's compiler makes
+machine code of the loop. Warm-up walks it step by step, and draws are walked a hundred steps at a
+time, so that the time to compile does not grow with the number of steps.
 """
 
 import logging
@@ -20,9 +20,9 @@ from torch.fx.graph import CodeGen
 
 from ozaki.foundation.lazy import lazy
 from ozaki.kernels import transition
-from ozaki.kernels.noise import Share
+from ozaki.kernels.noise import NoiseBlock
 from ozaki.kernels.proposals import blend
-from ozaki.kernels.transition import Info, Method, Options, State, Trail
+from ozaki.kernels.transition import Info, KernelSpec, State, StepOptions, Trail
 from ozaki.linalg import Dense, SymmetricOperator
 from ozaki.scores.base import Expansion, Score
 from ozaki.scores.differentiation import first_line
@@ -41,7 +41,7 @@ Weights = tuple[float, float]
 
 
 class Compiled:
-    """Steps by compiled loops, one for each method, made when it is first walked."""
+    """Walks steps by compiled loops: one for each kernel spec, made when it is first walked."""
 
     def __init__(self) -> None:
         self._score: Score | None = None
@@ -51,16 +51,16 @@ class Compiled:
         self,
         state: State,
         law: Score,
-        method: Method,
+        method: KernelSpec,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        noise: NoiseBlock,
+        options: StepOptions,
         weights: Weights | None = None,
     ) -> tuple[State, Trail]:
         """The same as `transition.walk`.
 
         Args:
-            state, step_size, share, options: as there.
+            state, step_size, noise, options: as there.
             law: a score in a metric, its curvature frozen or not.
             method: of which the proposal is not looked at where `weights` are given.
             weights: the proposal as a `blend`, so that one loop serves several.
@@ -77,16 +77,16 @@ class Compiled:
         loop = self._loops.get(key)
         if loop is None:
             loop = _Loop(state, parts, method, options.rule, weights is not None)
-            loop.build(state, step_size, share, options, weights or (1.0, 0.0), parts)
+            loop.build(state, step_size, noise, options, weights or (1.0, 0.0), parts)
             self._loops[key] = loop
-        return loop(state, step_size, share, options, weights or (1.0, 0.0), parts)
+        return loop(state, step_size, noise, options, weights or (1.0, 0.0), parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Compiled, ()  # loops are made anew
 
 
 class _Parts(NamedTuple):
-    """A law, the tensors of its metric and frozen curvature apart."""
+    """A law taken apart: its score, the factor of its metric, its frozen curvature."""
 
     score: Score
     factor: Tensor | None
@@ -116,9 +116,9 @@ class _Parts(NamedTuple):
 
 
 class _Loop:
-    """One method's steps, traced and compiled."""
+    """The steps of one kernel spec, traced and compiled."""
 
-    def __init__(self, state: State, parts: _Parts, method: Method, rule: Any, blended: bool):
+    def __init__(self, state: State, parts: _Parts, method: KernelSpec, rule: Any, blended: bool):
         self._like, self._parts = state, parts
         self._method, self._rule, self._blended = method, rule, blended
         self._has_density = state.expansion.has_density
@@ -130,15 +130,15 @@ class _Loop:
         self,
         state: State,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        noise: NoiseBlock,
+        options: StepOptions,
         weights: Weights,
         parts: _Parts,
     ) -> None:
         """Trace, compile, and hold the first step against one that was not compiled."""
         carry = self._flatten(state)
         rest = self._rest(step_size, options, weights, parts)
-        one = [part[0] for part in share]
+        one = [part[0] for part in noise]
         try:
             with torch.no_grad():
                 graph = make_fx(self._step, decomposition_table=_WRITTEN_OUT)(*carry, *one, *rest)
@@ -150,27 +150,27 @@ class _Loop:
         graph.graph.eliminate_dead_code()
         self._constants = _lift_constants(graph)
         try:
-            self._run = _compiled(graph, carry, [p[:1] for p in share], rest + self._constants)
+            self._run = _compiled(graph, carry, [p[:1] for p in noise], rest + self._constants)
         except Exception as error:  # whatever stands between torch's compiler and machine code
             raise ValueError(
                 "compile=True needs torch's compiler and a C++ compiler such as g++ on the PATH, "
                 f"but {first_line(error)}; install one, or leave compile out"
             ) from error
-        self._check(state, step_size, share, options, weights, parts)
+        self._check(state, step_size, noise, options, weights, parts)
 
     def __call__(
         self,
         state: State,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        noise: NoiseBlock,
+        options: StepOptions,
         weights: Weights,
         parts: _Parts,
     ) -> tuple[State, Trail]:
         rest = self._rest(step_size, options, weights, parts)
         carry = self._flatten(state)
         with torch.no_grad():
-            found = list(self._run(*carry, *share, *rest, *self._constants))
+            found = list(self._run(*carry, *noise, *rest, *self._constants))
         moved = self._rebuild(found[: self._carried], parts.fixed)
         return moved, self._unpack(found[-1])
 
@@ -191,7 +191,7 @@ class _Loop:
             step_size * scale,
             normal,
             uniform,
-            Options(unadjusted > 0, uphill > 0, self._rule),
+            StepOptions(unadjusted > 0, uphill > 0, self._rule),
         )
         density = state.expansion.log_density if self._has_density else None
         # what goes round and what is kept must not be the same memory
@@ -209,7 +209,7 @@ class _Loop:
         return Trail(position, density if self._has_density else None, info)
 
     def _rest(
-        self, step_size: Tensor, options: Options, weights: Weights, parts: _Parts
+        self, step_size: Tensor, options: StepOptions, weights: Weights, parts: _Parts
     ) -> list[Tensor]:
         """What is the same at every step."""
         numbers = step_size.new_tensor([*weights, *(float(flag) for flag in options[:2])])
@@ -238,12 +238,12 @@ class _Loop:
         self,
         state: State,
         step_size: Tensor,
-        share: Share,
-        options: Options,
+        noise: NoiseBlock,
+        options: StepOptions,
         weights: Weights,
         parts: _Parts,
     ) -> None:
-        first = Share(*(part[:1].contiguous() for part in share))
+        first = NoiseBlock(*(part[:1].contiguous() for part in noise))
         method = self._method
         if self._blended:
             method = method._replace(proposal=blend(*weights))
@@ -292,12 +292,12 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
 
 
 def _compiled(
-    step: GraphModule, carry: list[Tensor], share: list[Tensor], rest: list[Tensor]
+    step: GraphModule, carry: list[Tensor], noise: list[Tensor], rest: list[Tensor]
 ) -> Callable[..., Any]:
     """The compiled loop of a graph; the same graph, of other data, is not compiled again."""
-    kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in (*carry, *share, *rest)]
+    kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in (*carry, *noise, *rest)]
     key = (step.code, str(kinds))
-    found = _LOOPS.pop(key, None) or _compile_scan(step, carry, share, rest)
+    found = _LOOPS.pop(key, None) or _compile_scan(step, carry, noise, rest)
     _LOOPS[key] = found
     while len(_LOOPS) > KEPT:
         del _LOOPS[next(iter(_LOOPS))]
@@ -305,10 +305,10 @@ def _compiled(
 
 
 def _compile_scan(
-    step: GraphModule, carry: list[Tensor], share: list[Tensor], rest: list[Tensor]
+    step: GraphModule, carry: list[Tensor], noise: list[Tensor], rest: list[Tensor]
 ) -> Callable[..., Any]:
     """The loop: carry, noise of any number of steps, the rest → carry, and what each step gave."""
-    n, m = len(carry), len(share)
+    n, m = len(carry), len(noise)
 
     def body(*tensors: Tensor) -> list[Tensor]:
         return step(*tensors)
@@ -325,7 +325,7 @@ def _compile_scan(
         return mode.from_tensor(t, symbolic_context=symbols.StatelessSymbolicContext(sizes))
 
     # two steps stand for any number: one would be taken for a constant
-    two = [torch.cat([t, t]) for t in share]
+    two = [torch.cat([t, t]) for t in noise]
     arguments = [fake(t, n <= i < n + m) for i, t in enumerate([*carry, *two, *rest])]
     with torch.no_grad(), _quiet():
         with mode:

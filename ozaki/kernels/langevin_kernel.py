@@ -44,8 +44,8 @@ class ScoreLangevinKernel(ScoreKernel):
         torch.Size([200, 2])
     """
 
-    _proposal = staticmethod(proposals.langevin)
-    _acceptance: ClassVar[dict[Correction, float]] = {
+    proposal = staticmethod(proposals.langevin)
+    target_acceptance: ClassVar[dict[Correction, float]] = {
         "exact": 0.574,
         "line_integral": 0.574,
         "none": 0.9,

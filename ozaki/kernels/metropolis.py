@@ -1,9 +1,10 @@
-"""Metropolis corrections: what a step is weighed by.
+"""Metropolis corrections: how much the log density changes over a step.
 
 ``exact`` needs a log density. ``line_integral`` needs scores only:
-log p(y) − log p(x) ≈ ∫₀¹ s1(x + tΔ)·Δ dt with Δ = y − x. A mixed law takes its density part exactly
-and the rest by line integral. The rule is approximate, and a learned s1 need not be a gradient, so
-a line-integral chain keeps a small bias: `loop_integral` measures how far s1 is from one.
+log p(y) − log p(x) ≈ ∫₀¹ s1(x + tΔ)·Δ dt with Δ = y − x. Where only a part of the law has a
+density, that part is exact and the rest is a line integral. A line-integral chain keeps a small
+bias: the rule is approximate, and a learned s1 need not be a gradient. `loop_integral` measures how
+far s1 is from one.
 
 Ozaki's steps are long, and a bad rule is a bias. RMS error of the log ratio on a two-mode mixture,
 for steps of 0.3, 1 and 2 (its modes are 2 apart): trapezoid 0.06, 0.75, 1.5; Simpson 0.006, 0.23,

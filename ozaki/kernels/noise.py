@@ -1,7 +1,7 @@
-"""The random numbers of a run, drawn ahead in blocks.
+"""The random numbers of a run are drawn ahead, in blocks.
 
-A compiled run takes many steps at once and another takes them one by one. Out of blocks both are
-given the same numbers, and a run that is taken up again finds its place in the block.
+A compiled run takes many steps at once, and another run takes them one by one. Both read the same
+block, and so the same numbers. A run that goes on from a checkpoint finds its place in the block.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 NUMBERS, STEPS = 2**17, 128  # in a block, at most
 
 
-class Share(NamedTuple):
+class NoiseBlock(NamedTuple):
     """The noise of some steps.
 
     Attributes:
@@ -27,8 +27,8 @@ class Share(NamedTuple):
     scale: Tensor
 
 
-class Noise:
-    """Blocks of noise for a batch of chains.
+class NoiseStream:
+    """Draws the noise of a batch of chains in blocks, and hands it out by the step.
 
     Args:
         like: the chains, (chains, D).
@@ -40,18 +40,18 @@ class Noise:
         self._like, self._generator, self._jitter = like.new_empty(0), generator, jitter
         self._shape = like.shape
         self.steps = max(1, min(STEPS, NUMBERS // max(1, like.numel())))
-        self._block: Share | None = None
+        self._block: NoiseBlock | None = None
         self._place, self._began = 0, self._state()
 
-    def take(self, most: int) -> Share:
+    def take(self, most: int) -> NoiseBlock:
         """The noise of at most `most` steps: as many as are left in the block, and at least one."""
         if self._block is None or self._place == self.steps:
             self._place, self._began = 0, self._state()
             self._block = self._draw()
         end = min(self._place + most, self.steps)
-        share = Share(*(part[self._place : end] for part in self._block))
+        taken = NoiseBlock(*(part[self._place : end] for part in self._block))
         self._place = end
-        return share
+        return taken
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -71,10 +71,10 @@ class Noise:
     def _state(self) -> Tensor | None:
         return None if self._generator is None else self._generator.get_state()
 
-    def _draw(self) -> Share:
+    def _draw(self) -> NoiseBlock:
         like, (chains, dim) = self._like, self._shape
         options = {"dtype": like.dtype, "device": like.device, "generator": self._generator}
         normal = torch.randn(self.steps, chains, dim, **options)
         uniform = torch.rand(self.steps, chains, **options)
         swing = 2 * torch.rand(self.steps, **options) - 1
-        return Share(normal, uniform, 1 + self._jitter * swing)
+        return NoiseBlock(normal, uniform, 1 + self._jitter * swing)

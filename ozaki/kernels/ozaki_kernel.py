@@ -6,6 +6,7 @@ from ozaki.foundation import validation
 from ozaki.kernels import proposals
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.score_kernel import Model, ScoreKernel
+from ozaki.kernels.warmup import LANGEVIN, ORNSTEIN_UHLENBECK, Candidate
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.pyro_models.model import InitStrategy
 
@@ -56,12 +57,33 @@ class ScoreOzakiKernel(ScoreKernel):
         1.0
     """
 
-    _proposal = staticmethod(proposals.ozaki)
-    _acceptance: ClassVar[dict[Correction, float]] = {
+    proposal = staticmethod(proposals.ozaki)
+    target_acceptance: ClassVar[dict[Correction, float]] = {
         "exact": 0.8,
         "line_integral": 0.8,
         "none": 0.9,
     }
+    candidates: ClassVar[tuple[Candidate, ...]] = (LANGEVIN, ORNSTEIN_UHLENBECK)
+
+    def competing(self, frozen: bool) -> tuple[Candidate, ...]:
+        """The candidates that the settings leave to warm-up.
+
+        Args:
+            frozen: whether one curvature serves all points.
+
+        Returns:
+            All under curvature="auto". Of a curvature that was given, those that may stand in the
+            place of a frozen one.
+
+        Example:
+            >>> from ozaki.scores import GaussianScore
+            >>> score = GaussianScore([0.0], [[1.0]])
+            >>> ScoreOzakiKernel(score, curvature="diagonal").competing(frozen=False)
+            ()
+        """
+        if self._curvature == "auto" and self._frozen is not True:
+            return self.candidates
+        return tuple(c for c in self.candidates if frozen and c is ORNSTEIN_UHLENBECK)
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
 """Chains shared out over processes.
 
-Every process draws the noise of all chains, walks its own, and is told of the steps of the others:
-so all adapt alike, and any number of processes walks the same chains. The only file of the kernels
-that imports torch.distributed; what is passed on is small, and goes by way of the host.
+Every process draws the noise of all chains and walks its own chains. Then the processes tell one
+another what their steps did. So all adapt alike, and any number of processes walks the same chains.
+No other file of the kernels imports torch.distributed. The messages are small, and pass through the
+host's memory.
 """
 
 import os
@@ -22,7 +23,7 @@ FIGURES = 6  # of a chain's step beside its position
 
 
 class Team:
-    """The processes that walk one batch of chains; by itself, one of them with all chains.
+    """The processes that walk one batch of chains; this class is a single one, with all chains.
 
     Attributes:
         rank: which of them this is; the first shows the progress, warns and writes.
@@ -65,23 +66,23 @@ class Team:
         """
         return own(slice(None))
 
-    def agree(self, what: Mapping[str, Any], remedy: str) -> None:
-        """Wait for all, and see that they mean the same.
+    def require_equal(self, what: Mapping[str, Any], remedy: str) -> None:
+        """Wait for all processes, and see that they were given the same.
 
         Raises:
             ValueError: on every process, naming what differs.
         """
 
-    def first(self, act: Callable[[], Any]) -> None:
-        """Let the first process act, and wait for it.
+    def on_first(self, act: Callable[[], Any]) -> None:
+        """Let the first process act, while the others wait for it.
 
         Raises:
             RuntimeError: on the others, where it could not; it raises what was raised.
         """
         act()
 
-    def told(self, value: Any) -> Any:
-        """What the first process has."""
+    def broadcast(self, value: Any) -> Any:
+        """The value that the first process has, given to all."""
         return value
 
 
@@ -96,7 +97,7 @@ class _Several(Team):
             dist.init_process_group()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._group = _host_group()
-        self.agree({"num_chains": chains}, "give all the same")
+        self.require_equal({"num_chains": chains}, "give all the same")
         if chains < self.size:
             raise ValueError(
                 f"num_chains must be at least the number of processes, {self.size}, but was "
@@ -150,7 +151,7 @@ class _Several(Team):
             found.append(torch.cat(parts).to(t))
         return curvature.rebuild(tuple(found))
 
-    def agree(self, what: Mapping[str, Any], remedy: str) -> None:
+    def require_equal(self, what: Mapping[str, Any], remedy: str) -> None:
         """As of `Team`."""
         heard: list[Any] = [None] * self.size
         with _heard():
@@ -168,7 +169,7 @@ class _Several(Team):
                     f"{'; '.join(different)}; {remedy}"
                 )
 
-    def first(self, act: Callable[[], Any]) -> None:
+    def on_first(self, act: Callable[[], Any]) -> None:
         """As of `Team`."""
         told: list[Any] = [None]
         failure: BaseException | None = None
@@ -184,7 +185,7 @@ class _Several(Team):
         if told[0] is not None:
             raise RuntimeError(f"process 0 stopped the run: {told[0]}")
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """As of `Team`."""
         found = [value]
         with _heard():

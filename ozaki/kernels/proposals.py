@@ -1,7 +1,7 @@
-"""Proposals: one expansion of log p in, one Gaussian out.
+"""Proposals: a function of an expansion of log p gives the Gaussian that a step is drawn from.
 
-Langevin and Ozaki discretise dX = ½ s1 dt + dW over a time h, the `step_size`. They differ in one
-function: φ(u) = expm1(u)/u in place of 1; and in the curvature it reads.
+Langevin and Ozaki discretise dX = ½ s1 dt + dW over a time h, the `step_size`. Ozaki's step has
+φ(u) = expm1(u)/u where Langevin's has 1, and reads the curvature for it.
 
 Source: eq. 19 and 20 of Meng et al., "Estimating High Order Gradients of the Data Distribution by
 Denoising" (2021), after Ozaki, "A bridge between nonlinear time series models and nonlinear
@@ -134,6 +134,12 @@ def blend(weight: float | Tensor, shift: float | Tensor) -> Proposal:
         return ozaki(x, expansion._replace(curvature=changed), step_size)
 
     return proposal
+
+
+def as_blend(proposal: Proposal) -> tuple[float, float] | None:
+    """The (weight, shift) whose `blend` is this proposal; None where there is none."""
+    known = ((ozaki, (1.0, 0.0)), (langevin, (0.0, 0.0)), (ornstein_uhlenbeck, (0.0, -1.0)))
+    return next((weights for one, weights in known if one is proposal), None)
 
 
 def concave(curvature: SymmetricOperator) -> SymmetricOperator:

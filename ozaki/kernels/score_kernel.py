@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from ozaki.foundation import validation
+from ozaki.foundation.deprecation import attribute_renamed
 from ozaki.foundation.torch_modes import ordinary, recordable
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.processes import ALONE, Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.transition import Info, Method, Trail
+from ozaki.kernels.transition import Info, KernelSpec, Trail
+from ozaki.kernels.warmup import Candidate, Warmup
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.density import DistributionScore
 from ozaki.scores.pyro_models.inspection import has_density
@@ -99,10 +101,33 @@ class Suspended(NamedTuple):
 
 
 class ScoreKernel(MCMCKernel):
-    """What the two kernels share; build one of them, not this."""
+    """What all kernels share; build one of them, not this, or derive your own.
 
-    _proposal: Proposal
-    _acceptance: ClassVar[dict[Correction, float]]
+    Attributes:
+        proposal: points, their expansion and a step size → a Gaussian step; a staticmethod.
+        target_acceptance: the acceptance that warm-up seeks, by correction.
+        candidates: other steps that warm-up tries, and settles on where they move further.
+    """
+
+    proposal: Proposal
+    target_acceptance: ClassVar[dict[Correction, float]]
+    candidates: ClassVar[tuple[Candidate, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take the attributes under their old names, `_proposal` and `_acceptance`, too."""
+        super().__init_subclass__(**options)
+        if "_proposal" in vars(cls) and "candidates" not in vars(cls):
+            cls.candidates = ()  # there were none when it was written
+        attribute_renamed(cls, "_proposal", "proposal", "0.2")
+        attribute_renamed(cls, "_acceptance", "target_acceptance", "0.2")
+
+    def competing(self, frozen: bool) -> tuple[Candidate, ...]:
+        """The candidates that these settings leave to warm-up; all of them by default.
+
+        Args:
+            frozen: whether one curvature serves all points.
+        """
+        return self.candidates
 
     def __init__(
         self,
@@ -404,15 +429,20 @@ class ScoreKernel(MCMCKernel):
                 f"model must give a curvature for Ozaki steps, but this {type(score).__name__} has "
                 "none; train it with curvature='diagonal', or use ScoreLangevinKernel"
             )
+        frozen = self._freezes(score, kind, correction)
+        warmup = Warmup(
+            KernelSpec(type(self).proposal, kind, correction),
+            score.dim,
+            steps=self._warmup_steps,
+            target=self.target_acceptance[correction],
+            step_size=self._step_size,
+            frozen=frozen,
+            dense_metric=score.dim <= 100,
+            candidates=self.competing(frozen),
+        )
         return Engine(
             score,
-            Method(type(self)._proposal, kind, correction),
-            warmup_steps=self._warmup_steps,
-            target=self._acceptance[correction],
-            step_size=self._step_size,
-            frozen=self._freezes(score, kind, correction),
-            dense_metric=score.dim <= 100,
-            choose=self._curvature == "auto" and self._frozen is not True,
+            warmup,
             generator=self.generator,
             jitter=self._jitter,
             compiled=self._compiled if self._compile else None,

@@ -1,7 +1,7 @@
-"""One transition: state and noise in, state and info out.
+"""One transition: from a state and noise to the next state and what the step did.
 
-Nothing here adapts, logs or draws random numbers. A kernel is a `Method`: a proposal, the kind of
-curvature it reads, and a correction.
+Nothing here adapts, logs or draws random numbers. A `KernelSpec` says which kernel it is: its
+proposal, the kind of curvature that it reads, and its correction.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ozaki.foundation.shapes import Bool, Float
 from ozaki.kernels.metropolis import Correction, Rule, log_density_change
-from ozaki.kernels.noise import Share
+from ozaki.kernels.noise import NoiseBlock
 from ozaki.kernels.proposals import Proposal, modified
 from ozaki.scores.base import CurvatureKind, Expansion, Score
 
@@ -19,8 +19,8 @@ DIVERGENCE = -1000.0
 """A log acceptance ratio below this is a divergence, as in Stan."""
 
 
-class Method(NamedTuple):
-    """What tells one kernel from another.
+class KernelSpec(NamedTuple):
+    """Which kernel it is.
 
     Attributes:
         proposal: expansion → Gaussian step.
@@ -76,8 +76,8 @@ class Trail(NamedTuple):
     info: Info
 
 
-class Options(NamedTuple):
-    """What a phase of a run asks of its steps; the flags may be tensors.
+class StepOptions(NamedTuple):
+    """How the steps of a phase of a run are accepted; the flags may be tensors.
 
     Attributes:
         unadjusted: accept whatever is finite.
@@ -94,7 +94,7 @@ class Options(NamedTuple):
 def init(
     score: Score,
     position: Float[Tensor, "chains dim"],
-    method: Method,
+    method: KernelSpec,
     under_way: bool = False,
 ) -> State:
     """The state at `position`.
@@ -132,10 +132,10 @@ def init(
 def walk(
     state: State,
     score: Score,
-    method: Method,
+    method: KernelSpec,
     step_size: Float[Tensor, "..."],
-    share: Share,
-    options: Options | None = None,
+    noise: NoiseBlock,
+    options: StepOptions | None = None,
 ) -> tuple[State, Trail]:
     """As many steps of every chain as there is noise for, one after another.
 
@@ -144,11 +144,11 @@ def walk(
         score: the law walked on.
         method: proposal, curvature, correction.
         step_size: h, a scalar or (chains, 1).
-        share: the noise of each step, and what it scales h by.
+        noise: of each step, and what it scales h by.
         options: of all of them.
     """
     path, seen = [], []
-    for z, u, scale in zip(*share, strict=True):
+    for z, u, scale in zip(*noise, strict=True):
         state, info = step(state, score, method, step_size * scale, z, u, options)
         path.append(state)
         seen.append(info)
@@ -162,11 +162,11 @@ def walk(
 def step(
     state: State,
     score: Score,
-    method: Method,
+    method: KernelSpec,
     step_size: Float[Tensor, "..."],
     noise: Float[Tensor, "chains dim"],
     uniform: Float[Tensor, "chains"],
-    options: Options | None = None,
+    options: StepOptions | None = None,
 ) -> tuple[State, Info]:
     """One step of every chain.
 
@@ -183,7 +183,7 @@ def step(
         options: by default "none" accepts whatever is finite, and reports the same ratio as a
             pseudo-acceptance.
     """
-    unadjusted, uphill, rule = options or Options(method.correction == "none")
+    unadjusted, uphill, rule = options or StepOptions(method.correction == "none")
     x = state.position
     forward = method.proposal(x, state.expansion, step_size)
     y = forward.sample(noise)

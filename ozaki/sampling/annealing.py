@@ -15,7 +15,7 @@ from ozaki.kernels import transition
 from ozaki.kernels.langevin_kernel import ScoreLangevinKernel
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.ozaki_kernel import ScoreOzakiKernel
-from ozaki.kernels.transition import Method, Options
+from ozaki.kernels.transition import KernelSpec, StepOptions
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.transformed import Whitened
 
@@ -125,7 +125,7 @@ def anneal(
         sigmas = spaced(low, high, validation.count("levels", levels, minimum=2) - 1)
     seed = validation.seed("seed", seed)
     kernel = KERNELS[proposal]
-    target = kernel._acceptance[metropolis]
+    target = kernel.target_acceptance[metropolis]
     top: Score = estimator.at(high)
     kind: CurvatureKind | None = top.default_curvature if proposal == "ozaki" else None
     if proposal == "ozaki" and kind is None:
@@ -136,10 +136,10 @@ def anneal(
     generator = torch.Generator(top.device)
     generator.manual_seed(seed_from(None) if seed is None else seed)
     x = top.start(n, generator)
-    method = Method(kernel._proposal, kind, metropolis)
+    method = KernelSpec(kernel.proposal, kind, metropolis)
     # an unadjusted step only reports the ratio, and the trapezoid is free
     unadjusted = metropolis == "none"
-    options = Options(unadjusted, rule="trapezoid" if unadjusted else "lobatto")
+    options = StepOptions(unadjusted, rule="trapezoid" if unadjusted else "lobatto")
     # in units of the noise: a law smoothed by σ has no curvature above 1/σ²
     units, size = top.noise_scale / high, 1.0  # pyright: ignore
     for sigma in sigmas:

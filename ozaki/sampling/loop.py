@@ -59,7 +59,7 @@ class Walk:
         self.step = self.step if step is None else step
         return step is not None
 
-    def halved(self) -> Float[Tensor, "chains draws dim"]:
+    def draws_at_half_step(self) -> Float[Tensor, "chains draws dim"]:
         """As many draws again at half the step size; the chains themselves stay where they are.
 
         A quarter as many steps come first, in which they forget the longer step.
@@ -69,7 +69,7 @@ class Walk:
         engine, kept = self.kernel.engine, []
         first = self.draws.count * self.thinning // 4
         end, step = first + self.draws.count * self.thinning, 0
-        with engine.aside(0.5):
+        with engine.temporarily(0.5):
             while step < end:
                 trail = engine.walk(end - step)
                 step += len(trail.position)

@@ -177,7 +177,7 @@ class MCMC(RunReaders, PyroMCMC):
         num_samples = validation.count("num_samples", num_samples)
         seed, walk = self.result.seed, self._walked
         with self._at_work() as team:
-            team.agree({"num_samples": num_samples}, "give all the same")
+            team.require_equal({"num_samples": num_samples}, "give all the same")
             params = walk.extend(num_samples)
             self.num_samples = walk.draws.room
             walk.go(params)
@@ -198,9 +198,9 @@ class MCMC(RunReaders, PyroMCMC):
             if not team.chief:
                 held.enter_context(warnings.catch_warnings(action="ignore"))
             shared = {"checkpoint": folder is not None, "hook_fn": self._hook is not None}
-            team.agree(shared, "give it to all or none")
+            team.require_equal(shared, "give it to all or none")
             if folder is not None:
-                team.first(lambda: held.enter_context(lock(folder)))
+                team.on_first(lambda: held.enter_context(lock(folder)))
             yield team
 
     def _prepared(
@@ -221,8 +221,8 @@ class MCMC(RunReaders, PyroMCMC):
         settings = run_identity.of_run(kernel, target, (args, kwargs), own) if told else {}
         if team.size > 1:
             every = {**settings, "num_samples": self.num_samples}
-            team.agree(every, "give all the same model, data and settings")
-        seed = team.told(seed_from(None)) if self.seed is None else self.seed
+            team.require_equal(every, "give all the same model, data and settings")
+        seed = team.broadcast(seed_from(None)) if self.seed is None else self.seed
         generator = torch.Generator(target.score.device)
         generator.manual_seed(seed)
         kernel.begin(target, self.warmup_steps, RunContext(self.num_chains, generator, team))
@@ -248,7 +248,7 @@ class MCMC(RunReaders, PyroMCMC):
         arguments.try_transforms(given, params)
         arguments.check_labels(target, params, constrain)
         begin = {name: f"about {value.double().sum():.3g}" for name, value in params.items()}
-        team.agree(begin, "give all the same initial_params")
+        team.require_equal(begin, "give all the same initial_params")
         return walk, seed
 
     def _settings(self) -> dict[str, Any]:
@@ -282,7 +282,7 @@ class MCMC(RunReaders, PyroMCMC):
             chains=draws.figures(),
             transforms=self._given_transforms,
             seed=seed,
-            correction=kernel.engine.method.correction,
+            correction=kernel.engine.spec.correction,
             info=self._info(draws.count),
         )
         # what the parent class reads
@@ -291,13 +291,13 @@ class MCMC(RunReaders, PyroMCMC):
 
     def _info(self, count: int) -> dict[str, Any]:
         """The settings of the run, as a report shows them."""
-        method, own = self.kernel.engine.method, type(self.kernel)._proposal
+        spec, own = self.kernel.engine.spec, type(self.kernel).proposal
         chosen = f", which warm-up saw move further than {own.__name__}"
-        walked = method.proposal
+        walked = spec.proposal
         return {
             "kernel": type(self.kernel).__name__,
             "proposal": walked.__name__ + ("" if walked is own else chosen),
-            "correction": method.correction,
+            "correction": spec.correction,
             "num_chains": self.num_chains,
             "num_samples": count,
             "warmup_steps": self.warmup_steps,
@@ -329,6 +329,6 @@ class MCMC(RunReaders, PyroMCMC):
                 f"{made.correction!r}: with it the step size leaves no bias"
             )
         with self._at_work():
-            half = self._walked.halved()
+            half = self._walked.draws_at_half_step()
         self._result = replace(made, bias=made.step_bias(half))
         return self._result.bias

@@ -39,7 +39,7 @@ class Store:
         # from here on the run sees what a run taken up from here would see
         kernel.engine.refresh()
         streamed = draws.sync()
-        kernel.team.first(lambda: self._write(step, kernel.engine, draws, streamed))
+        kernel.team.on_first(lambda: self._write(step, kernel.engine, draws, streamed))
 
     def _write(
         self, step: int, engine: Engine, draws: Draws, streamed: dict[str, Any] | None
@@ -70,9 +70,9 @@ class Store:
             ValueError: a file that is corrupt, or a run with other settings.
         """
         team = kernel.team
-        team.first(self._clean)
+        team.on_first(self._clean)
         step = self._read(kernel, draws)
-        team.agree(
+        team.require_equal(
             {"the checkpoint": "empty" if step is None else step},
             "keep the checkpoint's folder on a disk that all of them share",
         )

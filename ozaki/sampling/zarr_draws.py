@@ -35,7 +35,7 @@ class Streamed(Draws):
         super().__init__(self._chains, 0, self._score)
         self.room, self._team = draws, kernel.team
         self._sites, self._constrain = kernel.target.sites, constrain
-        self._archive = Archive(path, self._team.told(uuid.uuid4().hex))
+        self._archive = Archive(path, self._team.broadcast(uuid.uuid4().hex))
         self._written, self._synced = 0, 0
 
     @property
@@ -52,7 +52,7 @@ class Streamed(Draws):
 
     def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what is known of sites, in the store."""
-        self._team.first(lambda: self._archive.note(facts))
+        self._team.on_first(lambda: self._archive.note(facts))
 
     @property
     def stats(self) -> Mapping[str, Tensor]:
@@ -69,15 +69,17 @@ class Streamed(Draws):
         archive, team = self._archive, self._team
         if not archive.opened:
             if self.count == 0:
-                team.first(lambda: self._create(engine))
-            team.agree({"store": archive.seen()}, "keep it on a disk that all of them share")
+                team.on_first(lambda: self._create(engine))
+            team.require_equal(
+                {"store": archive.seen()}, "keep it on a disk that all of them share"
+            )
             archive.find(self.count, self._one(engine))
-            team.first(archive.sweep)
+            team.on_first(archive.sweep)
             self._allocate(engine)
         self._resize()
 
     def _resize(self) -> None:
-        self._team.first(lambda: self._archive.resize(self.room))
+        self._team.on_first(lambda: self._archive.resize(self.room))
 
     def _create(self, engine: Engine) -> None:
         one = self._one(engine)
@@ -112,7 +114,7 @@ class Streamed(Draws):
 
     def _write(self) -> None:
         if self.count > self._written:
-            self._team.first(self._put)
+            self._team.on_first(self._put)
             self._written = self.count
         self._base = self.count - self.count % self._archive.chunk
 
@@ -128,7 +130,7 @@ class Streamed(Draws):
         """Write what was drawn since, and say how a later process finds it."""
         if self.count > self._synced:
             self._write()
-            self._team.first(lambda: self._archive.sync(self._synced, self.count))
+            self._team.on_first(lambda: self._archive.sync(self._synced, self.count))
             self._synced = self.count
         return {"run": self._archive.run, "draws": self.count}
 

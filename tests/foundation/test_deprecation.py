@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from ozaki.foundation.deprecation import deprecated, renamed
+from ozaki.foundation.deprecation import attribute_renamed, deprecated, renamed
 
 
 @deprecated("new", "2.0")
@@ -42,18 +42,40 @@ def test_an_argument_that_was_renamed_is_taken_under_both_names():
         train(3, noise=0.1, sigma=0.2)
 
 
+def test_an_attribute_that_was_renamed_is_taken_under_both_names():
+    class Base:
+        colour = "none"
+
+        def __init_subclass__(cls):
+            attribute_renamed(cls, "_colour", "colour", "2.0")
+
+    message = "_colour of Leaf is deprecated and will be removed in ozaki 2.0; use colour"
+    leaf, told = warned(lambda: type("Leaf", (Base,), {"_colour": "green"}))
+    assert (leaf.colour, told) == ("green", [message])
+    leaf, told = warned(lambda: type("Leaf", (Base,), {"_colour": "green", "colour": "red"}))
+    assert (leaf.colour, told) == ("red", [message])
+    assert warned(lambda: type("Leaf", (Base,), {}))[1] == []
+
+
 CALLER = """
-from ozaki.foundation.deprecation import deprecated, renamed
+from abc import ABC
+from ozaki.foundation.deprecation import attribute_renamed, deprecated, renamed
 @deprecated("new", "2.0")
 def old(): pass
 @renamed("noise", "sigma", "2.0")
 def train(sigma): pass
+class Plain:
+    def __init_subclass__(cls): attribute_renamed(cls, "_colour", "colour", "2.0")
+class Abstract(ABC):
+    def __init_subclass__(cls): attribute_renamed(cls, "_colour", "colour", "2.0")
 old()
 train(noise=1)
+class Leaf(Plain): _colour = 1
+class Root(Abstract): _colour = 1
 """
 
 
 def test_the_line_to_change_is_named():
     done = subprocess.run([sys.executable, "-c", CALLER], capture_output=True, text=True)
     lines = [line.split(" ")[0] for line in done.stderr.splitlines() if "Deprecation" in line]
-    assert lines == ["<string>:7:", "<string>:8:"], done.stderr
+    assert lines == [f"<string>:{line}:" for line in (12, 13, 14, 15)], done.stderr

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import ozaki
 from ozaki.kernels import compiled
 from ozaki.kernels.compiled import _bmm, _lift_constants
-from ozaki.kernels.noise import NUMBERS, STEPS, Noise
+from ozaki.kernels.noise import NUMBERS, STEPS, NoiseStream
 from ozaki.linalg import LowRank
 from ozaki.scores import GaussianMixtureScore, GaussianScore
 from ozaki.scores.density import LogDensityScore
@@ -256,7 +256,7 @@ def test_constants_become_arguments():
 @pytest.mark.parametrize("chains", [1, 1000])
 def test_noise_is_the_same_however_it_is_taken(chains):
     like = torch.zeros(chains, 3)
-    whole, parts = Noise(like, generator(0)), Noise(like, generator(0))
+    whole, parts = NoiseStream(like, generator(0)), NoiseStream(like, generator(0))
     steps = whole.steps
     assert steps == min(STEPS, NUMBERS // (3 * chains))
     want = [whole.take(steps) for _ in range(3)]
@@ -264,7 +264,7 @@ def test_noise_is_the_same_however_it_is_taken(chains):
     while sum(len(s.normal) for s in got) < 3 * steps:
         got.append(parts.take(5))
         if len(got) == 4:  # a run that is taken up again
-            kept, parts = parts.tensors, Noise(like, generator(9))
+            kept, parts = parts.tensors, NoiseStream(like, generator(9))
             parts.restore(kept)
     for a, b in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True):
         assert torch.equal(torch.cat(a), torch.cat(b))

@@ -18,9 +18,9 @@ from torch.testing import assert_close
 from ozaki import MCMC, ScoreOzakiKernel, diagnostics
 from ozaki.io.atomic import lock
 from ozaki.kernels import processes, transition
-from ozaki.kernels.noise import Share
+from ozaki.kernels.noise import NoiseBlock
 from ozaki.kernels.proposals import langevin
-from ozaki.kernels.transition import Method
+from ozaki.kernels.transition import KernelSpec
 from ozaki.sampling import zarr_draws
 from tests.sampling.test_loop import DATA, KERNELS, MIXTURE, model
 
@@ -135,13 +135,13 @@ def test_steps_that_are_passed_on_are_the_steps_of_all():
     g = torch.Generator().manual_seed(0)
     like = {"dtype": torch.float64, "generator": g}
     x = torch.randn(5, 2, **like)
-    noise = Share(torch.randn(4, 5, 2, **like), torch.rand(4, 5, **like), torch.ones(4))
-    method = Method(langevin, "dense", "exact")
+    noise = NoiseBlock(torch.randn(4, 5, 2, **like), torch.rand(4, 5, **like), torch.ones(4))
+    method = KernelSpec(langevin, "dense", "exact")
     state, h = transition.init(MIXTURE, x, method), torch.full((5, 1), 2.0)
     _, whole = transition.walk(state, MIXTURE, method, h, noise)
     messages, counts = [], [3, 1, 1]
     for place in (slice(0, 3), slice(3, 4), slice(4, 5)):
-        share = Share(noise.normal[:, place], noise.uniform[:, place], noise.scale)
+        share = NoiseBlock(noise.normal[:, place], noise.uniform[:, place], noise.scale)
         own = transition.rows(state, place)
         _, trail = transition.walk(own, MIXTURE, method, h[place], share)
         messages.append((processes._pack(trail), trail))

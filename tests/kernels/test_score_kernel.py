@@ -429,7 +429,7 @@ def test_a_dense_hessian_in_many_dimensions_is_read_in_warmup_alone(
     few = {**FEW, "warmup_steps": 60}
     mcmc = MCMC(ScoreOzakiKernel(score, **options), num_chains=4, seed=0, **few)
     mcmc.run()
-    assert engines[0].frozen is frozen
+    assert engines[0].warmup.frozen is frozen
     if frozen:
         assert set(read[-20:]) == {None}  # of the draws
     assert bool(mcmc.get_samples()["x"].isfinite().all())

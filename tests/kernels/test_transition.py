@@ -8,15 +8,15 @@ from torch.testing import assert_close
 
 from ozaki.kernels.metropolis import log_density_change, loop_integral
 from ozaki.kernels.proposals import langevin, ozaki
-from ozaki.kernels.transition import Method, Options, init, step
+from ozaki.kernels.transition import KernelSpec, StepOptions, init, step
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.base import Expansion, Score
 from tests.kit.strategies import generator, mixtures, seeds
 
 METHODS = [
-    Method(langevin, None, "exact"),
-    Method(ozaki, "diagonal", "exact"),
-    Method(ozaki, "dense", "exact"),
+    KernelSpec(langevin, None, "exact"),
+    KernelSpec(ozaki, "diagonal", "exact"),
+    KernelSpec(ozaki, "dense", "exact"),
 ]
 
 
@@ -152,17 +152,17 @@ def test_points_between_are_evaluated_only_where_it_is_needed():
     h = torch.tensor(0.5, dtype=torch.float64)
     for rule, extra in (("lobatto", 2), ("trapezoid", 1)):
         hidden = ScoreOnly(score)
-        method = Method(langevin, None, "line_integral")
+        method = KernelSpec(langevin, None, "line_integral")
         state = init(hidden, torch.zeros(3, 2).double(), method)
         hidden.calls = 0
-        step(state, hidden, method, h, z, u, Options(rule=rule))
+        step(state, hidden, method, h, z, u, StepOptions(rule=rule))
         assert hidden.calls == extra
 
 
 @pytest.mark.parametrize("correction", ["none", "exact", "line_integral"])
 def test_a_chain_that_blows_up_stays_put_and_says_so(correction):
     score = GaussianScore(torch.zeros(2), torch.eye(2) * 1e-3)
-    method = Method(langevin, None, correction)
+    method = KernelSpec(langevin, None, correction)
     state = init(score, torch.ones(4, 2), method)
     h = torch.tensor([[1e-4], [10.0], [1e-4], [10.0]])
     blown = torch.zeros(4, dtype=torch.bool)
@@ -180,7 +180,7 @@ def test_a_chain_that_blows_up_stays_put_and_says_so(correction):
 def test_a_nan_score_is_a_divergence_not_a_draw():
     inner = GaussianScore(torch.zeros(2), torch.eye(2))
     score = ScoreOnly(inner, fail=lambda x: x[..., 0] > 0.5)
-    method = Method(ozaki, "dense", "none")
+    method = KernelSpec(ozaki, "dense", "none")
     state = init(score, torch.zeros(64, 2), method)
     z = torch.randn(64, 2, generator=generator(0)) * 2
     state, info = step(state, score, method, torch.tensor(1.0), z, torch.rand(64))
@@ -213,13 +213,13 @@ def test_uphill_moves_are_always_taken():
     score = GaussianMixtureScore(
         torch.zeros(2, 1).double(), torch.tensor([[[1e-4]], [[100.0]]]).double()
     )
-    method = Method(langevin, None, "exact")
+    method = KernelSpec(langevin, None, "exact")
     x, h = torch.full((1, 1), 0.5).double(), torch.tensor(1.0).double()
     state = init(score, x, method)
     z = 0.03 - (x + h / 2 * state.expansion.gradient)
     u = torch.full((1,), 1e-6).double()
     stuck, info = step(state, score, method, h, z, u)
-    moved, _ = step(state, score, method, h, z, u, Options(uphill=True))
+    moved, _ = step(state, score, method, h, z, u, StepOptions(uphill=True))
     assert float(info.acceptance) < 1e-6
     assert float(stuck.position) == 0.5
     assert float(moved.position) == pytest.approx(0.03)

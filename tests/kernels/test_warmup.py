@@ -12,12 +12,17 @@ from torch.testing import assert_close
 
 from ozaki.kernels import proposals, warmup
 from ozaki.kernels.engine import Engine
-from ozaki.kernels.noise import Noise
-from ozaki.kernels.transition import Method
+from ozaki.kernels.noise import NoiseStream
+from ozaki.kernels.transition import KernelSpec
 from ozaki.kernels.warmup import (
-    JumpRecord,
+    LANGEVIN as LANGEVIN_CANDIDATE,
+)
+from ozaki.kernels.warmup import (
+    ORNSTEIN_UHLENBECK,
+    JumpDistances,
     MeanCurvature,
     PooledCovariance,
+    Warmup,
     precision_factor,
     schedule,
 )
@@ -28,8 +33,8 @@ from ozaki.scores.pyro_models.model import PyroModelScore
 from ozaki.scores.transformed import Frozen, Guided, Whitened
 from tests.kit.strategies import generator, mixtures, seeds, spd
 
-LANGEVIN = Method(proposals.langevin, None, "exact")
-DENSE = Method(proposals.ozaki, "dense", "exact")
+LANGEVIN = KernelSpec(proposals.langevin, None, "exact")
+DENSE = KernelSpec(proposals.ozaki, "dense", "exact")
 
 
 @given(st.integers(0, 5000))
@@ -138,7 +143,8 @@ def test_a_kernel_that_may_leave_its_curvature_seldom_reads_it(frozen):
             return super().expand(x, curvature)
 
     counted = Counted(score.mean, score.covariance)
-    warmed(counted, DENSE, target=0.8, frozen=frozen, choose=True, dense_metric=True, chains=100)
+    options = {"frozen": frozen, "candidates": BOTH, "dense_metric": True, "chains": 100}
+    warmed(counted, DENSE, target=0.8, **options)
     assert 0 < sum(kind is not None for kind in read) < 60
 
 
@@ -167,9 +173,12 @@ def test_frozen_and_guided_keep_what_they_say():
         Guided(score, GaussianScore(torch.zeros(1), torch.eye(1)))
 
 
+BOTH = (LANGEVIN_CANDIDATE, ORNSTEIN_UHLENBECK)
+
+
 def warmed(score, method, steps=500, chains=4, **options):
     g = torch.Generator().manual_seed(7)
-    engine = Engine(score, method, warmup_steps=steps, generator=g, **options)
+    engine = Engine(score, Warmup(method, score.dim, steps=steps, **options), generator=g)
     engine.start(score.start(chains, g))
     for _ in range(steps):
         engine.walk()
@@ -205,7 +214,8 @@ def test_a_given_step_size_is_kept_in_the_identity_metric():
 @pytest.mark.parametrize(("method", "narrow"), [(LANGEVIN, 0.25), (DENSE, 1e-4)])
 def test_the_transient_comes_home_from_far_away(method, narrow):
     score = GaussianScore(torch.zeros(2).double(), torch.diag(torch.tensor([1.0, narrow])).double())
-    engine = Engine(score, method, warmup_steps=400, target=0.6, generator=generator(0))
+    planned = Warmup(method, score.dim, steps=400, target=0.6)
+    engine = Engine(score, planned, generator=generator(0))
     engine.start(torch.full((4, 2), 1e4).double())
     for _ in range(60):
         engine.walk()
@@ -216,9 +226,10 @@ def test_the_transient_comes_home_from_far_away(method, narrow):
 @pytest.mark.usefixtures("unchecked")
 def test_frozen_is_factorised_once_and_holds_the_mean_curvature():
     score = GaussianScore(torch.zeros(3).double(), spd(generator(2), 3))
-    engine = warmed(score, DENSE, target=0.8, frozen=True, dense_metric=True)
-    assert isinstance(engine._law, Frozen)
-    assert_close(engine._fixed.dense(), -torch.linalg.inv(score.covariance))
+    options = {"frozen": True, "dense_metric": True, "candidates": BOTH[1:]}
+    engine = warmed(score, DENSE, target=0.8, **options)
+    assert isinstance(engine.law, Frozen)
+    assert_close(engine.tensors()["frozen"], -torch.linalg.inv(score.covariance))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +239,7 @@ def test_frozen_is_factorised_once_and_holds_the_mean_curvature():
 def test_without_warm_up_nothing_can_be_found(options, message):
     score = GaussianScore(torch.zeros(1), torch.eye(1))
     with pytest.raises(ValueError, match=message):
-        Engine(score, DENSE, warmup_steps=0, target=0.8, **options)
+        Warmup(DENSE, score.dim, steps=0, target=0.8, **options)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -237,7 +248,7 @@ def test_an_unadjusted_chain_settles_in_its_own_law_before_the_draws():
     assert plan.total - plan.settled >= 30
     sigma = torch.diag(torch.tensor([1.0, 0.01])).double()
     score = GaussianScore(torch.zeros(2).double(), sigma)
-    method = Method(proposals.langevin, None, "none")
+    method = KernelSpec(proposals.langevin, None, "none")
     engine = warmed(score, method, steps=1000, chains=16, target=0.9)
     draws = []
     for _ in range(1000):
@@ -251,13 +262,13 @@ def test_an_unadjusted_chain_settles_in_its_own_law_before_the_draws():
 
 
 def test_the_jump_record_tries_everything_and_counts_the_cost():
-    record = JumpRecord(2)
+    record = JumpDistances(2)
     tried = [record.trial(i) for i in range(40)]
     assert tried[::2] == [(0, 0)] * 20
     assert set(tried[1::2]) == {(r, k) for r in (0, 1) for k in range(5)} - {(0, 0)}
 
     def best(**jumps):
-        record = JumpRecord(2)
+        record = JumpDistances(2)
         for name, jump in {"r0k0": [1.0, 1.0], **jumps}.items():
             record.add((int(name[1]), int(name[3])), torch.tensor(jump))
         return record.best()
@@ -284,11 +295,11 @@ def test_auto_leaves_curvature_only_where_it_does_not_pay():
         torch.eye(2).double(), torch.stack([wide, wide.flip(0)]).diag_embed()
     )
     for law, pays in ((gauss, False), (far, False), (angle, True)):
-        engine = warmed(law, DENSE, target=0.8, dense_metric=True, choose=True, chains=16)
-        assert (engine.method.proposal is proposals.ozaki) == pays
+        engine = warmed(law, DENSE, target=0.8, dense_metric=True, candidates=BOTH, chains=16)
+        assert (engine.spec.proposal is proposals.ozaki) == pays
         assert (engine.state.expansion.curvature is not None) == pays
     # not left to choose, it keeps to its own
-    assert warmed(far, DENSE, target=0.8, dense_metric=True, steps=200).method == DENSE
+    assert warmed(far, DENSE, target=0.8, dense_metric=True, steps=200).spec == DENSE
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -296,30 +307,25 @@ def test_many_chains_settle_before_the_last_window():
     gauss = GaussianScore(torch.zeros(2).double(), spd(generator(4), 2))
     early = {}
     for chains in (4, 100):
-        engine = Engine(
-            gauss,
-            DENSE,
-            warmup_steps=500,
-            target=0.8,
-            dense_metric=True,
-            choose=True,
-            generator=generator(0),
-        )
+        planned = Warmup(DENSE, 2, steps=500, target=0.8, dense_metric=True, candidates=BOTH)
+        engine = Engine(gauss, planned, generator=generator(0))
         engine.start(gauss.start(chains, generator(1)))
-        while engine.count < engine.plan.windows[-2]:
+        while engine.count < planned.plan.windows[-2]:
             engine.walk()
-        early[chains] = engine.method.curvature is None
+        early[chains] = engine.spec.curvature is None
     assert early == {4: False, 100: True}
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_frozen_walks_with_the_mean_curvature_or_the_pooled_covariance():
     gauss = GaussianScore(torch.zeros(2).double(), spd(generator(4), 2))
-    engine = warmed(gauss, DENSE, target=0.8, frozen=True, dense_metric=True, chains=16)
+    engine = warmed(
+        gauss, DENSE, target=0.8, frozen=True, dense_metric=True, candidates=BOTH[1:], chains=16
+    )
     # on a Gaussian they are one and the same, and the pooled covariance is as good
-    assert engine._fixed is not None
+    assert "frozen" in engine.tensors()
     x = torch.randn(5, 2, generator=generator(0), dtype=torch.float64)
-    at = engine._law.expand(x, "dense")
+    at = engine.law.expand(x, "dense")
     h = torch.tensor(3.0).double()
     one, other = proposals.ozaki(x, at, h), proposals.ornstein_uhlenbeck(x, at, h)
     assert_close(one.mean, other.mean, atol=0.2, rtol=0)
@@ -327,24 +333,17 @@ def test_frozen_walks_with_the_mean_curvature_or_the_pooled_covariance():
 
 def test_jitter_scales_each_step_about_the_one_that_was_found():
     gauss = GaussianScore(torch.zeros(2).double(), torch.eye(2).double())
-    noise = Noise(torch.zeros(4, 2).double(), generator(0), jitter=0.3)
+    noise = NoiseStream(torch.zeros(4, 2).double(), generator(0), jitter=0.3)
     scales = torch.cat([noise.take(128).scale for _ in range(20)])
     assert 0.7 <= scales.min() < 0.72
     assert 1.28 < scales.max() <= 1.3
     assert float(scales.mean()) == pytest.approx(1.0, abs=0.02)
     # and the steps are as long as it says
-    engine = Engine(
-        gauss,
-        LANGEVIN,
-        warmup_steps=0,
-        target=0.5,
-        step_size=0.01,
-        generator=generator(0),
-        jitter=0.9,
-    )
+    planned = Warmup(LANGEVIN, 2, steps=0, target=0.5, step_size=0.01)
+    engine = Engine(gauss, planned, generator=generator(0), jitter=0.9)
     start = torch.zeros(1000, 2).double()
     engine.start(start)
-    found = Noise(start, generator(0), 0.9).take(1)
+    found = NoiseStream(start, generator(0), 0.9).take(1)
     engine.walk()
     moved = engine.position.square().sum(-1) / found.normal[0].square().sum(-1)
     assert float(moved.median()) == pytest.approx(0.01 * float(found.scale), rel=0.01)
@@ -352,12 +351,11 @@ def test_jitter_scales_each_step_about_the_one_that_was_found():
 
 def steep_tail(monkeypatch, short: float, step_size: float | None = None):
     """Chains on exp(−x⁴) that begin at 2.6 after warm-up: whether they moved, and divergences."""
-    monkeypatch.setattr("ozaki.kernels.engine.SHORT", short)
+    monkeypatch.setattr("ozaki.kernels.warmup.warmup.SHORT", short)
     score = LogDensityScore(lambda x: -(x**4).sum(), (1,), dtype=torch.float64)
     g = torch.Generator().manual_seed(0)
-    engine = Engine(
-        score, LANGEVIN, warmup_steps=300, target=0.574, step_size=step_size, generator=g
-    )
+    planned = Warmup(LANGEVIN, 1, steps=300, target=0.574, step_size=step_size)
+    engine = Engine(score, planned, generator=g)
     engine.start(0.5 * torch.randn(50, 1, generator=g, dtype=torch.float64))
     while engine.warming_up:
         engine.walk(8)

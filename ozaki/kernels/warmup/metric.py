@@ -1,4 +1,4 @@
-"""What the chains' positions and curvatures say of the metric."""
+"""The metric: estimates of it from the chains' positions, and from curvatures."""
 
 import math
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
-"""Which step of warm-up does what.
+"""The schedule of warm-up: which step does what.
 
-A transient walks to the typical set; in windows the pooled covariance of the chains becomes the
-metric and dual averaging finds the step size; a last stretch is for the step size alone.
+First a transient walks to the typical set. Then come windows: at the end of each the pooled
+covariance of the chains becomes the metric, and dual averaging finds the step size anew. A last
+stretch is for the step size alone.
 
 Source: the Stan reference manual, "Automatic parameter tuning".
 """
@@ -9,8 +10,10 @@ Source: the Stan reference manual, "Automatic parameter tuning".
 import math
 from typing import NamedTuple
 
+AT_ONCE = 8  # steps between two changes of the step size, once a window has seen some
 
-class Schedule(NamedTuple):
+
+class WarmupSchedule(NamedTuple):
     """Which warm-up step does what.
 
     Attributes:
@@ -25,13 +28,47 @@ class Schedule(NamedTuple):
     settled: int
     total: int
 
+    @property
+    def last_window(self) -> int:
+        """The step after which the metric stays."""
+        return self._ends[-1]
 
-def schedule(warmup_steps: int) -> Schedule:
+    @property
+    def freezing(self) -> int:
+        """The step after which a curvature that is frozen stays: the last window compares it."""
+        return self._ends[-2:][0]
+
+    @property
+    def collecting(self) -> int:
+        """The step after which curvatures are averaged, for one that is frozen."""
+        ends = (self.transient, *self._ends)
+        return max((end for end in ends if end < self.freezing), default=self.transient // 2)
+
+    def at_once(self, count: int, every: int | None = None) -> int:
+        """How many steps of a window may be walked before the step size changes.
+
+        Args:
+            count: how many steps were walked, the transient among them.
+            every: a block ends where the count is a multiple of it; None for no such end.
+        """
+        began = max(end for end in (self.transient, *self.windows) if end <= count)
+        ends = [*self.windows, self.settled, self.total]
+        if every is not None:
+            ends.append((count // every + 1) * every)
+        # dual averaging is bold at first, and later each step says little
+        return max(1, min((count - began) // 4, AT_ONCE, min(e for e in ends if e > count) - count))
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return self.windows or (self.transient,)
+
+
+def schedule(warmup_steps: int) -> WarmupSchedule:
     """Lay out `warmup_steps`: a transient (15%, at most 200), doubling windows, a last stretch.
 
     Example:
         >>> schedule(1000)
-        Schedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
+        WarmupSchedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
     """
     transient = min(200, math.ceil(0.15 * warmup_steps))
     last = warmup_steps - min(max(warmup_steps // 10, 50), warmup_steps // 4)
@@ -45,4 +82,4 @@ def schedule(warmup_steps: int) -> Schedule:
     if last - transient >= 20:
         ends.append(last)
     settled = warmup_steps - 3 * (warmup_steps - last) // 10
-    return Schedule(transient, tuple(ends), settled, warmup_steps)
+    return WarmupSchedule(transient, tuple(ends), settled, warmup_steps)
