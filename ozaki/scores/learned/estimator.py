@@ -18,7 +18,8 @@ from ozaki.scores.base import CurvatureKind, Expansion, Score
 from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.learned import estimator_folder, objectives
 from ozaki.scores.learned.baseline import Baseline
-from ozaki.scores.learned.preconditioned import BLOCK, Heads, Outputs, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import BLOCK, Heads, Outputs, ScoreNetwork
 from ozaki.scores.learned.standardisation import LARGEST, Standardisation, rows_of
 from ozaki.scores.learned.unet import UNet
 

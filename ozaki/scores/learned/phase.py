@@ -1,9 +1,10 @@
-"""The training loop: one phase of optimisation, its whole state in reach.
+"""The training loop: one phase of optimisation, whose whole state can be saved.
 
-A phase trains s1, s2 or both on one plan of losses. Everything that the next step depends on is in
-`Phase.tensors` and `Phase.state`, so that a run which was stopped anywhere goes on bit for bit.
-Every process of a data-parallel run draws the same random numbers for the whole batch and keeps
-its share of the rows, so that the number of processes changes nothing but rounding.
+A phase trains s1, s2 or both on one plan of losses. `TrainingPhase.tensors` and
+`TrainingPhase.state` hold everything that the next step depends on, so that a run which was stopped
+anywhere goes on bit for bit. Every process of a data-parallel run draws the same random numbers for
+the whole batch and keeps its share of the rows. The number of processes therefore changes nothing
+but rounding.
 """
 
 import copy
@@ -18,31 +19,33 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ozaki.scores.learned.data_source import Batches
 from ozaki.scores.learned.losses import (
     KNOTS,
-    Draw,
     HeldOut,
     Losses,
     LossPlan,
-    Sizes,
+    LossScales,
+    NoisyBatch,
     held_out,
     scaled,
 )
-from ozaki.scores.learned.preconditioned import ScoreNetwork, Trunks
+from ozaki.scores.learned.preconditioned import ScoreNetwork
 
 EVALUATE_EVERY = 100  # steps
 WARM_UP = 100  # steps
 HELD_OUT_PAIRS = 8192  # at most
-HELD_OUT_BATCHES = 8  # of a U-Net or a user's network no more than these hold: a tenth of the time
+HELD_OUT_BATCHES = 8  # at most, of a trunk that is not lightweight: a tenth of the time
 CLIP = 5.0  # on losses scaled to order one: it catches outliers only
 
 
 def held_out_pairs(net: ScoreNetwork, batch_size: int) -> int:
     """How many noisy pairs the held-out losses are taken from, a multiple of KNOTS."""
-    few = HELD_OUT_PAIRS if isinstance(net.network, Trunks) else HELD_OUT_BATCHES * batch_size
-    return KNOTS * -(-min(HELD_OUT_PAIRS, few) // KNOTS)
+    affordable = HELD_OUT_BATCHES * batch_size
+    if net.trunk.traits.lightweight:
+        affordable = HELD_OUT_PAIRS
+    return KNOTS * -(-min(HELD_OUT_PAIRS, affordable) // KNOTS)
 
 
-class Schedule(NamedTuple):
-    """How a phase is optimised; see `DSMTrainer` for the meaning of each."""
+class OptimiserSchedule(NamedTuple):
+    """How the weights are optimised in one phase; `DSMTrainer` explains each field."""
 
     max_steps: int
     batch_size: int
@@ -59,8 +62,8 @@ class Schedule(NamedTuple):
         )
 
 
-class Phase:
-    """One phase of training; `run` goes on from wherever the state stands.
+class TrainingPhase:
+    """One phase of training. `run` goes on from the step that the state has reached.
 
     Args:
         fabric: Lightning Fabric's, launched.
@@ -77,7 +80,7 @@ class Phase:
         fabric: Any,
         net: ScoreNetwork,
         plan: LossPlan,
-        schedule: Schedule,
+        schedule: OptimiserSchedule,
         batches: Batches,
         held: Tensor,
         generator: torch.Generator,
@@ -113,8 +116,8 @@ class Phase:
 
     def run(
         self,
-        after: Callable[["Phase"], None],
-        evaluated: Callable[["Phase", dict[str, float]], None],
+        after: Callable[["TrainingPhase"], None],
+        evaluated: Callable[["TrainingPhase", dict[str, float]], None],
     ) -> ScoreNetwork:
         """Train to the end of the schedule, or until the held-out loss has long been past its best.
 
@@ -195,11 +198,11 @@ class Phase:
         count = sum(k.startswith("loss_") for k in lowest)
         self._lowest = HeldOut(
             tuple(lowest[f"loss_{i}"] for i in range(count)),
-            Sizes(lowest["log_sigma"], lowest["log_size"]),
+            LossScales(lowest["log_sigma"], lowest["log_size"]),
             lowest["scale"],
             state["calibration"],
         )
-        self.now = self._lowest._replace(sizes=Sizes(**part("now")))
+        self.now = self._lowest._replace(sizes=LossScales(**part("now")))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in part("adam").items():
             index, key = name.split(".", 1)
@@ -225,7 +228,7 @@ class Phase:
         for group in self._adam.param_groups:
             group["lr"] = self.schedule.rate(self.step)
         self._optimiser.zero_grad(set_to_none=True)
-        losses = self._model(Draw(x, noise, probe, sigma))
+        losses = self._model(NoisyBatch(x, noise, probe, sigma))
         sizes = self.now.sizes.at(sigma)
         variance = sigma**2 + self.net.spread**2
         root = 1 / (sigma * variance**0.5)
@@ -265,7 +268,7 @@ class Phase:
         return z[rank::world].to(x.device), probe, sigma
 
     def _columns(self, sizes: Tensor) -> Tensor:
-        """Sizes as columns for s1 and s2, whichever of them are trained."""
+        """Scales as columns for s1 and s2, whichever of them are trained."""
         return sizes if self.plan.first else torch.cat((sizes, sizes), -1)
 
     def _judge(self) -> HeldOut:
