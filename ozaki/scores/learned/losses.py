@@ -1,4 +1,4 @@
-"""Which losses a trainer forms, on what scale, and how two states are compared."""
+"""The losses that are trained on, the scale of each, and how two states are compared by them."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ KNOTS = 8  # noise levels at which a conditional network is judged
 
 
 class LossPlan(NamedTuple):
-    """Which losses are formed.
+    """The losses that a phase of training is to form.
 
     Attributes:
         terms: name and weight of each second-order loss, from TERMS; none for s1 alone.

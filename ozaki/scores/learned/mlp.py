@@ -118,7 +118,7 @@ class Fourier(nn.Module):
 
 
 class Trunks(nn.Module):
-    """ozaki's own network: a residual MLP for each order, or one for all with a head for each.
+    """A trunk of residual MLPs: one for each order, or one for all with a head for each.
 
     On a shared trunk the heads of s2 and above read detached features and have a residual block
     of their own, so that they learn without disturbing s1, as separate trunks do.

@@ -101,7 +101,7 @@ class TrainingPhase:
         pairs = held_out_pairs(net, schedule.batch_size)
         self._held = held.repeat(-(-pairs // len(held)), 1)[:pairs]
         self._began = generator.get_state()
-        self._held_noise = self._normal(self._held)
+        self._held_noise = _normal(self._held, generator)
         self._held_sigma: float | Tensor = net.sigma  # pyright: ignore
         if isinstance(net.sigma, tuple):
             low, high = (math.log(s) for s in net.sigma)
@@ -215,7 +215,7 @@ class TrainingPhase:
         self.batches.restore(state["batches"])
         self._began = tensors["random.began"]
         self.generator.set_state(self._began)
-        self._held_noise = self._normal(self._held)
+        self._held_noise = _normal(self._held, self.generator)
         self.generator.set_state(tensors["random.noise"])
         torch.set_rng_state(tensors["random.torch"])
         if "random.cuda" in tensors and device.type == "cuda":
@@ -224,11 +224,11 @@ class TrainingPhase:
     def _advance(self) -> list[Tensor]:
         """One optimiser step; the mean of each loss over this process's share."""
         x = self.batches.next()
-        noise, probe, sigma = self._draw(x)
+        batch = self._noisy(x)
         for group in self._adam.param_groups:
             group["lr"] = self.schedule.rate(self.step)
         self._optimiser.zero_grad(set_to_none=True)
-        losses = self._model(NoisyBatch(x, noise, probe, sigma))
+        losses, sigma = self._model(batch), batch.sigma
         sizes = self.now.sizes.at(sigma)
         variance = sigma**2 + self.net.spread**2
         root = 1 / (sigma * variance**0.5)
@@ -249,8 +249,8 @@ class TrainingPhase:
         self._average.update_parameters(self.net)
         return [loss.detach().mean() for loss in losses]
 
-    def _draw(self, x: Tensor) -> tuple[Tensor, Tensor | None, float | Tensor]:
-        """Noise, probe and σ of this process's share of the batch."""
+    def _noisy(self, x: Tensor) -> NoisyBatch:
+        """This process's share of the batch, with noise, probe and σ."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         n = self.schedule.batch_size
         z = torch.randn(n, x.shape[1], generator=self.generator, dtype=x.dtype)
@@ -265,7 +265,7 @@ class TrainingPhase:
             places = torch.arange(n) + torch.rand(n, generator=self.generator)
             drawn = (low + (high - low) * places / n).exp().to(x.dtype)
             sigma = drawn[rank::world].unsqueeze(-1).to(x.device)
-        return z[rank::world].to(x.device), probe, sigma
+        return NoisyBatch(x, z[rank::world].to(x.device), probe, sigma)
 
     def _columns(self, sizes: Tensor) -> Tensor:
         """Scales as columns for s1 and s2, whichever of them are trained."""
@@ -312,10 +312,11 @@ class TrainingPhase:
         figures["learning_rate"] = self.schedule.rate(self.step)
         return figures
 
-    def _normal(self, like: Tensor) -> Tensor:
-        """Noise drawn on the CPU: the same numbers whatever the device."""
-        z = torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
-        return z.to(like.device)
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise drawn on the CPU: the same numbers whatever the device."""
+    z = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    return z.to(like.device)
 
 
 def _gradual(decay: float) -> Any:

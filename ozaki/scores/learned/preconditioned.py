@@ -1,10 +1,11 @@
-"""Networks: a residual MLP, and the preconditioning that makes a score of any trunk.
+"""Preconditioning: how the outputs of any network become the scores of p_σ.
 
-A trunk is any `nn.Module` called as ``network(u, noise)``: u, (n, *event_shape), holds points
-divided by √(σ² + σ_d²), so that they have about unit spread; noise, (n,), holds ln σ / 4. It
-returns one tensor of u's shape for s1 alone; else a tuple: one of u's shape for s1, one for the
-diagonal part of s2, with a low rank r one of shape (*u.shape, r) for its factor B, and one of u's
-shape for the diagonal of each higher order.
+The network inside is called the trunk. It is any `nn.Module` that is called as
+``network(u, noise)``. Its arguments are the points u, (n, *event_shape), divided by √(σ² + σ_d²) so
+that they have about unit spread, and noise, (n,), which holds ln σ / 4. For s1 alone it returns one
+tensor of u's shape. Else it returns a tuple: one tensor of u's shape for s1, one for the diagonal
+part of s2, with a low rank r one of shape (*u.shape, r) for its factor B, and one of u's shape for
+the diagonal of each higher order. `trunk` says what else ozaki asks of its own trunks.
 
 Preconditioning after Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
 Models", NeurIPS 2022, in a form whose s1 does not grow with 1/σ.
@@ -26,7 +27,7 @@ BLOCK = 2**19  # entries that a network of images or of the user's own sees at o
 
 
 class Heads(NamedTuple):
-    """What a network estimates.
+    """Which scores a network estimates, and in what form.
 
     Attributes:
         order: of the highest score, 1 to 4; orders 3 and 4 are diagonals.

@@ -1,4 +1,4 @@
-"""Data made ready: collected, checked, and put into units of their own spread."""
+"""Checking the data, and putting them into units of their own spread."""
 
 import warnings
 from typing import Any, NamedTuple

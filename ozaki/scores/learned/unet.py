@@ -123,12 +123,10 @@ class UNet(nn.Module):
         self.level = None
         if order > 1:
             self.level = nn.Sequential(nn.Linear(1, wide), nn.SiLU(), nn.Linear(wide, 2 * wide))
-            nn.init.zeros_(self.level[2].weight)  # pyright: ignore
-            nn.init.zeros_(self.level[2].bias)  # pyright: ignore
+            _silence(self.level[2])
         self.rest = nn.ModuleList(nn.Conv2d(wide, inside, 1) for _ in range(order - 1))
         for head in (self.first, *self.rest):
-            nn.init.zeros_(head.weight)  # pyright: ignore
-            nn.init.zeros_(head.bias)  # pyright: ignore
+            _silence(head)
         self.factor = nn.Conv2d(wide, inside * rank, 1) if rank else None
         if self.factor is not None:
             nn.init.normal_(self.factor.weight, std=FACTOR_GAIN / rank**0.5)
@@ -187,6 +185,12 @@ class UNet(nn.Module):
             factor = pixels(columns).reshape(len(u), self.rank, *u.shape[1:])
             outputs.insert(2, factor.movedim(1, -1))
         return tuple(outputs)
+
+
+def _silence(layer: nn.Module) -> None:
+    """Let a layer begin with outputs of zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _places(like: Tensor) -> Tensor:
