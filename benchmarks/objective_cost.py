@@ -29,8 +29,9 @@ from benchmarks.common import options, table, write
 from benchmarks.score_speed import FIGURES, Route, medians, peak_memory
 from ozaki.linalg import LowRank
 from ozaki.scores.learned import objectives
-from ozaki.scores.learned.losses import Draw, Losses, LossPlan
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.losses import Losses, LossPlan, NoisyBatch
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -216,7 +217,7 @@ def training(repeats: int, batch: int = 256, dim: int = 100) -> list[dict]:
 
 
 def _step(net: ScoreNetwork, adam: torch.optim.Adam, plan: LossPlan, x: Tensor) -> None:
-    losses = Losses(net, plan, net)(Draw(x, torch.randn_like(x), None, SIGMA))
+    losses = Losses(net, plan, net)(NoisyBatch(x, torch.randn_like(x), None, SIGMA))
     torch.stack([loss.mean() for loss in losses]).sum().backward()
     adam.step()
     adam.zero_grad(set_to_none=True)

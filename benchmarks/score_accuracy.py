@@ -36,10 +36,12 @@ from benchmarks import common, laws
 from benchmarks.score_speed import FIGURES
 from ozaki.linalg import SymmetricOperator
 from ozaki.scores.learned import objectives
+from ozaki.scores.learned.assembly import LEAST_GAIN, SIGN_ROWS
 from ozaki.scores.learned.baseline import fitted, starting_signs, variances
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
-from ozaki.scores.learned.settings import LEAST_GAIN, OBJECTIVES, REDUCE_BELOW
-from ozaki.scores.learned.trainer import SIGN_ROWS, WARM_RATE
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
+from ozaki.scores.learned.settings import OBJECTIVES, REDUCE_BELOW
+from ozaki.scores.learned.training_run import WARM_RATE
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

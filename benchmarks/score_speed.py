@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import options, table, write
+from ozaki.scores.learned.mlp import Trunks
 from ozaki.scores.learned.objectives import jacobian_product
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -38,8 +38,8 @@ from benchmarks.mixtures import mixture
 from ozaki.linalg import Dense, SymmetricOperator
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.learned import objectives
-from ozaki.scores.learned.mlp import ResidualMLP
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import ResidualMLP, Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 
 Law = GaussianScore | GaussianMixtureScore
 

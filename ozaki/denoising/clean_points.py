@@ -1,4 +1,4 @@
-"""`denoise`: clean points from noisy ones, with what is not known of them.
+"""`denoise`: the mean and the covariance of the clean points behind noisy ones.
 
 Given x̃ = x + noise and the score of the noisy law p_σ, the mean of x is x̃ + N s1 and its covariance
 N + N s2 N, with N = diag(noise_scale²): one expansion of the score gives both.
@@ -26,7 +26,7 @@ from ozaki.denoising.posterior import Posterior
 from ozaki.foundation import validation
 from ozaki.foundation.lazy import lazy
 from ozaki.foundation.shapes import Float
-from ozaki.scores.base import CurvatureKind, Score
+from ozaki.scores.base import CurvatureKind, Score, is_smoothed
 
 optimize = lazy("scipy.optimize")
 
@@ -193,14 +193,14 @@ def _at(estimator: Any, sigma: Any) -> tuple[Score, Tensor]:
     if hasattr(estimator, "at"):
         score = estimator if sigma is None else estimator.at(sigma)
         return score, score.noise_scale
-    own = getattr(estimator, "noise_scale", None)
-    if sigma is None and own is None:
-        raise ValueError(
-            f"sigma must be given for a {type(estimator).__name__}, which does not know how much "
-            "noise it was smoothed by: its standard deviation in the data's units"
-        )
+    own = _own_noise(estimator)
     if sigma is None:
-        return estimator, own  # pyright: ignore[reportReturnType]
+        if own is None:
+            raise ValueError(
+                f"sigma must be given for a {type(estimator).__name__}, which does not know how "
+                "much noise it was smoothed by: its standard deviation in the data's units"
+            )
+        return estimator, own
     dim = estimator.dim
     try:
         given = torch.as_tensor(sigma, dtype=torch.float64).flatten()
@@ -217,6 +217,11 @@ def _at(estimator: Any, sigma: Any) -> tuple[Score, Tensor]:
             f"{_short(noise)}; leave it out, or make the score of that noise"
         )
     return estimator, noise
+
+
+def _own_noise(score: Any) -> Tensor | None:
+    """The standard deviation of the noise that a score was smoothed by, (D,), if it knows it."""
+    return score.noise_scale if is_smoothed(score) else None
 
 
 def _check_units(estimator: Any, x: Tensor, noise: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Noisy points from files, and what is known of the clean ones into a folder.
+"""Denoising files: noisy points are read, and what is known of the clean ones is written.
 
 ``denoised.npz`` holds, a row a point: mean, standard_deviation, components (rows, k, *event_shape)
 and component_variances (rows, k), samples (n, rows, *event_shape) if asked for, noise_scale, sigma,
@@ -32,7 +32,7 @@ CUT = 0.05  # of the pixels at an end of the range, above which a person is told
 
 
 class Done(NamedTuple):
-    """What a run did.
+    """What `run` did, for the person who asked for it.
 
     Attributes:
         points: how many were denoised.
@@ -114,25 +114,12 @@ def run(
     notes += warned
     generator = torch.Generator().manual_seed(seed)
     k = min(components, estimator.dim) if learned else 0
-    parts, repaired = [], 0
-    for rows in noisy.split(BATCH):
-        posterior = denoise(estimator, rows, sigma)
-        if learned:
-            posterior = posterior.repaired()
-            repaired += posterior.repaired_points
-        parts.append(_arrays(posterior, k, samples, generator))
+    arrays, repaired = _denoised(estimator, noisy, sigma, k, samples, generator)
     if repaired:
         notes.append(
             f"the learned covariance of {repaired} of {len(noisy)} points was not positive "
             "definite, and was repaired there (see Posterior.repaired); the means are as learned"
         )
-    arrays = {
-        name: np.concatenate([p[name] for p in parts], axis=1 if name == "samples" else 0)
-        for name in parts[0]
-    }
-    level = estimator if sigma is None else estimator.at(sigma)
-    arrays["noise_scale"] = level.noise_scale.reshape(noisy.shape[1:]).numpy()
-    arrays["sigma"] = np.array(level.sigma)
     if names:
         arrays["files"] = np.array(names)
     figures = {SHEET: _sheet(noisy, arrays, estimator.event_shape, names)}
@@ -140,17 +127,50 @@ def run(
     if found is not None:
         figures[FIGURE] = calibration(found)
     figures = {name: figure for name, figure in figures.items() if figure is not None}
-
-    def write(temporary: Path) -> None:
-        np.savez_compressed(temporary / ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
-        for name, figure in figures.items():
-            figure.savefig(temporary / name, dpi=120)
-
-    write_folder_atomically(out, write, ours=is_ours, overwrite=overwrite)
+    _write(out, arrays, figures, overwrite)
     deviation = float(arrays["standard_deviation"].mean()) if learned else None
     written = [ARRAYS, *figures]
     level = float(arrays["sigma"])
     return Done(len(noisy), level, deviation, repaired, found, failed, notes, written)
+
+
+def _denoised(
+    estimator: ScoreEstimator,
+    noisy: Tensor,
+    sigma: float | None,
+    k: int,
+    samples: int,
+    generator: torch.Generator,
+) -> tuple[dict[str, np.ndarray], int]:
+    """The arrays of all points, and of how many points the covariance was repaired."""
+    parts, repaired = [], 0
+    for rows in noisy.split(BATCH):
+        posterior = denoise(estimator, rows, sigma)
+        if posterior.has_covariance:
+            posterior = posterior.repaired()
+            repaired += posterior.repaired_points
+        parts.append(_arrays(posterior, k, samples, generator))
+    arrays = {
+        name: np.concatenate([p[name] for p in parts], axis=1 if name == "samples" else 0)
+        for name in parts[0]
+    }
+    level = estimator if sigma is None else estimator.at(sigma)
+    arrays["noise_scale"] = level.noise_scale.reshape(noisy.shape[1:]).numpy()
+    arrays["sigma"] = np.array(level.sigma)
+    return arrays, repaired
+
+
+def _write(
+    out: Path, arrays: Mapping[str, np.ndarray], figures: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Write the arrays and the figures into the folder `out`, all or nothing."""
+
+    def fill(temporary: Path) -> None:
+        np.savez_compressed(temporary / ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
+        for name, figure in figures.items():
+            figure.savefig(temporary / name, dpi=120)
+
+    write_folder_atomically(out, fill, ours=is_ours, overwrite=overwrite)
 
 
 def _read(

@@ -1,4 +1,4 @@
-"""What is known of clean points behind noisy ones: a mean and a covariance.
+"""The posterior of clean points given noisy ones: a mean and a covariance.
 
 `ozaki.denoise` makes it. With N = diag(noise_scale²), the mean is x̃ + N s1 (Tweedie, eq. 4) and the
 covariance C = N + N s2 N (eq. 18): the exact moments of p(x | x̃) where s1 and s2 are exact. The

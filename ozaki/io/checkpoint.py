@@ -1,5 +1,6 @@
-"""A run that can be taken up again: one safetensors file, written whole, no code.
+"""Checkpoints: the state of a run in one safetensors file, from which the run can go on.
 
+A file is written as a whole or not at all, and nothing in it is executed.
 The header holds one JSON text and a SHA-256 of that text and of every tensor's name, dtype, shape
 and bytes. Reading is strict: what is not exactly what `write` wrote is refused.
 """
@@ -12,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ozaki.foundation import validation
+from ozaki.io import sealed
 from ozaki.io.atomic import sweep, write_atomically
 
 FORMAT = "ozaki.io.checkpoint"
@@ -57,16 +58,11 @@ def write(
     # by its name, lest the draws of one place be taken for those of another
     head = {"format": FORMAT, "version": VERSION, "file": file}
     text = json.dumps({**head, **parts}, allow_nan=False)
-    # cloned: safetensors refuses tensors that share memory, such as tied weights
-    copies = {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, t in tensors.items()
-    }
+    copies = sealed.detached(tensors)
     header = {FORMAT: text, "sha256": _digest(text, copies)}
 
     def save(target: Path) -> None:
-        # not save_file, which writes to a temporary file of its own, and leaves it when killed
-        target.write_bytes(safetensors.torch.save(copies, header))
+        sealed.write(target, copies, header)
 
     return write_atomically(path, save, overwrite=True)
 
@@ -83,14 +79,8 @@ def read(folder: str | os.PathLike[str], file: str = FILE) -> Checkpoint | None:
         return None
     if not path.is_file():  # a device would be read without end
         raise ValueError(f"{path} must be a file, but is none; {REMEDY}")
-    # read once: safe_open opens a file twice, between which it may be replaced
-    content = path.read_bytes()
-    text = content[8 : 8 + int.from_bytes(content[:8], "little")]
     wrong = "is truncated or not a safetensors file"
-    header = validation.json_text(path, text, REMEDY, wrong)
-    with validation.parsing(path, wrong, REMEDY):
-        tensors = safetensors.torch.load(content)
-    header = header.get("__metadata__", {})
+    header, tensors = sealed.parse(path, path.read_bytes(), wrong, REMEDY)
     if FORMAT not in header:
         raise ValueError(f"{path} must be of format {FORMAT!r}, but was not; {REMEDY}")
     if header.get("sha256") != _digest(header[FORMAT], tensors):

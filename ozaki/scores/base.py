@@ -1,7 +1,7 @@
-"""What every score is: a local second-order picture of a log density."""
+"""What a score is: the gradient of a log density at any point, and its second derivative."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -171,6 +171,48 @@ class Score(ABC):
             f"curvature={curvature!r} is not something {type(self).__name__} can give; its own "
             f"kind is {self.default_curvature!r}"
         )
+
+
+class SmoothedScore(Protocol):
+    """A `Score` of a law smoothed by normal noise, which knows how much noise that is.
+
+    Nothing needs to inherit from it: whatever has the members is one, see `is_smoothed`.
+    """
+
+    dim: int
+    event_shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def noise_scale(self) -> Tensor:
+        """The standard deviation of the noise, (D,), in the units of the points."""
+        ...
+
+    @property
+    def default_curvature(self) -> CurvatureKind | None:
+        """As `Score.default_curvature`."""
+        ...
+
+    def expand(self, x: Tensor, curvature: CurvatureKind | None = None) -> Expansion:
+        """As `Score.expand`."""
+        ...
+
+    def start(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """As `Score.start`."""
+        ...
+
+
+def is_smoothed(score: Any) -> TypeGuard[SmoothedScore]:
+    """Whether a score knows the noise that its law was smoothed by.
+
+    Args:
+        score: any score, or None.
+
+    Raises:
+        ValueError: an estimator of a range of σ, whose noise is not one.
+    """
+    return getattr(score, "noise_scale", None) is not None
 
 
 def dense_up_to(dim: int, limit: int = 100) -> CurvatureKind:

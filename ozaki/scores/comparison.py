@@ -1,4 +1,4 @@
-"""Which s2 is best? Candidates ranked on held-out data, without knowing the truth."""
+"""Estimates of s2 ranked by their loss on held-out data, without knowing the true s2."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
-from ozaki.scores.base import CurvatureKind, Score
+from ozaki.scores.base import CurvatureKind, Score, is_smoothed
 from ozaki.scores.learned import objectives
 from ozaki.scores.learned.estimator import ScoreEstimator
 from ozaki.scores.learned.standardisation import rows_of
@@ -197,8 +197,10 @@ def _same_law(name: str, score: Score, estimator: ScoreEstimator) -> None:
             f"others[{name!r}] must have event shape {tuple(estimator.event_shape)}, but had "
             f"{tuple(score.event_shape)}"
         )
-    noise, own = getattr(score, "noise_scale", None), estimator.noise_scale
-    if noise is not None and not torch.allclose(noise.to(own), own, rtol=1e-3, atol=0):
+    if not is_smoothed(score):
+        return
+    noise, own = score.noise_scale, estimator.noise_scale
+    if not torch.allclose(noise.to(own), own, rtol=1e-3, atol=0):
         raise ValueError(
             f"others[{name!r}] must have the estimator's noise_scale, "
             f"{own.tolist()}, but had {noise.tolist()}; train both at one sigma"

@@ -1,4 +1,4 @@
-"""An outside denoiser as a score."""
+"""A denoiser that someone else trained, as a score."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Scores of which s1 is a function in torch, and s2 its Jacobian."""
+"""Scores whose s1 is a function in torch and whose s2 is the Jacobian of that."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from ozaki.scores.trials import NEAR, no_curvature, untrue_curvature
 
 
 class JacobianScore(Score):
-    """An s1 with ½(J + Jᵀ), J the Jacobian of s1, for its curvature.
+    """A score from a function for s1. Its curvature is ½(J + Jᵀ), with J the Jacobian of s1.
 
     A learned s1 need not be a gradient, so J need not be symmetric: it is made so. It costs D
     backward passes a point.

@@ -19,7 +19,8 @@ from ozaki.denoising import files
 from ozaki.io.png import read_png
 from ozaki.report.image_sheets import contact_sheet
 from ozaki.scores.learned.estimator import ScoreEstimator
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 from ozaki.scores.learned.standardisation import Standardisation
 from tests.kit.strategies import generator
 

@@ -214,9 +214,9 @@ WALKED = "ozaki.sampling.loop.Walk._advance"
 STOPS: dict[Any, list[Moment]] = {
     TRAIN: [
         Moment("ozaki.cli.train.named_table"),
-        Moment("ozaki.scores.learned.phase.Phase._advance", 1),
-        Moment("ozaki.scores.learned.phase.Phase._advance", 70, after=True),
-        Moment("ozaki.scores.learned.phase.Phase._evaluate"),
+        Moment("ozaki.scores.learned.phase.TrainingPhase._advance", 1),
+        Moment("ozaki.scores.learned.phase.TrainingPhase._advance", 70, after=True),
+        Moment("ozaki.scores.learned.phase.TrainingPhase._evaluate"),
         Moment("ozaki.scores.learned.estimator.ScoreEstimator.save"),
         Moment("ozaki.scores.learned.estimator_folder.digest"),
         Moment("os.fsync", 2),
@@ -276,7 +276,7 @@ def test_ctrl_c_between_two_renames_leaves_the_old_output_or_the_new(nth, place)
 @pytest.mark.slow
 def test_ctrl_c_in_the_demo_leaves_whole_files_and_force_begins_anew(place):
     for moment in (
-        Moment("ozaki.scores.learned.phase.Phase._advance", 3),
+        Moment("ozaki.scores.learned.phase.TrainingPhase._advance", 3),
         Moment("ozaki.report.page._write"),
     ):
         done = place.command((*DEMO, "--force"), Interrupted(moment))
@@ -306,7 +306,7 @@ def test_ctrl_c_while_the_program_is_imported_is_a_sentence(module, tmp_path):
 
 RESUMED = {
     # 80 steps in two phases; the state is kept at the end of each, and every 500
-    "train": (TRAIN, ("--resume",), "ozaki.scores.learned.phase.Phase._advance", 60),
+    "train": (TRAIN, ("--resume",), "ozaki.scores.learned.phase.TrainingPhase._advance", 60),
     # 100 steps; the state is kept at the first, and every 200
     "sample": (SAMPLE, (), WALKED, 70),
 }
@@ -570,7 +570,7 @@ def test_an_out_that_cannot_be_written_is_told_before_the_work(arguments, unwrit
 
 
 KEEPING = {
-    "train": (TRAIN, "--checkpoint", "ozaki.scores.learned.phase.Phase._advance"),
+    "train": (TRAIN, "--checkpoint", "ozaki.scores.learned.phase.TrainingPhase._advance"),
     "sample": (SAMPLE, "--checkpoint", WALKED),
 }
 
@@ -807,7 +807,7 @@ def test_a_process_that_dies_ends_the_walk_of_the_others_and_the_run_goes_on(ran
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_training_of_the_others_and_it_goes_on(rank, place):
-    where = Moment("ozaki.scores.learned.phase.Phase._advance", 60)  # 40 of the first phase
+    where = Moment("ozaki.scores.learned.phase.TrainingPhase._advance", 60)  # 40 of the first phase
     arguments = (*TRAIN, "--checkpoint", "c")
     found = two(place, _command, arguments, Dies(where, rank))
     assert found[rank].code == -signal.SIGKILL
@@ -829,7 +829,7 @@ walk("c", None, Dies(Moment("ozaki.sampling.loop.Store.save", 5)) if sys.argv[1]
 PROGRAM = """
 import sys
 from tests.guarantees.test_faults import Dies, Moment, _command
-where = Moment("ozaki.scores.learned.phase.Phase._advance", 60)
+where = Moment("ozaki.scores.learned.phase.TrainingPhase._advance", 60)
 _command(sys.argv[2:], Dies(where) if sys.argv[1] == "die" else None)
 """
 
@@ -940,11 +940,11 @@ def waiting(place: Place, act: Callable[..., Any], *args: Any, at: Moment) -> An
 
 
 BUSY = {
-    "train": (TRAIN, Moment("ozaki.scores.learned.phase.Phase._advance", 5)),
+    "train": (TRAIN, Moment("ozaki.scores.learned.phase.TrainingPhase._advance", 5)),
     "sample": (SAMPLE, Moment(WALKED, 5)),
     "denoise": (DENOISE, Moment("ozaki.denoising.files.denoise")),
     "report": (REPORT, Moment("ozaki.report.plots.encode")),
-    "demo": (DEMO, Moment("ozaki.scores.learned.phase.Phase._advance", 5)),
+    "demo": (DEMO, Moment("ozaki.scores.learned.phase.TrainingPhase._advance", 5)),
 }
 
 

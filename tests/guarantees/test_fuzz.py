@@ -48,7 +48,8 @@ from ozaki.sampling.zarr_store import Archive
 from ozaki.scores import GaussianScore
 from ozaki.scores.learned import estimator_folder
 from ozaki.scores.learned.estimator import ScoreEstimator
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 from ozaki.scores.learned.standardisation import Standardisation
 from ozaki.scores.learned.unet import UNet
 

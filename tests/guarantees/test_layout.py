@@ -26,7 +26,7 @@ ORDER = (
 )
 RANK = {package: rank for rank, row in enumerate(ORDER) for package in row}
 HOMES = {
-    "lightning": {"scores/learned/trainer.py"},
+    "lightning": {"scores/learned/training_run.py"},
     "arviz": {"diagnostics/arviz_data.py", "diagnostics/figures.py"},
     "typer": {f"cli/{p.name}" for p in (ROOT / "cli").glob("*.py")},
     "jinja2": {"report/page.py"},

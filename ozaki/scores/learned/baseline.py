@@ -1,4 +1,6 @@
-"""The normal that a network departs from: one with the covariance of the rows.
+"""The baseline of a network: a normal with the covariance of the data.
+
+The network learns what is left of the scores beyond those of this normal.
 
 Smoothed at σ it has s1 = −P (x − mean) and s2 = −P with P = V diag(p) Vᵀ, p = 1/(λ + σ²), where
 V diag(λ) Vᵀ is the covariance of the data: one eigendecomposition serves every σ. V is shared by

@@ -1,4 +1,4 @@
-"""Where clean rows come from: memory, or a stream that is read anew at every pass."""
+"""Sources of clean rows: data in memory, or a stream that is read anew at every pass."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ WRAPPED = 256  # rows an item, where a torch Dataset comes without a DataLoader
 
 
 class Batches(ABC):
-    """Prepared clean rows, one batch after another, from a place that can be found again."""
+    """Batches of clean rows without end; the place in them can be saved and found again."""
 
     @abstractmethod
     def next(self) -> Tensor:
@@ -138,7 +138,7 @@ class _MemoryBatches(Batches):
 
 
 class _Stream(Source):
-    """A DataLoader, of which never more is in memory than the reference, a batch and an item."""
+    """A DataLoader. The reference, a batch and an item are all that is ever in memory."""
 
     def __init__(
         self, reader: Reader, rows: Tensor, read: int, held_out: float, generator: torch.Generator

@@ -1,7 +1,5 @@
 """A score learned from data: trained networks, the noise level, and the data's units."""
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,14 +14,10 @@ from ozaki.linalg import Diagonal, SymmetricOperator
 from ozaki.scores import moments
 from ozaki.scores.base import CurvatureKind, Expansion, Score
 from ozaki.scores.jacobian import JacobianScore
-from ozaki.scores.learned import estimator_folder, objectives
-from ozaki.scores.learned.baseline import Baseline
-from ozaki.scores.learned.preconditioned import BLOCK, Heads, Outputs, ScoreNetwork, Trunks
-from ozaki.scores.learned.standardisation import LARGEST, Standardisation, rows_of
-from ozaki.scores.learned.unet import UNet
-
-KINDS = {"Trunks": Trunks, "UNet": UNet}  # networks that an archive describes
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+from ozaki.scores.learned import estimator_folder, evaluation
+from ozaki.scores.learned.estimator_description import DTYPES
+from ozaki.scores.learned.preconditioned import Outputs, ScoreNetwork
+from ozaki.scores.learned.standardisation import Standardisation, rows_of
 
 
 class ScoreEstimator(Score):
@@ -270,35 +264,9 @@ class ScoreEstimator(Score):
         Raises:
             ValueError: data that are not such points, or an estimator of a range of σ.
         """
-        sigma = self._level()
+        self._level()
         u = self._standardised(rows_of("data", data, self.event_shape).to(self.device))
-        u = u.repeat(-(-draws // len(u)), 1)
-        where = self.device if generator is None else generator.device
-        z = torch.randn(u.shape, generator=generator, device=where, dtype=u.dtype).to(u.device)
-        totals: dict[str, list[Tensor]] = {"dsm": [], "residual_vr": []}
-        outputs: list[tuple[Tensor, Tensor]] = []
-        rows = max(1, BLOCK // self.dim)  # so many at once bound the memory of a large network
-        for x, noise in zip(u.split(rows), z.split(rows), strict=True):
-            if self.order == 1:
-                first = objectives.dsm_antithetic(self.network.first, x, noise, sigma)
-                totals["dsm"].append(first)
-                continue
-            first, second = objectives.joint("residual", self._pair, x, noise, sigma)
-            totals["dsm"].append(first)
-            totals["residual_vr"].append(second)
-            s1, s2 = self._pair(x + sigma * noise)
-            outputs.append((s1, s2.diagonal()))
-        figures: dict[str, float | list[float]] = {
-            name: float(torch.cat(values).double().mean())
-            for name, values in totals.items()
-            if values
-        }
-        if outputs:
-            s1, s2 = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-            ratios = objectives.calibration(s1, s2, z, sigma).double()
-            figures["calibration"] = ratios.tolist()
-            figures["calibration_mean"] = float(ratios.mean())
-        return figures
+        return evaluation.evaluate(self.network, u, generator, draws)
 
     def to(self, device: torch.device | str) -> "ScoreEstimator":
         """Move the estimator to `device`, in place.
@@ -331,25 +299,13 @@ class ScoreEstimator(Score):
             ValueError: a `folder` that is no path, weights that are not finite, or metrics that
                 JSON cannot hold.
         """
-        base = self.network.baseline
-        settings = {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "event_shape": list(self.event_shape),
-            "sigma": self.sigma,
-            "heads": self.network.heads._asdict(),
-            "centre": self.network.centre,
-            "spread": self.network.spread,
-            "baseline": None if base is None else {"rank": base.rank, "below": base.below},
-            "standardize": self.standardisation.kind,
-            "architecture": self.architecture,
-            "network": type(self.network.network).__qualname__,
-            "metrics": self.metrics,
-        }
-        scaling = {"mean": self.standardisation.mean, "scale": self.standardisation.scale}
-        return estimator_folder.write(
+        return estimator_folder.save(
             folder,
-            settings,
-            {**scaling, "points": self.points, **self.network.state_dict()},
+            self.network,
+            self.standardisation,
+            self.points,
+            metrics=self.metrics,
+            architecture=self.architecture,
             overwrite=overwrite,
         )
 
@@ -372,48 +328,14 @@ class ScoreEstimator(Score):
             NotADirectoryError: `folder` is a file.
             ValueError: a file is corrupt, of another format or version, or does not fit.
         """
-        settings, tensors = estimator_folder.read(folder)
-        if network is None and settings.get("architecture") is None:
-            raise ValueError(
-                f"{folder} holds the weights of a network of your own "
-                f"({validation.short(str(settings.get('network')))}); build it and pass it: "
-                "ScoreEstimator.load(folder, network=...)"
-            )
-        if network is not None and settings.get("architecture") is not None:
-            raise ValueError(
-                f"network must be None for {folder}, which was trained with ozaki's own network, "
-                f"but was {type(network).__name__}; call ScoreEstimator.load(folder)"
-            )
-        path = Path(folder) / estimator_folder.SETTINGS
-        lacks = "lacks a setting or holds one that does not fit"
-        with validation.parsing(path, lacks, "save the estimator again"):
-            kind = validation.choice(
-                "standardize", settings["standardize"], ("columns", "scalar", None)
-            )
-            metrics = _metrics(settings["metrics"])
-            sketch = _sketch(settings, tensors) if network is None else _build(settings, network)
-        dim = sketch.event_shape.numel()
-        units = torch.empty(dim if kind == "columns" else 1, dtype=torch.float64, device="meta")
-        stored = tensors.get("points", units)
-        dtype = DTYPES[settings["dtype"]]
-        points = torch.empty((*stored.shape[:1], dim), dtype=dtype, device="meta")
-        expected = {**sketch.state_dict(), "mean": units, "scale": units, "points": points}
-        estimator_folder.match(folder, expected, tensors)
-        estimator_folder.unchanged(folder, settings)
-        wrapped = _build(settings, None) if network is None else sketch
-        wrapped.load_state_dict({k: tensors[k] for k in wrapped.state_dict()})
+        found = estimator_folder.load(folder, network)
         return cls(
-            wrapped,
-            Standardisation(kind, tensors["mean"], tensors["scale"]),
-            tensors["points"],
-            metrics=metrics,
-            architecture=settings["architecture"],
+            found.network,
+            found.standardisation,
+            found.points,
+            metrics=found.metrics,
+            architecture=found.architecture,
         )
-
-    def _pair(self, u: Tensor) -> tuple[Tensor, SymmetricOperator]:
-        """s1 and s2 in standardised units."""
-        out = self.network(u)
-        return out.s1, out.s2
 
     def _outputs(self, x: Tensor, orders: tuple[bool, bool]) -> Outputs:
         return self.network(self._standardised(x), None, orders)
@@ -459,102 +381,6 @@ def _check_dtype(x: Tensor) -> None:
             f"x must be float32 or float64, as its scores are, but its dtype was {x.dtype}; give "
             "floating-point numbers of one of these, such as x.float()"
         )
-
-
-def _sketch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ScoreNetwork:
-    """The networks that the settings describe, of ozaki's own kinds, without memory for weights.
-
-    Settings may ask for more than a machine has: what is built must be known to fit the file.
-
-    Raises:
-        ValueError: it cannot, or its outputs are not those of the heads.
-    """
-    architecture, heads = settings["architecture"], settings["heads"]
-    if architecture.get("depth", 0) > len(tensors):
-        raise ValueError(
-            f"depth must be at most the number of tensors, {len(tensors)}, but was "
-            f"{architecture['depth']}"
-        )
-    for name in ("order", "rank"):
-        if architecture.get(name, heads[name]) != heads[name]:
-            raise ValueError(f"{name} must be that of the heads, but was {architecture[name]}")
-    with torch.device("meta"):
-        net = _build(settings, None)
-        u = torch.empty(2, *net.event_shape, dtype=DTYPES[settings["dtype"]])
-        outputs: Any = net.network(u, u.new_empty(2))
-    found = [tuple(o.shape) for o in ([outputs] if isinstance(outputs, Tensor) else outputs)]
-    if found != net.heads.shapes(tuple(u.shape)):
-        raise ValueError(f"the network must give what the heads take, but gave shapes {found}")
-    return net
-
-
-def _build(settings: Mapping[str, Any], network: torch.nn.Module | None) -> ScoreNetwork:
-    """The networks that the settings describe, with weights still to be read."""
-    # the initial weights are overwritten: the global random state must not notice them
-    with torch.random.fork_rng(devices=[]):
-        trunk = (
-            KINDS[settings["network"]](**settings["architecture"]) if network is None else network
-        )
-    found = settings["heads"]
-    heads = Heads(
-        validation.choice("order", found["order"], (1, 2, 3, 4)),
-        validation.count("rank", found["rank"], minimum=0),
-        validation.flag("signed", found["signed"]),
-    )
-    return ScoreNetwork(
-        trunk,
-        validation.sizes("event_shape", settings["event_shape"]),
-        _sigma(settings["sigma"]),
-        heads,
-        _finite("centre", settings["centre"]),
-        _size("spread", settings["spread"]),
-        _baseline(settings),
-    ).to(DTYPES[settings["dtype"]])
-
-
-def _sigma(value: Any) -> float | tuple[float, float]:
-    """σ, or a range of it."""
-    if not isinstance(value, list):
-        return _size("sigma", value)
-    low, high = (_size("sigma", s) for s in value)
-    if low >= high:
-        raise ValueError(f"sigma must be low and high, but was {value}")
-    return low, high
-
-
-def _size(name: str, value: Any) -> float:
-    """A number whose square can be divided by."""
-    number = validation.positive(name, value)
-    if not 1 / LARGEST <= number <= LARGEST:
-        raise ValueError(f"{name} must be from {1 / LARGEST:g} to {LARGEST:g}, but was {value}")
-    return number
-
-
-def _finite(name: str, value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, but was {value}")
-    return number
-
-
-def _metrics(found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise ValueError(f"metrics must be numbers by name, but was {type(found).__name__}")
-    json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
-    return found
-
-
-def _baseline(settings: Mapping[str, Any]) -> Baseline | None:
-    """An empty one where there was one; the first archives do not say."""
-    found = settings.get("baseline")
-    if found is None:
-        return None
-    rank = validation.count("baseline rank", found["rank"], minimum=0)
-    below = validation.count("baseline below", found["below"], minimum=0)
-    if rank != settings["heads"]["rank"] or below > rank:
-        raise ValueError(f"baseline must fit the heads, but was {found}")
-    shape = validation.sizes("event_shape", settings["event_shape"])
-    return Baseline(shape.numel(), rank, below)
 
 
 def _text(sigma: float | tuple[float, float]) -> str:

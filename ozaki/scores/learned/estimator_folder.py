@@ -1,7 +1,8 @@
-"""How an estimator is kept on disk: one JSON file, one safetensors file, no code.
+"""Saving and loading an estimator: one JSON file and one safetensors file in a folder, no code.
 
-Reading is strict: what is not exactly what `write` wrote is refused, with the path and a remedy.
-The settings hold the SHA-256 of the weights and of each of themselves, so that a flipped bit is not
+`save` and `load` know what an estimator is made of; `write` and `read` know the two files. Reading
+is strict: what is not exactly what `write` wrote is refused, with the path and a remedy. The
+settings hold the SHA-256 of the weights and of each of themselves, so that a flipped bit is not
 taken for a weight or for another noise level.
 """
 
@@ -11,14 +12,23 @@ import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ozaki.foundation import validation
+from ozaki.io import sealed
 from ozaki.io.atomic import write_folder_atomically
+from ozaki.scores.learned.estimator_description import (
+    DTYPES,
+    describe,
+    metrics_of,
+    rebuild,
+    sketch,
+)
+from ozaki.scores.learned.preconditioned import ScoreNetwork
+from ozaki.scores.learned.standardisation import Standardisation
 
 FORMAT = "ozaki.ScoreEstimator"
 VERSION = 2
@@ -27,6 +37,80 @@ WEIGHTS = "weights.safetensors"
 DIGEST = "weights_sha256"
 PARTS = "settings_sha256"
 REMEDY = "restore it from a copy, or save the estimator again"
+
+
+class Loaded(NamedTuple):
+    """What a `ScoreEstimator` is made of; its constructor explains each."""
+
+    network: ScoreNetwork
+    standardisation: Standardisation
+    points: Tensor
+    metrics: dict[str, Any]
+    architecture: dict[str, Any] | None
+
+
+def save(
+    folder: str | os.PathLike[str],
+    network: ScoreNetwork,
+    standardisation: Standardisation,
+    points: Tensor,
+    *,
+    metrics: Mapping[str, Any],
+    architecture: Mapping[str, Any] | None,
+    overwrite: bool,
+) -> Path:
+    """Write what a `ScoreEstimator` is made of into `folder`; see `ScoreEstimator.save`."""
+    settings = {
+        **describe(network, points.dtype),
+        "standardize": standardisation.kind,
+        "architecture": architecture,
+        "network": type(network.network).__qualname__,
+        "metrics": metrics,
+    }
+    scaling = {"mean": standardisation.mean, "scale": standardisation.scale}
+    tensors = {**scaling, "points": points, **network.state_dict()}
+    return write(folder, settings, tensors, overwrite=overwrite)
+
+
+def load(folder: str | os.PathLike[str], network: nn.Module | None) -> Loaded:
+    """Read what `save` wrote; see `ScoreEstimator.load`."""
+    settings, tensors = read(folder)
+    if network is None and settings.get("architecture") is None:
+        raise ValueError(
+            f"{folder} holds the weights of a network of your own "
+            f"({validation.short(str(settings.get('network')))}); build it and pass it: "
+            "ScoreEstimator.load(folder, network=...)"
+        )
+    if network is not None and settings.get("architecture") is not None:
+        raise ValueError(
+            f"network must be None for {folder}, which was trained with ozaki's own network, "
+            f"but was {type(network).__name__}; call ScoreEstimator.load(folder)"
+        )
+    path = Path(folder) / SETTINGS
+    lacks = "lacks a setting or holds one that does not fit"
+    with validation.parsing(path, lacks, "save the estimator again"):
+        kind = validation.choice(
+            "standardize", settings["standardize"], ("columns", "scalar", None)
+        )
+        metrics = metrics_of(settings["metrics"])
+        drawn = sketch(settings, tensors) if network is None else rebuild(settings, network)
+    dim = drawn.event_shape.numel()
+    units = torch.empty(dim if kind == "columns" else 1, dtype=torch.float64, device="meta")
+    stored = tensors.get("points", units)
+    dtype = DTYPES[settings["dtype"]]
+    points = torch.empty((*stored.shape[:1], dim), dtype=dtype, device="meta")
+    expected = {**drawn.state_dict(), "mean": units, "scale": units, "points": points}
+    match(folder, expected, tensors)
+    unchanged(folder, settings)
+    wrapped = rebuild(settings, None) if network is None else drawn
+    wrapped.load_state_dict({k: tensors[k] for k in wrapped.state_dict()})
+    return Loaded(
+        wrapped,
+        Standardisation(kind, tensors["mean"], tensors["scale"]),
+        tensors["points"],
+        metrics,
+        settings["architecture"],
+    )
 
 
 def write(
@@ -50,12 +134,10 @@ def write(
         # `match` would refuse it, when it is too late
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must be finite to be saved, but was not; train again")
-    # cloned: safetensors refuses tensors that share memory, such as tied weights
-    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    copies = sealed.detached(tensors)
 
     def fill(target: Path) -> None:
-        # not save_file, whose errors do not say that the system wrote no more
-        (target / WEIGHTS).write_bytes(safetensors.torch.save(copies))
+        sealed.write(target / WEIGHTS, copies)
         whole = {**header, DIGEST: digest(target / WEIGHTS), **settings, PARTS: parts(settings)}
         text = json.dumps(whole, indent=2, allow_nan=False)
         (target / SETTINGS).write_text(text + "\n", encoding="utf-8")
@@ -82,7 +164,6 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
                 f"{part} does not exist; give a folder that ScoreEstimator.save wrote"
             )
     settings = _settings(path / SETTINGS)
-    # read once and not mapped: the file may be replaced meanwhile, and cut off while it is in use
     content = (path / WEIGHTS).read_bytes()
     expected, found = settings.get(DIGEST), hashlib.sha256(content).hexdigest()
     if found != expected:
@@ -91,11 +172,8 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tens
             f"{found[:12]}…, where {SETTINGS} has {str(expected)[:12]}…; restore the folder from a "
             "copy, or save the estimator again"
         )
-    wrong = "is not a safetensors file"
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    validation.json_text(path / WEIGHTS, header, REMEDY, wrong)
-    with validation.parsing(path / WEIGHTS, wrong, REMEDY):
-        return settings, safetensors.torch.load(content)
+    _, tensors = sealed.parse(path / WEIGHTS, content, "is not a safetensors file", REMEDY)
+    return settings, tensors
 
 
 def parts(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Which losses a trainer forms, on what scale, and how two states are compared."""
+"""The losses that are trained on, the scale of each, and how two states are compared by them."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ KNOTS = 8  # noise levels at which a conditional network is judged
 
 
 class LossPlan(NamedTuple):
-    """Which losses are formed.
+    """The losses that a phase of training is to form.
 
     Attributes:
         terms: name and weight of each second-order loss, from TERMS; none for s1 alone.
@@ -47,8 +47,10 @@ class LossPlan(NamedTuple):
         return ["dsm"] * self.first + second + higher
 
 
-class Draw:
-    """What one step is formed from; no collection, so that a wrapper leaves its precision alone.
+class NoisyBatch:
+    """Clean points and the noise that one optimiser step adds to them.
+
+    It is no collection, since wrappers of modules convert the tensors in those to their precision.
 
     Args:
         x: clean points, (n, D).
@@ -76,11 +78,11 @@ class Losses(nn.Module):
         self.plan = plan
         self._reference = (reference,)  # in a tuple: it is not to be trained, or wrapped
 
-    def forward(self, draw: Draw) -> list[Tensor]:
+    def forward(self, batch: NoisyBatch) -> list[Tensor]:
         """One loss a sample, (n,), for each of `plan.names`."""
         # the trunk alone computes in a lower precision: the losses hold 1/σ²
-        with torch.autocast(draw.x.device.type, enabled=False):
-            return self._losses(draw.x, draw.z, draw.probe, draw.sigma)
+        with torch.autocast(batch.x.device.type, enabled=False):
+            return self._losses(batch.x, batch.z, batch.probe, batch.sigma)
 
     def _losses(
         self, x: Tensor, z: Tensor, probe: Tensor | None, sigma: float | Tensor
@@ -138,8 +140,10 @@ class Losses(nn.Module):
         return control
 
 
-class Sizes(NamedTuple):
-    """½E‖s1‖² and E‖s2‖² by noise level: what −loss is at the optimum, and the losses' scale.
+class LossScales(NamedTuple):
+    """The scale of each loss at each noise level: ½E‖s1‖² and E‖s2‖².
+
+    At its optimum a loss is minus its scale.
 
     Attributes:
         log_sigma: (K,), ascending; one knot where σ is fixed.
@@ -169,7 +173,7 @@ def scaled(
     Args:
         plan: which losses these are.
         losses: of `Losses`.
-        sizes: `Sizes.at`.
+        sizes: `LossScales.at`.
         weight: γ, of the second order and above against the first (eq. 14).
         dim: D, the size of the likelihood.
         root: c/σ with c² = 1/(σ² + σ_d²): c⁻ⁿ s_n is regressed on noise of size √n! (cσ)⁻ⁿ for
@@ -194,7 +198,7 @@ class HeldOut(NamedTuple):
     """Held-out losses by head, one a pair, the sizes of what they estimate, and the calibration."""
 
     losses: tuple[Tensor, ...]
-    sizes: Sizes
+    sizes: LossScales
     scale: Tensor  # the size at each pair, (n, heads) or (1, heads)
     calibration: float
 
@@ -252,7 +256,7 @@ def _judged(
     net: ScoreNetwork, judge: LossPlan, x: Tensor, z: Tensor, sigma: float | Tensor
 ) -> tuple[list[Tensor], Tensor, tuple[Tensor, ...]]:
     """Of a block the losses, ½‖s1‖² and ‖s2‖², and the sums of r² and diag C by dimension."""
-    losses = Losses(net, judge, net)(Draw(x, z, None, sigma))
+    losses = Losses(net, judge, net)(NoisyBatch(x, z, None, sigma))
     out: Outputs = net(x + sigma * z, sigma, (True, bool(judge.terms)))
     squares = [0.5 * out.s1.square().sum(-1)]
     calibration: tuple[Tensor, ...] = ()
@@ -263,10 +267,12 @@ def _judged(
     return losses, torch.stack(squares, -1), calibration
 
 
-def _sizes(squares: Tensor, sigma: float | Tensor) -> Sizes:
+def _sizes(squares: Tensor, sigma: float | Tensor) -> LossScales:
     floor = torch.finfo(squares.dtype).tiny
     if not isinstance(sigma, Tensor):
-        return Sizes(squares.new_zeros(1), squares.mean(0, keepdim=True).clamp_min(floor).log())
+        return LossScales(
+            squares.new_zeros(1), squares.mean(0, keepdim=True).clamp_min(floor).log()
+        )
     knots = sigma[:KNOTS].log().squeeze(-1)
     means = torch.stack([squares[k::KNOTS].mean(0) for k in range(KNOTS)])
-    return Sizes(knots, means.clamp_min(floor).log())
+    return LossScales(knots, means.clamp_min(floor).log())

@@ -1,9 +1,10 @@
-"""The training loop: one phase of optimisation, its whole state in reach.
+"""The training loop: one phase of optimisation, whose whole state can be saved.
 
-A phase trains s1, s2 or both on one plan of losses. Everything that the next step depends on is in
-`Phase.tensors` and `Phase.state`, so that a run which was stopped anywhere goes on bit for bit.
-Every process of a data-parallel run draws the same random numbers for the whole batch and keeps
-its share of the rows, so that the number of processes changes nothing but rounding.
+A phase trains s1, s2 or both on one plan of losses. `TrainingPhase.tensors` and
+`TrainingPhase.state` hold everything that the next step depends on, so that a run which was stopped
+anywhere goes on bit for bit. Every process of a data-parallel run draws the same random numbers for
+the whole batch and keeps its share of the rows. The number of processes therefore changes nothing
+but rounding.
 """
 
 import copy
@@ -18,31 +19,33 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ozaki.scores.learned.data_source import Batches
 from ozaki.scores.learned.losses import (
     KNOTS,
-    Draw,
     HeldOut,
     Losses,
     LossPlan,
-    Sizes,
+    LossScales,
+    NoisyBatch,
     held_out,
     scaled,
 )
-from ozaki.scores.learned.preconditioned import ScoreNetwork, Trunks
+from ozaki.scores.learned.preconditioned import ScoreNetwork
 
 EVALUATE_EVERY = 100  # steps
 WARM_UP = 100  # steps
 HELD_OUT_PAIRS = 8192  # at most
-HELD_OUT_BATCHES = 8  # of a U-Net or a user's network no more than these hold: a tenth of the time
+HELD_OUT_BATCHES = 8  # at most, of a trunk that is not lightweight: a tenth of the time
 CLIP = 5.0  # on losses scaled to order one: it catches outliers only
 
 
 def held_out_pairs(net: ScoreNetwork, batch_size: int) -> int:
     """How many noisy pairs the held-out losses are taken from, a multiple of KNOTS."""
-    few = HELD_OUT_PAIRS if isinstance(net.network, Trunks) else HELD_OUT_BATCHES * batch_size
-    return KNOTS * -(-min(HELD_OUT_PAIRS, few) // KNOTS)
+    affordable = HELD_OUT_BATCHES * batch_size
+    if net.trunk.traits.lightweight:
+        affordable = HELD_OUT_PAIRS
+    return KNOTS * -(-min(HELD_OUT_PAIRS, affordable) // KNOTS)
 
 
-class Schedule(NamedTuple):
-    """How a phase is optimised; see `DSMTrainer` for the meaning of each."""
+class OptimiserSchedule(NamedTuple):
+    """How the weights are optimised in one phase; `DSMTrainer` explains each field."""
 
     max_steps: int
     batch_size: int
@@ -59,8 +62,8 @@ class Schedule(NamedTuple):
         )
 
 
-class Phase:
-    """One phase of training; `run` goes on from wherever the state stands.
+class TrainingPhase:
+    """One phase of training. `run` goes on from the step that the state has reached.
 
     Args:
         fabric: Lightning Fabric's, launched.
@@ -77,7 +80,7 @@ class Phase:
         fabric: Any,
         net: ScoreNetwork,
         plan: LossPlan,
-        schedule: Schedule,
+        schedule: OptimiserSchedule,
         batches: Batches,
         held: Tensor,
         generator: torch.Generator,
@@ -98,7 +101,7 @@ class Phase:
         pairs = held_out_pairs(net, schedule.batch_size)
         self._held = held.repeat(-(-pairs // len(held)), 1)[:pairs]
         self._began = generator.get_state()
-        self._held_noise = self._normal(self._held)
+        self._held_noise = _normal(self._held, generator)
         self._held_sigma: float | Tensor = net.sigma  # pyright: ignore
         if isinstance(net.sigma, tuple):
             low, high = (math.log(s) for s in net.sigma)
@@ -113,8 +116,8 @@ class Phase:
 
     def run(
         self,
-        after: Callable[["Phase"], None],
-        evaluated: Callable[["Phase", dict[str, float]], None],
+        after: Callable[["TrainingPhase"], None],
+        evaluated: Callable[["TrainingPhase", dict[str, float]], None],
     ) -> ScoreNetwork:
         """Train to the end of the schedule, or until the held-out loss has long been past its best.
 
@@ -195,11 +198,11 @@ class Phase:
         count = sum(k.startswith("loss_") for k in lowest)
         self._lowest = HeldOut(
             tuple(lowest[f"loss_{i}"] for i in range(count)),
-            Sizes(lowest["log_sigma"], lowest["log_size"]),
+            LossScales(lowest["log_sigma"], lowest["log_size"]),
             lowest["scale"],
             state["calibration"],
         )
-        self.now = self._lowest._replace(sizes=Sizes(**part("now")))
+        self.now = self._lowest._replace(sizes=LossScales(**part("now")))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in part("adam").items():
             index, key = name.split(".", 1)
@@ -212,7 +215,7 @@ class Phase:
         self.batches.restore(state["batches"])
         self._began = tensors["random.began"]
         self.generator.set_state(self._began)
-        self._held_noise = self._normal(self._held)
+        self._held_noise = _normal(self._held, self.generator)
         self.generator.set_state(tensors["random.noise"])
         torch.set_rng_state(tensors["random.torch"])
         if "random.cuda" in tensors and device.type == "cuda":
@@ -221,11 +224,11 @@ class Phase:
     def _advance(self) -> list[Tensor]:
         """One optimiser step; the mean of each loss over this process's share."""
         x = self.batches.next()
-        noise, probe, sigma = self._draw(x)
+        batch = self._noisy(x)
         for group in self._adam.param_groups:
             group["lr"] = self.schedule.rate(self.step)
         self._optimiser.zero_grad(set_to_none=True)
-        losses = self._model(Draw(x, noise, probe, sigma))
+        losses, sigma = self._model(batch), batch.sigma
         sizes = self.now.sizes.at(sigma)
         variance = sigma**2 + self.net.spread**2
         root = 1 / (sigma * variance**0.5)
@@ -246,8 +249,8 @@ class Phase:
         self._average.update_parameters(self.net)
         return [loss.detach().mean() for loss in losses]
 
-    def _draw(self, x: Tensor) -> tuple[Tensor, Tensor | None, float | Tensor]:
-        """Noise, probe and σ of this process's share of the batch."""
+    def _noisy(self, x: Tensor) -> NoisyBatch:
+        """This process's share of the batch, with noise, probe and σ."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         n = self.schedule.batch_size
         z = torch.randn(n, x.shape[1], generator=self.generator, dtype=x.dtype)
@@ -262,10 +265,10 @@ class Phase:
             places = torch.arange(n) + torch.rand(n, generator=self.generator)
             drawn = (low + (high - low) * places / n).exp().to(x.dtype)
             sigma = drawn[rank::world].unsqueeze(-1).to(x.device)
-        return z[rank::world].to(x.device), probe, sigma
+        return NoisyBatch(x, z[rank::world].to(x.device), probe, sigma)
 
     def _columns(self, sizes: Tensor) -> Tensor:
-        """Sizes as columns for s1 and s2, whichever of them are trained."""
+        """Scales as columns for s1 and s2, whichever of them are trained."""
         return sizes if self.plan.first else torch.cat((sizes, sizes), -1)
 
     def _judge(self) -> HeldOut:
@@ -309,10 +312,11 @@ class Phase:
         figures["learning_rate"] = self.schedule.rate(self.step)
         return figures
 
-    def _normal(self, like: Tensor) -> Tensor:
-        """Noise drawn on the CPU: the same numbers whatever the device."""
-        z = torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
-        return z.to(like.device)
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise drawn on the CPU: the same numbers whatever the device."""
+    z = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    return z.to(like.device)
 
 
 def _gradual(decay: float) -> Any:

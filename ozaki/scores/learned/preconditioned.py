@@ -1,10 +1,11 @@
-"""Networks: a residual MLP, and the preconditioning that makes a score of any trunk.
+"""Preconditioning: how the outputs of any network become the scores of p_σ.
 
-A trunk is any `nn.Module` called as ``network(u, noise)``: u, (n, *event_shape), holds points
-divided by √(σ² + σ_d²), so that they have about unit spread; noise, (n,), holds ln σ / 4. It
-returns one tensor of u's shape for s1 alone; else a tuple: one of u's shape for s1, one for the
-diagonal part of s2, with a low rank r one of shape (*u.shape, r) for its factor B, and one of u's
-shape for the diagonal of each higher order.
+The network inside is called the trunk. It is any `nn.Module` that is called as
+``network(u, noise)``. Its arguments are the points u, (n, *event_shape), divided by √(σ² + σ_d²) so
+that they have about unit spread, and noise, (n,), which holds ln σ / 4. For s1 alone it returns one
+tensor of u's shape. Else it returns a tuple: one tensor of u's shape for s1, one for the diagonal
+part of s2, with a low rank r one of shape (*u.shape, r) for its factor B, and one of u's shape for
+the diagonal of each higher order. `trunk` says what else ozaki asks of its own trunks.
 
 Preconditioning after Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
 Models", NeurIPS 2022, in a form whose s1 does not grow with 1/σ.
@@ -20,13 +21,13 @@ from torch import Tensor, nn
 from ozaki.foundation.shapes import Float
 from ozaki.linalg import Diagonal, LowRank, SymmetricOperator
 from ozaki.scores.learned.baseline import Baseline
-from ozaki.scores.learned.mlp import Block, Head, ResidualMLP
+from ozaki.scores.learned.trunk import Trunk, as_trunk
 
 BLOCK = 2**19  # entries that a network of images or of the user's own sees at once, ungraded
 
 
 class Heads(NamedTuple):
-    """What a network estimates.
+    """Which scores a network estimates, and in what form.
 
     Attributes:
         order: of the highest score, 1 to 4; orders 3 and 4 are diagonals.
@@ -56,86 +57,6 @@ class Outputs(NamedTuple):
     s1: Tensor
     s2: SymmetricOperator | None
     higher: tuple[Tensor, ...] = ()
-
-
-class Trunks(nn.Module):
-    """ozaki's own network: a residual MLP for each order, or one for all with a head for each.
-
-    On a shared trunk the heads of s2 and above read detached features and have a residual block
-    of their own, so that they learn without disturbing s1, as separate trunks do.
-
-    Args:
-        dim: D.
-        order, rank: as of `Heads`.
-        width, depth, conditional: as of `ResidualMLP`.
-        shared: one trunk for all orders.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        order: int = 2,
-        rank: int = 0,
-        width: int = 128,
-        depth: int = 2,
-        conditional: bool = False,
-        shared: bool = False,
-    ):
-        super().__init__()
-        self.first = ResidualMLP(dim, width, depth, 0, conditional)
-        ranks = [rank, 0, 0][: order - 1]
-        self.shared, self.conditional = shared, conditional
-        if shared:
-            self.rest = nn.ModuleList(
-                nn.ModuleList((Block(width), Head(dim, width, r))) for r in ranks
-            )
-        else:
-            self.rest = nn.ModuleList(ResidualMLP(dim, width, depth, r, conditional) for r in ranks)
-
-    def train_orders(self, first: bool, rest: bool) -> None:
-        """Let s1, and s2 and above, take gradients or not."""
-        self.first.requires_grad_(first)
-        self.rest.requires_grad_(rest)
-
-    @torch.no_grad()
-    def warm_start(self) -> None:
-        """Let separate trunks of s2 and above begin with the features that s1 has learned.
-
-        Which mode a point belongs to is slow to learn, and bears on every order: on a logistic
-        mixture of 20 modes in 50-d heads on trunks of their own never left the constant.
-        """
-        features = {
-            name: value
-            for name, value in self.first.state_dict().items()
-            if not name.startswith("head.")
-        }
-        for trunk in () if self.shared else self.rest:
-            trunk.load_state_dict({**trunk.state_dict(), **features})
-
-    def forward(
-        self,
-        u: Float[Tensor, "n *event"],
-        noise: Float[Tensor, " n"] | None = None,
-        orders: tuple[bool, bool] = (True, True),
-    ) -> tuple[Tensor | None, ...]:
-        """The outputs of all orders; None for those not asked for.
-
-        Args:
-            u, noise: as the module's docstring says; a trunk of one σ does not read the noise.
-            orders: whether s1 is asked for, and whether s2 and above are.
-        """
-        want_first, want_rest = orders
-        if self.shared:
-            h = self.first.features(u, noise)
-            outputs: list[Tensor | None] = [*self.first.head(h, u.shape)] if want_first else [None]
-            for block, head in self.rest if want_rest else ():  # pyright: ignore
-                outputs.extend(head(block(h.detach()), u.shape))
-            return tuple(outputs)
-        outputs = [self.first(u, noise) if want_first else None]
-        for trunk in self.rest if want_rest else ():
-            found = trunk(u, noise)
-            outputs.extend(found if isinstance(found, tuple) else (found,))
-        return tuple(outputs)
 
 
 class ScoreNetwork(nn.Module):
@@ -184,6 +105,7 @@ class ScoreNetwork(nn.Module):
     ):
         super().__init__()
         self.network = network
+        self._trunk = (as_trunk(network),)  # in a tuple: a module is not to be registered twice
         self.baseline = baseline
         self.event_shape = torch.Size(event_shape)
         self.sigma = sigma
@@ -193,6 +115,11 @@ class ScoreNetwork(nn.Module):
         self.weights: nn.Parameter | None = None
         if heads.rank and heads.signed:  # half of either sign; see `starting_signs`
             self.weights = nn.Parameter(1.0 - 2.0 * (torch.arange(heads.rank) % 2))
+
+    @property
+    def trunk(self) -> Trunk:
+        """The network, as what can be asked about itself."""
+        return self._trunk[0]
 
     @property
     def conditional(self) -> bool:
@@ -220,11 +147,9 @@ class ScoreNetwork(nn.Module):
         if self.weights is not None:
             self.weights.copy_(baseline.signs)
         level = math.prod(self.sigma) ** 0.5 if isinstance(self.sigma, tuple) else self.sigma
-        for head in self.network.modules() if isinstance(self.network, Trunks) else ():
-            if isinstance(head, Head) and head.rank:
-                start = baseline.factor(level, (level**2 + self.spread**2) ** -0.5)
-                noise = head.factor.bias.view(-1, head.rank)
-                noise *= (start.square().sum(0) < noise.square().sum(0)).to(noise)
+        for noise in self.trunk.factor_biases():
+            start = baseline.factor(level, (level**2 + self.spread**2) ** -0.5)
+            noise *= (start.square().sum(0) < noise.square().sum(0)).to(noise)
 
     def forward(
         self,
@@ -246,7 +171,7 @@ class ScoreNetwork(nn.Module):
         c = c2**0.5
         base = self.baseline
         v = x - self.centre if self.centre else x
-        first, *rest = self.trunk(c * v, sigma, orders)
+        first, *rest = self.raw_outputs(c * v, sigma, orders)
         if first is None:
             s1 = v
         elif base is None:
@@ -274,7 +199,7 @@ class ScoreNetwork(nn.Module):
         """s1 alone, (*batch, D)."""
         return self(x, sigma, (True, False)).s1
 
-    def trunk(
+    def raw_outputs(
         self, u: Tensor, sigma: float | Tensor, orders: tuple[bool, bool] = (True, True)
     ) -> list[Any]:
         """The raw outputs of the trunk at u = c v, each (*batch, D), the factor (*batch, D, r)."""
@@ -282,15 +207,14 @@ class ScoreNetwork(nn.Module):
         noise = None
         if isinstance(sigma, Tensor):
             noise = (sigma.log() / 4).expand(*u.shape[:-1], 1).reshape(-1).to(points.dtype)
-        elif not isinstance(self.network, Trunks) or self.network.conditional:
+        elif self.trunk.traits.reads_noise:
             noise = points.new_full((points.shape[0],), math.log(sigma) / 4)
         with torch.autocast(u.device.type, self.mixed) if self.mixed else nullcontext():
-            if isinstance(self.network, Trunks):
-                found = self.network(points, noise, orders)
-            elif torch.is_grad_enabled() or points.numel() <= BLOCK:
-                found = self.network(points, noise)
+            whole = self.trunk.traits.lightweight or points.numel() <= BLOCK
+            if whole or torch.is_grad_enabled():
+                found = self.trunk.outputs(points, noise, orders)
             else:
-                found = self._in_blocks(points, noise)
+                found = self._in_blocks(points, noise, orders)
         outputs: list[Any] = [found] if isinstance(found, Tensor) else list(found)
         flat = [u.shape] * len(outputs)
         if self.heads.rank and len(outputs) > 2:
@@ -302,12 +226,13 @@ class ScoreNetwork(nn.Module):
             for o, s in zip(outputs, flat, strict=False)
         ]
 
-    def _in_blocks(self, points: Tensor, noise: Tensor | None) -> Any:
+    def _in_blocks(self, points: Tensor, noise: Tensor | None, orders: tuple[bool, bool]) -> Any:
         """What the trunk returns, some points at a time: its layers are many times as large."""
         rows = max(1, BLOCK // self.event_shape.numel())
         assert noise is not None
         found = [
-            self.network(*part) for part in zip(points.split(rows), noise.split(rows), strict=True)
+            self.trunk.outputs(*part, orders)
+            for part in zip(points.split(rows), noise.split(rows), strict=True)
         ]
         if isinstance(found[0], Tensor):
             return torch.cat(found)
@@ -319,7 +244,7 @@ class ScoreNetwork(nn.Module):
         Raises:
             ValueError: it fails, or what it returns is not what the heads ask for.
         """
-        if isinstance(self.network, Trunks):
+        if self.trunk.traits.known_shapes:
             return
         u = torch.zeros(2, *self.event_shape, dtype=like.dtype, device=like.device)
         largest = self.sigma[1] if isinstance(self.sigma, tuple) else self.sigma

@@ -1,16 +1,20 @@
-"""What a trainer can be asked for: its constants, and the arguments that need checking.
+"""The settings of a trainer, checked as they are given.
 
-Each function takes an argument as the user gave it and returns it as `DSMTrainer` keeps it, or
-raises a ValueError that names it.
+`TrainerSettings` holds everything that bears on the estimator apart from the data and the seed. A
+checkpoint keeps it as a whole, so that a run is only taken up again with the same settings.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ozaki.foundation import validation
-from ozaki.scores.learned.losses import TERMS
+from ozaki.scores.learned.losses import LIKELIHOODS, TERMS
+from ozaki.scores.learned.phase import OptimiserSchedule
+from ozaki.scores.learned.unet import PRESETS
 
 
 class Usual(NamedTuple):
@@ -25,19 +29,9 @@ class Usual(NamedTuple):
     weight: float
 
 
-LARGEST_SIGMA = 100  # in spreads: beyond it the smoothed law is the noise
-# in spreads: below it the losses, of size 1/σ², are rounding in that dtype
-SMALLEST_SIGMA = {torch.float32: 1e-3, torch.float64: 1e-7}
-REDUCE_BELOW = 0.3  # in spreads: docs/benchmarks.md has the measurement
-# in spreads: below the first the targets of orders 3 and 4 are all noise; from the second on all
-# that was tried, in up to 5 dimensions, was learned better than a constant
-HIGH_ORDER_FROM, HIGH_ORDER_AUTO = 0.3, 0.5
-DEFAULT_RANK = 20
-LEAST_WIDTH, MOST_WIDTH = 64, 512  # between them twice the dimension
-MOST_BASELINE = 1024  # dimensions: an eigendecomposition, and two D × D matrices to keep
-LEAST_GAIN = 3.0  # of a baseline over an isotropic one; below, clusters are learned better without
 MLP, U_NET = Usual(6e-3, 1.0), Usual(2e-3, 0.1)
 MIXED = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+REDUCE_BELOW = 0.3  # in spreads: docs/benchmarks.md has the measurement
 OBJECTIVES: dict[str, dict[str, float]] = {
     "residual": {"residual": 1.0},
     "ocm": {"ocm": 1.0},
@@ -52,12 +46,160 @@ OBJECTIVES: dict[str, dict[str, float]] = {
 AUTO = "residual+ocm"
 
 
-def dtype(precision: str) -> torch.dtype:
-    """The dtype of weights and losses."""
-    return torch.float64 if precision == "64-true" else torch.float32
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Everything that bears on the estimator that a trainer makes, but the data and the seed.
+
+    `checked` makes valid ones. `dataclasses.asdict` gives what a checkpoint keeps.
+
+    Attributes:
+        objective: the weight of each loss of s2, by name; empty where s1 alone is learned.
+        network: the name of a preset or of the class of a user's module; None for the default.
+
+    The other attributes are as the arguments of `DSMTrainer`.
+    """
+
+    sigma: float | str | tuple[float, float]
+    objective: dict[str, float]
+    curvature: str | None
+    rank: int | None
+    signed: bool
+    order: int
+    variance_reduction: bool | str
+    joint: bool
+    baseline: bool | None
+    standardize: str | None
+    network: str | None
+    width: int | None
+    depth: int
+    shared: bool
+    max_steps: int
+    batch_size: int
+    learning_rate: float
+    ema: float
+    patience: int
+    curvature_weight: float
+    held_out: float
+    precision: str
+
+    @classmethod
+    def checked(cls, **given: Any) -> "TrainerSettings":
+        """The settings that arguments of `DSMTrainer`, all of them by name, stand for.
+
+        None and "auto" are replaced by what they mean where that does not depend on the data.
+
+        Raises:
+            ValueError: an argument out of range, or arguments that do not fit each other.
+        """
+        return cls(**_score(given), **_network(given), **_optimiser(given))
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weight of each loss of s2, by name."""
+        return self.objective
+
+    @property
+    def schedule(self) -> OptimiserSchedule:
+        """How each phase is optimised."""
+        return OptimiserSchedule(
+            self.max_steps,
+            self.batch_size,
+            self.learning_rate,
+            self.ema,
+            self.patience,
+            self.curvature_weight,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and losses."""
+        return torch.float64 if self.precision == "64-true" else torch.float32
+
+    @property
+    def mixed(self) -> torch.dtype | None:
+        """The dtype of the trunk's products while it is trained, where that is another one."""
+        return MIXED.get(self.precision)
 
 
-def fraction(name: str, value: Any) -> float:
+def _score(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is learned."""
+    sigma = _noise(given["sigma"])
+    curvature = validation.choice("curvature", given["curvature"], ("diagonal", "low_rank", None))
+    terms = _losses(given["objective"], curvature)
+    rank = _low_rank(given["rank"], curvature)
+    signed = validation.flag("signed", given["signed"])
+    order = _highest(given["order"], terms, curvature)
+    likelihood = next((name for name in terms if name in LIKELIHOODS), None)
+    if likelihood and curvature == "low_rank" and signed:
+        raise ValueError(
+            f"objective={likelihood!r} needs a positive definite posterior covariance, but "
+            "curvature was 'low_rank' and signed True; pass signed=False (--unsigned), or "
+            "objective='residual'"
+        )
+    return {
+        "sigma": sigma,
+        "objective": terms,
+        "curvature": curvature,
+        "rank": rank,
+        "signed": signed,
+        "order": order,
+        "variance_reduction": validation.choice(
+            "variance_reduction", given["variance_reduction"], ("auto", True, False)
+        ),
+    }
+
+
+def _network(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What it is learned by, and how orders share it."""
+    network: Any = given["network"]
+    module = isinstance(network, nn.Module)
+    joint = module if given["joint"] is None else validation.flag("joint", given["joint"])
+    baseline = None if given["baseline"] is None else validation.flag("baseline", given["baseline"])
+    standardize = validation.choice(
+        "standardize", given["standardize"], ("auto", "columns", "scalar", None)
+    )
+    if not (network is None or module or network in PRESETS):
+        raise ValueError(
+            f"network must be a torch.nn.Module, one of {sorted(PRESETS)} or None, but was "
+            f"{network!r}"
+        )
+    if module and not joint:
+        raise ValueError(
+            "joint=False needs one of ozaki's networks, of which it knows what belongs to s1, "
+            f"but network was {type(network).__name__}; leave one of them out"
+        )
+    return {
+        "joint": joint,
+        "baseline": baseline,
+        "standardize": standardize,
+        "network": type(network).__qualname__ if module else network,
+        "width": None if given["width"] is None else validation.count("width", given["width"]),
+        "depth": validation.count("depth", given["depth"], minimum=0),
+        "shared": validation.flag("shared", given["shared"]),
+    }
+
+
+def _optimiser(given: Mapping[str, Any]) -> dict[str, Any]:
+    """How it is learned; what the network's kind decides is filled in."""
+    usual = U_NET if isinstance(given["network"], str) else MLP
+    rate, weight = given["learning_rate"], given["curvature_weight"]
+    return {
+        "max_steps": validation.count("max_steps", given["max_steps"]),
+        "batch_size": validation.count("batch_size", given["batch_size"]),
+        "learning_rate": validation.positive("learning_rate", usual.rate if rate is None else rate),
+        "ema": _fraction("ema", given["ema"]),
+        "patience": validation.count("patience", given["patience"]),
+        "curvature_weight": validation.positive(
+            "curvature_weight", usual.weight if weight is None else weight
+        ),
+        "held_out": _fraction("held_out", given["held_out"]),
+        "precision": validation.choice(
+            "precision", given["precision"], ("32-true", "64-true", *MIXED)
+        ),
+    }
+
+
+def _fraction(name: str, value: Any) -> float:
     """A number between 0 and 1."""
     number = validation.positive(name, value)
     if number >= 1:
@@ -65,7 +207,7 @@ def fraction(name: str, value: Any) -> float:
     return number
 
 
-def noise(sigma: Any) -> float | str | tuple[float, float]:
+def _noise(sigma: Any) -> float | str | tuple[float, float]:
     """A level of noise, a (low, high) range of it, or "auto"."""
     if isinstance(sigma, str):
         return validation.choice("sigma", sigma, ("auto",))
@@ -82,7 +224,7 @@ def noise(sigma: Any) -> float | str | tuple[float, float]:
     return low, high
 
 
-def losses(objective: Any, curvature: str | None) -> dict[str, float]:
+def _losses(objective: Any, curvature: str | None) -> dict[str, float]:
     """The second-order losses and their weights."""
     if isinstance(objective, Mapping):
         if not objective:
@@ -101,7 +243,7 @@ def losses(objective: Any, curvature: str | None) -> dict[str, float]:
     return {} if curvature is None else terms
 
 
-def low_rank(rank: Any, curvature: str | None) -> int | None:
+def _low_rank(rank: Any, curvature: str | None) -> int | None:
     """The rank of the low-rank part, None for the default."""
     if rank is None:
         return None
@@ -113,7 +255,7 @@ def low_rank(rank: Any, curvature: str | None) -> int | None:
     return validation.count("rank", rank)
 
 
-def highest(order: Any, terms: Mapping[str, float], curvature: str | None) -> int:
+def _highest(order: Any, terms: Mapping[str, float], curvature: str | None) -> int:
     """The order of the highest score."""
     validation.choice("order", order, (2, 3, 4))
     if order > 2 and (not terms or curvature != "diagonal"):
@@ -123,36 +265,3 @@ def highest(order: Any, terms: Mapping[str, float], curvature: str | None) -> in
             "learns s2, or order=2"
         )
     return order
-
-
-def noise_level(
-    sigma: float | str | tuple[float, float], n: int, spread: float, order: int, precision: str
-) -> float | tuple[float, float]:
-    """σ for n rows of standard deviation `spread`: what was asked for, or chosen by n.
-
-    Raises:
-        ValueError: it is beyond what can be learned from these data.
-    """
-    if isinstance(sigma, str):
-        return spread * max(n ** (-1 / 6), HIGH_ORDER_AUTO if order > 2 else 0)
-    smallest = SMALLEST_SIGMA[dtype(precision)]
-    for value in sigma if isinstance(sigma, tuple) else (sigma,):
-        if value > LARGEST_SIGMA * spread:
-            raise ValueError(
-                f"sigma must be at most {LARGEST_SIGMA} times the spread of the data as "
-                f"trained on ({spread:.4g}), but was {sigma}; lower it, or pass "
-                "sigma='auto'"
-            )
-        if value < smallest * spread:
-            raise ValueError(
-                f"sigma must be at least {smallest:g} times the spread of the data as trained "
-                f"on ({spread:.4g}) in precision {precision!r}, but was {sigma}; "
-                "raise it, or pass precision='64-true'"
-            )
-        if order > 2 and value < HIGH_ORDER_FROM * spread:
-            raise ValueError(
-                f"sigma must be at least {HIGH_ORDER_FROM} times the spread of the data as "
-                f"trained on ({spread:.4g}) for order={order}, whose targets are all "
-                f"noise below, but was {sigma}; raise it, or pass order=2"
-            )
-    return sigma

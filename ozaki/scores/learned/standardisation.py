@@ -1,4 +1,4 @@
-"""Data made ready: collected, checked, and put into units of their own spread."""
+"""Checking the data, and putting them into units of their own spread."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -171,7 +171,7 @@ def collect(data: Any) -> Tensor:
         warnings.warn(
             f"data have {len(x)} rows only: a law learned from fewer than {FEW} is little more "
             "than those rows with noise",
-            stacklevel=5,  # whoever called fit
+            stacklevel=4,  # whoever called fit
         )
     return x.detach().cpu()
 

@@ -2,10 +2,11 @@
 
 Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 2015, with residual blocks as Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models",
-NeurIPS 2020, have it. How trunks are called is told in `networks`.
+NeurIPS 2020, have it. How trunks are called is told in `preconditioned`.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle, silu
 from ozaki.foundation.lazy import lazy
 from ozaki.foundation.shapes import Float
 from ozaki.scores.learned.mlp import FACTOR_GAIN
+from ozaki.scores.learned.trunk import Traits
 
 diffusers = lazy("diffusers")
 
@@ -66,6 +68,8 @@ class UNet(nn.Module):
         ImportError: diffusers is not installed.
     """
 
+    traits: ClassVar = Traits(knows_orders=True)
+
     def __init__(
         self,
         channels: int,
@@ -78,6 +82,13 @@ class UNet(nn.Module):
         if preset not in PRESETS:
             raise ValueError(f"network must be one of {sorted(PRESETS)}, but was {preset!r}")
         chosen = PRESETS[preset]
+        self.architecture = {
+            "channels": channels,
+            "order": order,
+            "rank": rank,
+            "preset": preset,
+            "width": width,
+        }
         width = chosen.width if width is None else width
         if width % GROUPS or width < GROUPS:
             raise ValueError(f"width of a U-Net must be a multiple of {GROUPS}, but was {width}")
@@ -112,12 +123,10 @@ class UNet(nn.Module):
         self.level = None
         if order > 1:
             self.level = nn.Sequential(nn.Linear(1, wide), nn.SiLU(), nn.Linear(wide, 2 * wide))
-            nn.init.zeros_(self.level[2].weight)  # pyright: ignore
-            nn.init.zeros_(self.level[2].bias)  # pyright: ignore
+            _silence(self.level[2])
         self.rest = nn.ModuleList(nn.Conv2d(wide, inside, 1) for _ in range(order - 1))
         for head in (self.first, *self.rest):
-            nn.init.zeros_(head.weight)  # pyright: ignore
-            nn.init.zeros_(head.bias)  # pyright: ignore
+            _silence(head)
         self.factor = nn.Conv2d(wide, inside * rank, 1) if rank else None
         if self.factor is not None:
             nn.init.normal_(self.factor.weight, std=FACTOR_GAIN / rank**0.5)
@@ -129,6 +138,17 @@ class UNet(nn.Module):
         for head in (self.inner, self.level, self.rest, self.factor):
             if head is not None:
                 head.requires_grad_(rest)
+
+    def warm_start(self) -> None:
+        """Leave the heads as they are: all orders share the trunk's features."""
+
+    def factor_biases(self) -> Sequence[Tensor]:
+        """None: the columns of the factor begin at random weights."""
+        return ()
+
+    def outputs(self, u: Tensor, noise: Tensor | None, orders: tuple[bool, bool]) -> Any:
+        """The outputs of all orders, whichever are asked for."""
+        return self(u, noise)
 
     def forward(self, u: Float[Tensor, "n *event"], noise: Float[Tensor, " n"]) -> Any:
         """Outputs for s1, and with `order` 2 and above for the other heads.
@@ -165,6 +185,12 @@ class UNet(nn.Module):
             factor = pixels(columns).reshape(len(u), self.rank, *u.shape[1:])
             outputs.insert(2, factor.movedim(1, -1))
         return tuple(outputs)
+
+
+def _silence(layer: nn.Module) -> None:
+    """Let a layer begin with outputs of zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _places(like: Tensor) -> Tensor:

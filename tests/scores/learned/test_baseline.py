@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from ozaki.scores.analytic import GaussianScore, LogisticMixtureScore
 from ozaki.scores.comparison import compare
 from ozaki.scores.learned import estimator_folder
+from ozaki.scores.learned.assembly import may_depart
 from ozaki.scores.learned.baseline import Baseline, fitted, starting_signs, variances
 from ozaki.scores.learned.estimator import ScoreEstimator
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 from ozaki.scores.learned.trainer import DSMTrainer
 
 
@@ -223,8 +225,8 @@ def test_the_default_is_for_vectors_and_networks_of_our_own():
     assert tiny(baseline=True).fit(images).network.baseline is not None
     own = Silent(Heads())
     own.weight = nn.Parameter(torch.zeros(1))
-    assert DSMTrainer(network=own)._departs(torch.Size([4])) is False
-    assert DSMTrainer(network=own, baseline=True)._departs(torch.Size([4])) is True
+    assert not may_depart(DSMTrainer(network=own).settings, torch.Size([4]), own)
+    assert may_depart(DSMTrainer(network=own, baseline=True).settings, torch.Size([4]), own)
 
 
 def settings(folder: Path, change) -> None:

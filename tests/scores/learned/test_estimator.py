@@ -13,7 +13,8 @@ from ozaki.linalg import Dense, Diagonal
 from ozaki.scores.analytic import GaussianScore
 from ozaki.scores.learned import estimator_folder
 from ozaki.scores.learned.estimator import ScoreEstimator
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 from ozaki.scores.learned.standardisation import Standardisation
 
 SIGMA = 0.4

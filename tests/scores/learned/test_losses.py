@@ -5,7 +5,8 @@ import torch
 
 from ozaki.scores.learned import losses, objectives
 from ozaki.scores.learned.losses import LossPlan, held_out
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 
 
 def network(rank: int, sigma) -> ScoreNetwork:

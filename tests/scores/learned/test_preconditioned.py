@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ozaki.linalg import Diagonal, LowRank
 from ozaki.scores.learned import preconditioned
-from ozaki.scores.learned.mlp import ResidualMLP
-from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork, Trunks
+from ozaki.scores.learned.mlp import ResidualMLP, Trunks
+from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 

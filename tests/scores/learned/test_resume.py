@@ -83,7 +83,7 @@ class Stopped(Exception):
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Stop at the given optimiser step, counted over phases, before it is taken."""
-    real, taken = phase.Phase._advance, [0]
+    real, taken = phase.TrainingPhase._advance, [0]
 
     def advance(self):
         taken[0] += 1
@@ -91,7 +91,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
             raise Stopped
         return real(self)
 
-    monkeypatch.setattr(phase.Phase, "_advance", advance)
+    monkeypatch.setattr(phase.TrainingPhase, "_advance", advance)
 
 
 @pytest.mark.parametrize("kind", RUNS)

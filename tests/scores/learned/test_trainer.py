@@ -14,7 +14,7 @@ from ozaki import datasets, denoise
 from ozaki.scores import compare
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.learned.estimator import ScoreEstimator
-from ozaki.scores.learned.preconditioned import Trunks
+from ozaki.scores.learned.mlp import Trunks
 from ozaki.scores.learned.trainer import DSMTrainer
 
 

@@ -61,7 +61,7 @@ def test_it_begins_at_the_isotropic_normal(rank: int, generator):
         truth = torch.full_like(x, -1 / (0.3**2 + 0.4**2))
         torch.testing.assert_close(out.s2.diagonal(), truth)
     else:  # columns that are small, not zero, and not alike
-        columns = net.trunk(x, 0.4)[2][0].detach()
+        columns = net.raw_outputs(x, 0.4)[2][0].detach()
         assert 0.01 < float(columns.square().sum(-1).mean()) < 1
         assert int(torch.linalg.matrix_rank(columns)) == rank
 
