@@ -32,7 +32,8 @@ from benchmarks.common import RESULTS, options, table, write
 from benchmarks.objective_cost import _highest
 from benchmarks.score_speed import FIGURES
 from ozaki import ScoreLangevinKernel, ScoreOzakiKernel
-from ozaki.kernels.score_kernel import RunContext, ScoreKernel
+from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.target import RunContext
 from ozaki.linalg import Diagonal
 from ozaki.scores.base import Expansion, Score
 

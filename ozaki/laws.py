@@ -1,5 +1,14 @@
 """Whether several sets of draws are from one law."""
 
-from ozaki.diagnostics.two_sample import Difference, columns, difference, in_errors
+from typing import Any
 
-__all__ = ["Difference", "columns", "difference", "in_errors"]
+from ozaki.diagnostics.two_sample import Difference, columns, in_errors, two_sample_test
+from ozaki.foundation.deprecation import deprecated
+
+__all__ = ["Difference", "columns", "difference", "in_errors", "two_sample_test"]
+
+
+@deprecated("ozaki.laws.two_sample_test", "0.3")
+def difference(*sets: Any, **options: Any) -> Difference:
+    """The old name of `two_sample_test`."""
+    return two_sample_test(*sets, **options)

@@ -113,7 +113,7 @@ def _draws(paths: list[Path], header: Mapping[Path, bool | None], seed: int, as_
         for each in figures[1:]
     ]
     distances = [
-        laws.difference(first, draws, seed, independent=(tables[0], table))
+        laws.two_sample_test(first, draws, seed, independent=(tables[0], table))
         for draws, table in zip(all_draws[1:], tables[1:], strict=True)
     ]
     for note in notes:

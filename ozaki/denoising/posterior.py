@@ -162,7 +162,7 @@ class Posterior:
         """The same with a positive definite C; points where it was so already stay as they are.
 
         In units of the noise, eigenvalues of a `Diagonal` or `Dense` C below `share` become
-        `share`. A `LowRank` C keeps its form: see `LowRank.raised`.
+        `share`. A `LowRank` C keeps its form: see `LowRank.clamp_eigenvalues`.
 
         Args:
             share: the variance that is left to a direction, as a share of the noise's, in (0, 1).
@@ -180,7 +180,7 @@ class Posterior:
         if not changed:
             return self
         units = self.noise_scale.to(self._mean)
-        raised = self.covariance.scale(1 / units).raised(share).scale(units)
+        raised = self.covariance.scale(1 / units).clamp_eigenvalues(share).scale(units)
         return Posterior(
             self._mean,
             self.covariance.select(self._own_definite(), raised),
@@ -252,7 +252,7 @@ class Posterior:
         covariance = self._rooted("sample")
         where = self._mean.device if generator is None else generator.device
         z = torch.randn(shape, generator=generator, device=where, dtype=self._mean.dtype)
-        return self._seen(self._mean + covariance.colour(z.to(self._mean.device)))
+        return self._seen(self._mean + covariance.sqrt_matmul(z.to(self._mean.device)))
 
     def calibration(self, clean: Any, *, bins: int = 10, components: int = 5) -> Calibration:
         """How the stated uncertainty compares with the errors at known clean points.

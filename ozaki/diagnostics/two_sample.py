@@ -61,7 +61,7 @@ def in_errors(one: Mapping[str, float], other: Mapping[str, float]) -> float:
     return float((other["mean"] - one["mean"]) / error) if error > 0 else float("nan")
 
 
-def difference(
+def two_sample_test(
     one: Mapping[str, np.ndarray],
     other: Mapping[str, np.ndarray],
     seed: int = 0,

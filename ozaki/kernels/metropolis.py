@@ -55,10 +55,10 @@ def log_density_change(
     if at_x.has_density:
         return change
     delta = y - x
-    ends = at_x.rough + at_y.rough
+    ends = at_x.densityless_gradient + at_y.densityless_gradient
     if rule == "trapezoid":
         return change + (ends * delta).sum(-1) / 2
-    between = score.rough(torch.stack([x + t * delta for t in NODES]))
+    between = score.densityless_gradient(torch.stack([x + t * delta for t in NODES]))
     mean = END * ends + sum(w * s for w, s in zip(WEIGHTS, between.unbind(0), strict=True))
     return change + (mean * delta).sum(-1)
 

@@ -19,8 +19,9 @@ from ozaki.foundation.torch_modes import ordinary, recordable
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
-from ozaki.kernels.processes import ALONE, Team
+from ozaki.kernels.processes import Team
 from ozaki.kernels.proposals import Proposal
+from ozaki.kernels.target import LONE, RunContext, Target
 from ozaki.kernels.transition import Info, KernelSpec, Trail
 from ozaki.kernels.warmup import Candidate, Warmup
 from ozaki.scores.base import CurvatureKind, Score
@@ -36,59 +37,6 @@ LOCAL = 10
 products that it takes and the roots of a matrix a step cost as much as ten steps and more."""
 
 Model = Score | Distribution | Callable[..., Any]
-
-
-class Target(NamedTuple):
-    """A model as the kernels see it.
-
-    Attributes:
-        score: over flat, unconstrained points.
-        sites: names and unconstrained shapes, flat points to tensors and back.
-        transforms: site → constrained-to-unconstrained transform, Pyro's convention.
-        observation: the Pyro model, which says what data are likely; None for a bare score.
-    """
-
-    score: Score
-    sites: Sites
-    transforms: dict[str, Transform]
-    observation: PyroModelScore | None = None
-
-    @property
-    def law_in_words(self) -> str | None:
-        """Which law the draws follow, where that is not the density that the user wrote."""
-        model = self.observation
-        if model is not None and model.learned:
-            return (
-                f"the model's posterior, in which {', '.join(model.learned)} follows the law whose "
-                "score it was given: for an estimator that of the data smoothed by its noise. Its "
-                "part of the acceptance is a line integral"
-            )
-        scale = getattr(self.score, "noise_scale", None)
-        if scale is None:
-            return None
-        sizes = ", ".join(f"{s:.3g}" for s in scale.flatten().tolist()[:4])
-        return (
-            "the law of the data smoothed by Gaussian noise of standard deviation "
-            f"({sizes}{', …' if scale.numel() > 4 else ''}), in the data's units"
-        )
-
-
-class RunContext(NamedTuple):
-    """What a kernel is told of the run that it walks for.
-
-    Attributes:
-        num_chains: how many chains one step moves; None for Pyro's lone chain, without a batch.
-        generator: the source of noise and of starting points; None for torch's global one.
-        team: the processes that share the chains.
-    """
-
-    num_chains: int | None = None
-    generator: torch.Generator | None = None
-    team: Team = ALONE
-
-
-LONE = RunContext()
-"""One chain in one process, as Pyro's own `MCMC` walks it."""
 
 
 class Suspended(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ozaki.foundation.deprecation import deprecated
 from ozaki.foundation.shapes import Bool, Float
 
 
@@ -156,7 +157,7 @@ class SymmetricOperator(ABC):
         """
 
     @abstractmethod
-    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+    def sqrt_matmul(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
         """A z with A Aᵀ = S of a positive definite S: draws of N(0, S) of standard normal z.
 
         Args:
@@ -166,8 +167,18 @@ class SymmetricOperator(ABC):
             (*batch, D).
         """
 
-    @abstractmethod
+    @deprecated("sqrt_matmul", "0.3")
+    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+        """The old name of `sqrt_matmul`."""
+        return self.sqrt_matmul(z)
+
+    @deprecated("clamp_eigenvalues", "0.3")
     def raised(self, least: float) -> "SymmetricOperator":
+        """The old name of `clamp_eigenvalues`."""
+        return self.clamp_eigenvalues(least)
+
+    @abstractmethod
+    def clamp_eigenvalues(self, least: float) -> "SymmetricOperator":
         """The same kind with nothing below `least` > 0 left: positive definite.
 
         Eigenvalues below `least` become `least`. A low rank has `least` for the smallest entry of

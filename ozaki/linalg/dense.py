@@ -165,11 +165,11 @@ class Dense(SymmetricOperator):
         """Whether a Cholesky factor exists."""
         return torch.linalg.cholesky_ex(self.dense())[1] == 0
 
-    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+    def sqrt_matmul(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
         """L z, with L the Cholesky factor."""
         return (torch.linalg.cholesky(self.dense()) @ z.unsqueeze(-1)).squeeze(-1)
 
-    def raised(self, least: float) -> "Dense":
+    def clamp_eigenvalues(self, least: float) -> "Dense":
         """Eigenvalues below `least` become `least`; matrices without any stay as they are."""
         values, vectors = self.eigen()
         low = (values < least).any(-1)[..., None, None]

@@ -78,11 +78,11 @@ class Diagonal(SymmetricOperator):
         """Whether all a > 0."""
         return (self.tensors[0] > 0).all(-1)
 
-    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+    def sqrt_matmul(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
         """√a ⊙ z."""
         return self.tensors[0].sqrt() * z
 
-    def raised(self, least: float) -> "Diagonal":
+    def clamp_eigenvalues(self, least: float) -> "Diagonal":
         """diag(max(a, least))."""
         return Diagonal(self.tensors[0].clamp_min(least))
 

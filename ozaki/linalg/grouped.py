@@ -159,11 +159,11 @@ class Grouped(SymmetricOperator):
         _, levels, _, values, _ = self.tensors
         return (levels > 0).all(-1) & (values > 0).all(-1)
 
-    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+    def sqrt_matmul(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
         """S^½ z."""
         return self.spectral(torch.sqrt).matmul(z)
 
-    def raised(self, least: float) -> "Grouped":
+    def clamp_eigenvalues(self, least: float) -> "Grouped":
         """Values and eigenvalues below `least` become `least`."""
         return self.spectral(lambda s: s.clamp_min(least))
 

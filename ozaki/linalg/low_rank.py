@@ -161,13 +161,13 @@ class LowRank(SymmetricOperator):
         rest = LowRank(torch.where(positive.unsqueeze(-1), a, 1.0), b, e)
         return positive & (rest._whitened()[1] > -1).all(-1)
 
-    def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
+    def sqrt_matmul(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
         """√a ⊙ (z + Q (√(1 + λ) − 1) Qᵀz), W diag(e) Wᵀ = Q diag(λ) Qᵀ, W = B/√a, in O(D r²)."""
         q, change = self._whitened()
         inner = (q.mT @ z.unsqueeze(-1)) * ((1 + change).sqrt() - 1).unsqueeze(-1)
         return self.tensors[0].sqrt() * (z + (q @ inner).squeeze(-1))
 
-    def raised(self, least: float) -> "LowRank":
+    def clamp_eigenvalues(self, least: float) -> "LowRank":
         """√a (I + Q max(λ, least − 1) Qᵀ) √a, after max(a, least)."""
         a, b, e = self.tensors
         raised = LowRank(a.clamp_min(least), b, e)

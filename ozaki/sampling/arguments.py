@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from ozaki import diagnostics
-from ozaki.kernels.score_kernel import Target
+from ozaki.kernels.target import Target
 from ozaki.scores.differentiation import first_line
 from ozaki.scores.pyro_models.layout import check_initial_params
 

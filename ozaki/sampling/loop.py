@@ -11,10 +11,10 @@ from ozaki.foundation import progress
 from ozaki.foundation.shapes import Float
 from ozaki.kernels.score_kernel import ScoreKernel, Suspended
 from ozaki.sampling.draws import Draws
-from ozaki.sampling.run_checkpoint import Store
+from ozaki.sampling.run_checkpoint import RunCheckpoint
 
 
-class Walk:
+class SamplingLoop:
     """A kernel's chains, the draws so far, and the step they are at.
 
     Args:
@@ -36,7 +36,7 @@ class Walk:
         thinning: int,
         hook: Callable[..., Any] | None,
         quiet: bool,
-        store: Store | None = None,
+        store: RunCheckpoint | None = None,
     ):
         self.kernel, self.draws, self.store = kernel, draws, store
         self.warmup, self.thinning = warmup, thinning
@@ -78,7 +78,7 @@ class Walk:
                 kept.append(engine.to_x(trail.position[due]))
         return torch.cat(kept).transpose(0, 1)
 
-    def go(self, params: dict[str, Tensor]) -> None:
+    def run(self, params: dict[str, Tensor]) -> None:
         """Walk until there are as many draws as there is room for.
 
         Ctrl-C after warm-up keeps the draws made so far and says how many there are.

@@ -23,12 +23,13 @@ from ozaki.foundation.torch_modes import ordinary
 from ozaki.io.atomic import lock
 from ozaki.kernels import processes
 from ozaki.kernels.processes import Team
-from ozaki.kernels.score_kernel import RunContext, ScoreKernel, Target
+from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.target import RunContext, Target
 from ozaki.sampling import arguments, run_identity, zarr_draws, zarr_store
-from ozaki.sampling.loop import Walk
+from ozaki.sampling.loop import SamplingLoop
 from ozaki.sampling.readers import RunReaders
 from ozaki.sampling.run import Run, constrained
-from ozaki.sampling.run_checkpoint import Store
+from ozaki.sampling.run_checkpoint import RunCheckpoint
 from ozaki.sampling.site_facts import site_facts
 
 
@@ -131,7 +132,7 @@ class MCMC(RunReaders, PyroMCMC):
         self._given_transforms: dict[str, Any] = transforms or {}
         self._initial = initial_params
         self._result: Run | None = None
-        self._walked: Walk
+        self._walked: SamplingLoop
         self.checkpoint = validation.folder("checkpoint", checkpoint)
         self.checkpoint_every = validation.count("checkpoint_every", checkpoint_every)
         self.store = zarr_store.checked(store)
@@ -157,7 +158,7 @@ class MCMC(RunReaders, PyroMCMC):
         self._result, self._samples = None, None
         with self._at_work() as team:
             walk, seed = self._prepared(team, args, kwargs)
-            walk.go(self.kernel.initial_params)
+            walk.run(self.kernel.initial_params)
             self._keep(walk, seed)
 
     @ordinary()
@@ -180,7 +181,7 @@ class MCMC(RunReaders, PyroMCMC):
             team.require_equal({"num_samples": num_samples}, "give all the same")
             params = walk.extend(num_samples)
             self.num_samples = walk.draws.room
-            walk.go(params)
+            walk.run(params)
             self._keep(walk, seed)
 
     @contextmanager
@@ -205,7 +206,7 @@ class MCMC(RunReaders, PyroMCMC):
 
     def _prepared(
         self, team: Team, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Walk, int]:
+    ) -> tuple[SamplingLoop, int]:
         """Chains that stand where they begin, or where a checkpoint left them, and the seed."""
         kernel, given = self.kernel, self._given_transforms
         try:
@@ -230,8 +231,8 @@ class MCMC(RunReaders, PyroMCMC):
         draws = zarr_draws.draws_of(self.store, self.num_samples, kernel, constrain)
         store = None
         if self.checkpoint is not None:
-            store = Store(self.checkpoint, self.checkpoint_every, settings)
-        walk = Walk(
+            store = RunCheckpoint(self.checkpoint, self.checkpoint_every, settings)
+        walk = SamplingLoop(
             kernel,
             draws,
             warmup=self.warmup_steps,
@@ -266,7 +267,7 @@ class MCMC(RunReaders, PyroMCMC):
         """A function from draws in the score's coordinates to what is kept of them."""
         return partial(constrained, target, self._given_transforms, self._save_params)
 
-    def _keep(self, walk: Walk, seed: int) -> None:
+    def _keep(self, walk: SamplingLoop, seed: int) -> None:
         """Hold what the walk has made."""
         kernel, draws, target = walk.kernel, walk.draws, walk.kernel.target
         draws.cut()

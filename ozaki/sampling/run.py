@@ -20,7 +20,7 @@ from ozaki.diagnostics.checks import MOST_NAMED
 from ozaki.diagnostics.judgement import Verdict
 from ozaki.foundation.process import pyro_turn
 from ozaki.foundation.text import plural
-from ozaki.kernels.score_kernel import Target
+from ozaki.kernels.target import Target
 from ozaki.sampling.draws import Draws
 from ozaki.sampling.site_facts import site_facts
 from ozaki.scores.pyro_models import prediction
@@ -168,7 +168,7 @@ class Run:
             ValueError: a score that does not say how much noise its law has.
         """
         target = self.target
-        if getattr(target.score, "noise_scale", None) is None:
+        if target.noise_scale is None:
             raise ValueError(
                 "denoised needs the score of points with noise, such as a ScoreEstimator, but the "
                 f"kernel's was a {type(target.score).__name__}; denoise the site that has one by "
@@ -197,7 +197,7 @@ class Run:
             stein=stein,
             bias=self.bias,
             calibration=calibration,
-            denoised=None if getattr(source, "noise_scale", None) is None else self.cleaned,
+            denoised=None if self.target.noise_scale is None else self.cleaned,
             run_info=self.info,
         )
 
@@ -251,9 +251,9 @@ class Run:
 
     def _without_noise(self, x: Tensor) -> Tensor:
         """Tweedie's means of points (chains, draws, D), one chain after another."""
-        score: Any = self.target.score
-        noise = score.noise_scale.square()
-        return torch.stack([chain + noise * score.expand(chain).gradient for chain in x])
+        score, scale = self.target.score, self.target.noise_scale
+        assert scale is not None, "asked for before"
+        return torch.stack([chain + scale.square() * score.expand(chain).gradient for chain in x])
 
     def _numbers(self) -> dict[str, Tensor]:
         """The draws as Pyro's figures want them: a mean of whole numbers or flags is a share."""

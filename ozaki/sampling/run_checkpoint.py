@@ -14,7 +14,7 @@ from ozaki.sampling.draws import Draws
 FILE = "chains.safetensors"
 
 
-class Store:
+class RunCheckpoint:
     """A folder in which a run is kept, block by block, so that it can be taken up again.
 
     `chains.safetensors` is the state after some step, and `draws-N.safetensors` the draws from the

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ozaki.foundation.shapes import Float
-from ozaki.kernels.score_kernel import ScoreKernel, Target
+from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.target import Target
 from ozaki.scores.base import Score
 
 DIRECTIONS = 8

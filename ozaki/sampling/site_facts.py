@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import IndependentTransform, Transform
 
 from ozaki.foundation.shapes import Float
-from ozaki.kernels.score_kernel import Target
+from ozaki.kernels.target import Target
 from ozaki.scores.bijections import WrapTransform
 
 LOST = 0.5  # of an unconstrained coordinate, which a value and its way back have lost

@@ -13,13 +13,13 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.score_kernel import ScoreKernel
 from ozaki.kernels.transition import Trail
 from ozaki.sampling.draws import Constrain, Draws, every
-from ozaki.sampling.zarr_store import POSTERIOR, STATS, UNCONSTRAINED, Archive
+from ozaki.sampling.zarr_store import POSTERIOR, STATS, UNCONSTRAINED, ZarrStore
 from ozaki.scores.base import Score
 
 NUMBERS, DRAWS = 2**20, 1000  # in a block of the largest array, at most
 
 
-class Streamed(Draws):
+class ZarrDraws(Draws):
     """Draws of which memory holds one block, and a Zarr folder all.
 
     Args:
@@ -35,7 +35,7 @@ class Streamed(Draws):
         super().__init__(self._chains, 0, self._score)
         self.room, self._team = draws, kernel.team
         self._sites, self._constrain = kernel.target.sites, constrain
-        self._archive = Archive(path, self._team.broadcast(uuid.uuid4().hex))
+        self._archive = ZarrStore(path, self._team.broadcast(uuid.uuid4().hex))
         self._written, self._synced = 0, 0
 
     @property
@@ -136,11 +136,11 @@ class Streamed(Draws):
 
     def find(self, where: Mapping[str, Any]) -> None:
         """Go on with what `sync` told of; what lies beyond it is written anew."""
-        self._archive = Archive(self._archive.path, where["run"])
+        self._archive = ZarrStore(self._archive.path, where["run"])
         self.count = self._written = self._synced = where["draws"]
         self._fits(self.count)
 
-    def extended(self, more: int, score: Score) -> "Streamed":
+    def extended(self, more: int, score: Score) -> "ZarrDraws":
         """These draws, with room for `more`."""
         self.room = self.count + more
         return self
@@ -184,7 +184,7 @@ class Streamed(Draws):
 class _Lazy(Mapping[str, Tensor]):
     """A group's arrays, each read when it is asked for and not kept."""
 
-    def __init__(self, archive: Archive, group: str, device: torch.device):
+    def __init__(self, archive: ZarrStore, group: str, device: torch.device):
         self._archive, self._group, self._device = archive, group, device
 
     def __getitem__(self, name: str) -> Tensor:
@@ -204,4 +204,4 @@ def draws_of(path: Path | None, draws: int, kernel: ScoreKernel, constrain: Cons
     if path is None:
         assert kernel.num_chains is not None, "a batch of chains"
         return Draws(kernel.num_chains, draws, kernel.target.score)
-    return Streamed(draws, kernel, path, constrain)
+    return ZarrDraws(draws, kernel, path, constrain)

@@ -32,7 +32,7 @@ MARK = arviz_data.RUN
 OURS = {"zarr_format": 3, "use_consolidated": False}  # the second format knows pickled arrays
 
 
-class Archive:
+class ZarrStore:
     """A Zarr folder that draws are written to.
 
     Args:

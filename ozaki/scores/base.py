@@ -40,7 +40,7 @@ class Expansion(NamedTuple):
         return self.log_density is not None and self.score_gradient is None
 
     @property
-    def rough(self) -> Tensor:
+    def densityless_gradient(self) -> Tensor:
         """The gradient of the part that has no density, (*batch, D); s1 where nothing is mixed."""
         return self.gradient if self.score_gradient is None else self.score_gradient
 
@@ -128,7 +128,7 @@ class Score(ABC):
         assert found is not None, f"{type(self).__name__} has no log density"
         return found
 
-    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    def densityless_gradient(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gradient of the part that has no density, which a line integral needs along the way.
 
         Args:
@@ -137,7 +137,7 @@ class Score(ABC):
         Returns:
             (*batch, D); s1 itself of a score that is not mixed.
         """
-        return self.expand(x).rough
+        return self.expand(x).densityless_gradient
 
     def check(self, x: Tensor, curvature: str | None) -> None:
         """What `expand` of a score that gives "diagonal" and "dense" may be asked for.

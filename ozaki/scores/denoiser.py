@@ -8,7 +8,7 @@ from torch import Tensor
 from ozaki.foundation import validation
 from ozaki.foundation.process import isolated_rng
 from ozaki.foundation.torch_modes import ordinary, recordable
-from ozaki.scores.differentiation import Draw, draw_from, first_line, like_start
+from ozaki.scores.differentiation import StartSampler, draw_from, first_line, like_start
 from ozaki.scores.jacobian import JacobianScore
 from ozaki.scores.trials import changes
 
@@ -51,7 +51,7 @@ class DenoiserScore(JacobianScore):
         sigma: float,
         event_shape: Any,
         *,
-        start: Draw | Tensor | None = None,
+        start: StartSampler | Tensor | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):

@@ -17,7 +17,7 @@ from ozaki.foundation.tracing import tracing
 from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.bijections import checked, law_transform, remedy
 from ozaki.scores.differentiation import (
-    Draw,
+    StartSampler,
     draw_from,
     evaluated,
     expand_vectorised,
@@ -58,7 +58,7 @@ class LogDensityScore(Score):
         log_density: Callable[[Tensor], Tensor],
         event_shape: Sequence[int],
         *,
-        start: Draw | Tensor | None = None,
+        start: StartSampler | Tensor | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):

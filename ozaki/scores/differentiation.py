@@ -26,7 +26,7 @@ from ozaki.scores.singular import LinAlgError, singular_is_nan
 Function = Callable[[Tensor], Tensor]
 """One point, (D,) → its log density, ()."""
 
-Draw = Callable[[int, torch.Generator | None], Tensor]
+StartSampler = Callable[[int, torch.Generator | None], Tensor]
 """(n, generator) → n points."""
 
 T = TypeVar("T")
@@ -213,7 +213,7 @@ def like_start(
 
 
 def draw_from(
-    source: Draw | Tensor | None,
+    source: StartSampler | Tensor | None,
     n: int,
     generator: torch.Generator | None,
     shape: torch.Size,
@@ -245,7 +245,10 @@ def draw_from(
 
 
 def finite_start(
-    draw: Draw, expand: Callable[[Tensor], Expansion], n: int, generator: torch.Generator | None
+    draw: StartSampler,
+    expand: Callable[[Tensor], Expansion],
+    n: int,
+    generator: torch.Generator | None,
 ) -> Float[Tensor, "n dim"]:
     """`n` points by `draw`, each redrawn until its density and gradient are finite.
 

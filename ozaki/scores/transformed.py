@@ -63,9 +63,9 @@ class Whitened(_Wrapper):
         """The wrapped score's starting points, in u."""
         return self.to_u(self.score.start(n, generator))
 
-    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    def densityless_gradient(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The wrapped score's, in u."""
-        found = self.score.rough(self.to_x(x)).detach()
+        found = self.score.densityless_gradient(self.to_x(x)).detach()
         return found if self.factor is None else self._pull(found)
 
     def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -121,9 +121,9 @@ class Frozen(_Wrapper):
         at = self.score.expand(x)
         return at._replace(curvature=None if curvature is None else self.curvature)
 
-    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    def densityless_gradient(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The wrapped score's."""
-        return self.score.rough(x)
+        return self.score.densityless_gradient(x)
 
 
 class Guided(_Wrapper):

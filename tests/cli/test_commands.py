@@ -14,7 +14,7 @@ from ozaki import diagnostics, laws
 from ozaki.cli import app, train
 from ozaki.cli import application as shared
 from ozaki.io.tables import named_table, table
-from ozaki.laws import difference
+from ozaki.laws import two_sample_test
 from ozaki.scores.learned.trainer import DSMTrainer
 
 pytestmark = pytest.mark.usefixtures("unchecked", "undrawn")
@@ -196,7 +196,7 @@ def test_rows_of_a_table_are_independent_in_any_order():
 def test_laws_are_told_apart_at_any_scale(scale):
     rng = np.random.default_rng(0)
     one, other = ({"x": scale * (m + rng.normal(size=(1, 99)))} for m in (0.0, 3.0))
-    assert difference(one, other, independent=(True, True)).p_value == 0.001
+    assert two_sample_test(one, other, independent=(True, True)).p_value == 0.001
 
 
 def test_energy_distance_is_that_of_its_definition_and_p_values_are_even():
@@ -204,11 +204,11 @@ def test_energy_distance_is_that_of_its_definition_and_p_values_are_even():
     p = []
     for seed in range(40):
         one, other = ({"x": rng.normal(size=(1, 40))} for _ in range(2))
-        p.append(difference(one, other, seed, independent=(True, True)).p_value)
+        p.append(two_sample_test(one, other, seed, independent=(True, True)).p_value)
     # of a uniform law: 5 standard errors of a mean of 40
     assert abs(np.mean(p) - 0.5) < 5 / np.sqrt(12 * 40)
     x, y = rng.normal(size=60), 1 + rng.normal(size=50)
-    found = difference({"x": x[None]}, {"x": y[None]}, independent=(True, True))
+    found = two_sample_test({"x": x[None]}, {"x": y[None]}, independent=(True, True))
     scale = np.concatenate([x, y]).std()
 
     def apart(a, b):

@@ -545,7 +545,7 @@ def test_names_and_values_that_no_file_holds_are_refused_before_the_walk(
     def walked(*_):
         raise AssertionError("the chains were walked")
 
-    monkeypatch.setattr("ozaki.sampling.loop.Walk.go", walked)
+    monkeypatch.setattr("ozaki.sampling.loop.SamplingLoop.run", walked)
     store = tmp_path / "store" if stored else None
     mcmc = MCMC(ScoreOzakiKernel(model), num_samples=4, num_chains=2, store=store)
     with pytest.raises(ValueError, match=re.escape(NAMES[name])):

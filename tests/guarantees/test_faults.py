@@ -210,7 +210,7 @@ def place(tmp_path: Path, made: Path) -> Place:
 
 # -- Ctrl-C ---------------------------------------------------------------------------------------
 
-WALKED = "ozaki.sampling.loop.Walk._advance"
+WALKED = "ozaki.sampling.loop.SamplingLoop._advance"
 STOPS: dict[Any, list[Moment]] = {
     TRAIN: [
         Moment("ozaki.cli.train.named_table"),
@@ -243,7 +243,7 @@ STOPS: dict[Any, list[Moment]] = {
     ],
     COMPARE: [
         Moment("ozaki.cli.compare._read"),
-        Moment("ozaki.laws.difference"),
+        Moment("ozaki.laws.two_sample_test"),
     ],
 }
 
@@ -424,9 +424,9 @@ WRITES = {
     ],
     "d": [
         Moment("ozaki.sampling.zarr_store.write_folder_atomically", 1, after=True),
-        Moment("ozaki.sampling.zarr_store.Archive.write", 2),
-        Moment("ozaki.sampling.zarr_store.Archive.write", 2, after=True),
-        Moment("ozaki.sampling.zarr_store.Archive._open"),
+        Moment("ozaki.sampling.zarr_store.ZarrStore.write", 2),
+        Moment("ozaki.sampling.zarr_store.ZarrStore.write", 2, after=True),
+        Moment("ozaki.sampling.zarr_store.ZarrStore._open"),
     ],
 }
 
@@ -795,7 +795,9 @@ def two(place: Place, act: Callable[..., Any], *args: Any) -> list[Ended]:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_dies_ends_the_walk_of_the_others_and_the_run_goes_on(rank, whole, tmp_path):
     place = Place(tmp_path)
-    found = two(place, walk, "c", None, Dies(Moment("ozaki.sampling.loop.Store.save", 5), rank))
+    found = two(
+        place, walk, "c", None, Dies(Moment("ozaki.sampling.loop.RunCheckpoint.save", 5), rank)
+    )
     assert found[rank].code == -signal.SIGKILL
     other = found[1 - rank]
     assert other.code == 1
@@ -824,7 +826,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 SCRIPT = """
 import sys
 from tests.guarantees.test_faults import Dies, Moment, walk
-walk("c", None, Dies(Moment("ozaki.sampling.loop.Store.save", 5)) if sys.argv[1] == "die" else None)
+saved = Moment("ozaki.sampling.run_checkpoint.RunCheckpoint.save", 5)
+walk("c", None, Dies(saved) if sys.argv[1] == "die" else None)
 """
 PROGRAM = """
 import sys
@@ -987,7 +990,7 @@ def test_a_second_command_for_one_checkpoint_is_refused_at_once(name, place):
 def test_a_second_run_for_one_store_is_refused_at_once(whole, tmp_path):
     place = Place(tmp_path)
     process = waiting(
-        place, walk, None, "d", at=Moment("ozaki.sampling.zarr_store.Archive.write", 3)
+        place, walk, None, "d", at=Moment("ozaki.sampling.zarr_store.ZarrStore.write", 3)
     )
     done = place.run(walk, None, "d", GivesUp(Moment(WALKED)))
     assert done.code == 1

@@ -44,7 +44,7 @@ from ozaki.cli.compare import _read as read_draws
 from ozaki.denoising import files as denoise_files
 from ozaki.io import checkpoint, tables
 from ozaki.io.png import read_folder, read_png
-from ozaki.sampling.zarr_store import Archive
+from ozaki.sampling.zarr_store import ZarrStore
 from ozaki.scores import GaussianScore
 from ozaki.scores.learned import estimator_folder
 from ozaki.scores.learned.estimator import ScoreEstimator
@@ -427,7 +427,7 @@ def one_draw() -> dict[str, Any]:
 
 
 def store(folder: Path) -> None:
-    draws = Archive(folder / "d", "the run")
+    draws = ZarrStore(folder / "d", "the run")
     draws.create(one_draw(), 7, 3)
     draws.find(0, one_draw())
     g = torch.Generator().manual_seed(0)
@@ -439,7 +439,7 @@ def store(folder: Path) -> None:
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
     """What a run that goes on reads, and what it gives a person."""
-    draws = Archive(folder / "d", "the run")
+    draws = ZarrStore(folder / "d", "the run")
     draws.find(COUNT, one_draw())
     draws.sweep()
     for group in ("posterior", "sample_stats"):

@@ -193,7 +193,7 @@ def _stopped(stop, folder, store, only=None, error=Killed, extend=0):
     zarr_draws.DRAWS = 5
     if dist.get_rank() > 0:
         for name in ("create", "resize", "write", "sync", "remove"):
-            setattr(zarr_draws.Archive, name, write)
+            setattr(zarr_draws.ZarrStore, name, write)
     options = {"checkpoint": folder, "checkpoint_every": 9, "store": store, "hook_fn": hook}
     return chains(**options, extend=extend)
 

@@ -210,7 +210,8 @@ def test_colour_and_definite(op, seed):
     assert torch.equal(op.definite(), (least > 0) & (part > 0).all(-1))
     positive = op.shift(float(part.abs().max() - least.min().clamp(max=0)) + 1.0)
     root = torch.stack(
-        [positive.colour(z.expand(op.diagonal().shape)) for z in torch.eye(op.dim).double()], -1
+        [positive.sqrt_matmul(z.expand(op.diagonal().shape)) for z in torch.eye(op.dim).double()],
+        -1,
     )
     assert_close(root @ root.mT, positive.dense(), atol=1e-9, rtol=1e-9)
     assert positive.definite().all()
@@ -218,7 +219,7 @@ def test_colour_and_definite(op, seed):
 
 @given(operators(batch=(2,)))
 def test_raised_is_positive_definite_and_leaves_the_rest(op):
-    raised = op.raised(0.3)
+    raised = op.clamp_eigenvalues(0.3)
     assert type(raised) is type(op) and raised.definite().all()
     if isinstance(op, LowRank):
         part = op.tensors[0].clamp_min(0.3)
@@ -234,7 +235,7 @@ def test_raised_is_positive_definite_and_leaves_the_rest(op):
     least = torch.linalg.eigvalsh(op.dense()).min()
     by = float(op.diagonal().abs().max() * 2 - least.clamp(max=0)) + 10.0
     far = op.shift(by + float(op.tensors[0].abs().max()))
-    assert_close(far.raised(1e-3).dense(), far.dense(), atol=1e-9, rtol=1e-9)
+    assert_close(far.clamp_eigenvalues(1e-3).dense(), far.dense(), atol=1e-9, rtol=1e-9)
 
 
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 4), st.integers(1, 5), seeds)
@@ -258,7 +259,7 @@ def test_a_diagonal_of_few_values_has_every_function_exactly(batch, dim, rank, v
         assert_close(got.frobenius_squared(), want.frobenius_squared(), **close)
     assert_close(got.log_determinant(), want.log_determinant(), **close)
     assert_close(got.inverse_quadratic(v), want.inverse_quadratic(v), **close)
-    assert_close(got.colour(got.colour(v)), want.matmul(v), **close)
+    assert_close(got.sqrt_matmul(got.sqrt_matmul(v)), want.matmul(v), **close)
     assert bool(got.definite().all())
     assert_close(op.shift(0.5).dense(), whole.shift(0.5).dense(), **close)
     assert_close(op.scale(v).dense(), whole.scale(v).dense(), **close)

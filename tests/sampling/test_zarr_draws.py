@@ -17,8 +17,8 @@ from ozaki import MCMC, ScoreOzakiKernel, diagnostics
 from ozaki.kernels.engine import Engine
 from ozaki.sampling import zarr_draws, zarr_store
 from ozaki.sampling.run_checkpoint import FILE
-from ozaki.sampling.zarr_draws import Streamed
-from ozaki.sampling.zarr_store import Archive
+from ozaki.sampling.zarr_draws import ZarrDraws
+from ozaki.sampling.zarr_store import ZarrStore
 from ozaki.scores import GaussianScore
 from tests.kit.contracts import ARVIZ
 from tests.sampling.test_loop import KERNELS, MIXTURE
@@ -42,7 +42,7 @@ def small_blocks(monkeypatch):
 @pytest.fixture
 def killed(monkeypatch):
     """What a process that is killed does not do."""
-    monkeypatch.setattr(Streamed, "leave", lambda self: None)
+    monkeypatch.setattr(ZarrDraws, "leave", lambda self: None)
 
 
 def chains(store=None, name="chosen", hook=None, **options):
@@ -128,7 +128,7 @@ def test_memory_holds_one_block(tmp_path, monkeypatch):
         tensors = [draws._position, *draws._stats.values()]
         held.append({t.untyped_storage().nbytes() // t.element_size() // 3 for t in tensors})
 
-    real_begin, real_write = Streamed.begin, Archive.write
+    real_begin, real_write = ZarrDraws.begin, ZarrStore.write
 
     def begin(self, engine):
         mcmc._found = self
@@ -138,8 +138,8 @@ def test_memory_holds_one_block(tmp_path, monkeypatch):
         written.append((first, {v.shape[1] for g in groups.values() for v in g.values()}))
         real_write(self, first, groups)
 
-    monkeypatch.setattr(Streamed, "begin", begin)
-    monkeypatch.setattr(Archive, "write", write)
+    monkeypatch.setattr(ZarrDraws, "begin", begin)
+    monkeypatch.setattr(ZarrStore, "write", write)
     mcmc = MCMC(
         ScoreOzakiKernel(GaussianScore([0.0], [[1.0]])),
         num_samples=4 * BLOCK + 2,
@@ -210,7 +210,7 @@ def test_a_run_that_was_stopped_goes_on(name, when, wholes, tmp_path):
 @pytest.mark.usefixtures("killed")
 def test_what_lies_beyond_the_state_is_written_anew(wholes, tmp_path, monkeypatch):
     """Killed in the middle of writing a block, whose draws then differ."""
-    whole, real = wholes["chosen"], Archive.write
+    whole, real = wholes["chosen"], ZarrStore.write
     options = {"checkpoint": tmp_path / "c", "store": tmp_path / "d"}
     for torn in (1, 3):
 
@@ -224,7 +224,7 @@ def test_what_lies_beyond_the_state_is_written_anew(wholes, tmp_path, monkeypatc
 
         write.calls = 0
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(Archive, "write", write)
+            patch.setattr(ZarrStore, "write", write)
             chains(**options)
     (tmp_path / "d" / "posterior" / "x" / "c" / "0" / "0.12ab.partial").touch()
     assert_same(chains(**options), whole)
@@ -234,7 +234,7 @@ def test_what_lies_beyond_the_state_is_written_anew(wholes, tmp_path, monkeypatc
 @pytest.mark.usefixtures("killed")
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_while_the_store_is_made(after, wholes, tmp_path, monkeypatch):
-    whole, real = wholes["chosen"], Archive.create
+    whole, real = wholes["chosen"], ZarrStore.create
     options = {"checkpoint": tmp_path / "c", "store": tmp_path / "d"}
 
     def create(self, *args):
@@ -243,7 +243,7 @@ def test_killed_while_the_store_is_made(after, wholes, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Archive, "create", create)
+        patch.setattr(ZarrStore, "create", create)
         chains(**options)
     assert_same(chains(**options), whole)
 
@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_what_was_written(wholes, tmp_path, monkeypatch):
 
 
 def test_what_the_state_counts_is_on_the_disk(tmp_path, monkeypatch):
-    synced, real = set(), Streamed.sync
+    synced, real = set(), ZarrDraws.sync
 
     def sync(self):
         synced.clear()
@@ -330,10 +330,10 @@ def test_what_the_state_counts_is_on_the_disk(tmp_path, monkeypatch):
         last = first + groups["sample_stats"]["diverging"].shape[1] - 1
         assert first // BLOCK == last // BLOCK  # each block of the files is written by itself
 
-    put = Archive.write
-    monkeypatch.setattr(Archive, "write", write)
+    put = ZarrStore.write
+    monkeypatch.setattr(ZarrStore, "write", write)
     monkeypatch.setattr(zarr_store, "sync", synced.add)
-    monkeypatch.setattr(Streamed, "sync", sync)
+    monkeypatch.setattr(ZarrDraws, "sync", sync)
     chains(tmp_path / "d", checkpoint=tmp_path / "c")
 
 

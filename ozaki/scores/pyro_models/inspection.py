@@ -17,11 +17,11 @@ from ozaki.scores.pyro_models.data import taken
 from ozaki.scores.pyro_models.runs import (
     Trial,
     laws,
-    lenient,
     run,
     scattered,
     site_transform,
     trials,
+    unvalidated,
 )
 from ozaki.scores.pyro_models.site import ScoreDistribution
 from ozaki.scores.singular import LinAlgError
@@ -80,7 +80,7 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         trace = run(model)
     except (ValueError, LinAlgError) as error:
         complaint = first_line(error)
-        with lenient():
+        with unvalidated():
             trace = run(model)
     found = Latents({}, {}, (), {}, {}, 0, {}, {})
     enumerated, learned, replaced, unbounded, untaken, depth = [], [], [], [], [], 0
@@ -319,7 +319,7 @@ class _Seen:
             if ends is None or bool((ends.lower.isinf() & ends.upper.isinf()).all()):
                 return
             outside = ~support.check(value)
-            with lenient():
+            with unvalidated():
                 density = fn.log_prob(value)
                 if node["mask"] is not None:
                     density = torch.where(torch.as_tensor(node["mask"]), density, -torch.inf)

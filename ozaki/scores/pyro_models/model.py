@@ -28,8 +28,8 @@ from ozaki.scores.differentiation import evaluated, finite_start, uniform
 from ozaki.scores.pyro_models.data import has_others, observing, with_tensors
 from ozaki.scores.pyro_models.inspection import Latents, inspect
 from ozaki.scores.pyro_models.layout import Sites, check_initial_params
-from ozaki.scores.pyro_models.runs import begun, drawn, lenient
-from ozaki.scores.pyro_models.site import apart, walking
+from ozaki.scores.pyro_models.runs import begun, drawn, unvalidated
+from ozaki.scores.pyro_models.site import apart, reading_scores
 from ozaki.scores.singular import LinAlgError
 from ozaki.scores.trials import agree
 
@@ -103,7 +103,7 @@ class PyroModelScore(Score):
             self.model, found = self._inspected(model, bound[0], bound[1])
             # its sites' transforms are known, so it is kept from finding them and from searching
             # for starting points
-            with lenient():
+            with unvalidated():
                 _, self._potential, self.transforms, prototype = initialize_model(
                     self.model,
                     transforms=dict(found.transforms),
@@ -132,7 +132,7 @@ class PyroModelScore(Score):
         if self.enumerated:
             remedy = "a mixture written as dist.MixtureSameFamily, without its labels, is batched"
             hindrance = f"its discrete sites {list(self.enumerated)} are summed out by enumeration"
-            with isolated_rng(0), lenient():  # Pyro checks here that its plates fit
+            with isolated_rng(0), unvalidated():  # Pyro checks here that its plates fit
                 self._log_density(self._probe()[0])
         self._batching = Batching(
             self._log_density, self._probe(), self._vectorize, hindrance, remedy
@@ -186,27 +186,33 @@ class PyroModelScore(Score):
         self.check(x, curvature)
         if curvature is not None:
             self._check_curvature()
-        with walking(curvature is not None), self._same_sites():
+        with reading_scores(curvature is not None), self._same_sites():
             found = self._batching.expand(x, curvature)
         # outside: of that part no second derivative is read
-        return found._replace(score_gradient=self.rough(x)) if self.learned else found
+        return (
+            found._replace(score_gradient=self.densityless_gradient(x)) if self.learned else found
+        )
 
     def _check_curvature(self) -> None:
         """Refuse a second derivative that is not that of the gradient, of what has a density."""
         with self._same_sites():
-            with walking():
+            with reading_scores():
                 self._batching.possible()  # of all of it: remembered, and asked of a part below
             with apart():
                 self._batching.check_curvature()
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """The log density of its part that has one at `x`, (*batch, D)."""
-        with walking(False), self._same_sites():
+        with reading_scores(False), self._same_sites():
             return self._batching.values(x)
 
-    def rough(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    def densityless_gradient(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gradient of its learned priors alone at `x`, (*batch, D)."""
-        return self._learned_part.expand(x).gradient if self.learned else super().rough(x)
+        return (
+            self._learned_part.expand(x).gradient
+            if self.learned
+            else super().densityless_gradient(x)
+        )
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """`n` points where density and gradient are finite, redrawn where they are not, (n, D).
@@ -365,12 +371,12 @@ class PyroModelScore(Score):
         return {name: trace.nodes[name]["value"] for name in self.deterministic_names}
 
     def _log_density(self, point: Tensor) -> Tensor:
-        with walking():
+        with reading_scores():
             return -self._potential(self.sites.unflatten(point))
 
     def _learned_density(self, point: Tensor) -> Tensor:
         """A number whose gradient is that of the part without a density."""
-        with walking(False):
+        with reading_scores(False):
             trace = self.trace_at(point)
             trace.compute_log_prob(lambda name, node: name in self.learned)
             return sum((trace.nodes[n]["log_prob_sum"] for n in self.learned), point.new_zeros(()))

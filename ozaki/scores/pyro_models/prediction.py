@@ -14,7 +14,7 @@ from torch import Tensor
 from ozaki.foundation.process import isolated_rng
 from ozaki.foundation.shapes import Float
 from ozaki.scores.pyro_models.model import PyroModelScore
-from ozaki.scores.pyro_models.runs import lenient
+from ozaki.scores.pyro_models.runs import unvalidated
 
 
 def pointwise(fn: Any, value: Tensor) -> Float[Tensor, "*points"]:
@@ -100,7 +100,7 @@ def _shared(score: PyroModelScore) -> list[str]:
     """The summed-out sites that several observations have in common."""
     if not score.enumerated:
         return []
-    with isolated_rng(0), lenient():
+    with isolated_rng(0), unvalidated():
         nodes = score.trace_at(score.start(1, torch.Generator().manual_seed(0))[0]).nodes
     plates = {
         name: {frame.name for frame in nodes[name]["cond_indep_stack"]}

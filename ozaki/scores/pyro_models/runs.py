@@ -51,7 +51,7 @@ class Trial(NamedTuple):
 
 
 @contextmanager
-def lenient() -> Iterator[None]:
+def unvalidated() -> Iterator[None]:
     """Leave the arguments and values of distributions unchecked for a while, and matrices too.
 
     A prior may draw what its own model cannot take; the chains then start elsewhere.
@@ -137,7 +137,7 @@ def begun(model: Model, strategy: Callable[..., Any], names: Sequence[str]) -> d
         discrete = getattr(unwrapped(site["fn"]), "has_enumerate_support", False)
         return drawn(site) if discrete else strategy(site)
 
-    with poutine.block(), lenient():
+    with poutine.block(), unvalidated():
         try:
             trace = poutine.trace(InitMessenger(chosen)(model)).get_trace()
         except Exception as error:  # whatever a strategy raises
@@ -245,7 +245,7 @@ class _Enough(Exception):
 
 def _attempt(model: Model) -> Any:
     try:
-        with lenient():
+        with unvalidated():
             return run(model)
     except Exception:  # whatever a model raises where no chain need go
         return None

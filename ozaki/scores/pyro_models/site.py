@@ -24,12 +24,12 @@ _READER: ContextVar[str | None] = ContextVar("reader of log_prob", default=None)
 
 
 @contextmanager
-def walking(second: bool = True) -> Iterator[None]:
+def reading_scores(second: bool = True) -> Iterator[None]:
     """Let `log_prob` of a score without a density give its derivatives: a kernel is reading.
 
     Args:
-        second: whether second derivatives will be read; inside another `walking` that one's word
-            holds.
+        second: whether second derivatives will be read; inside another `reading_scores` that
+            one's word holds.
     """
     token = _READER.set(_READER.get() or ("second" if second else "first"))
     try:

@@ -30,7 +30,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform
 
 from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
-from ozaki.kernels.score_kernel import RunContext
+from ozaki.kernels.target import RunContext
 from ozaki.scores import GaussianScore, LogDensityScore
 from ozaki.scores.pyro_models.model import PyroModelScore, unconstrain
 

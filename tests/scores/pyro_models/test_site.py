@@ -14,7 +14,7 @@ from ozaki import MCMC, ScoreDistribution, ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.linalg import Diagonal, LowRank
 from ozaki.scores import GaussianMixtureScore, GaussianScore, Score
 from ozaki.scores.pyro_models.model import PyroModelScore
-from ozaki.scores.pyro_models.site import walking
+from ozaki.scores.pyro_models.site import reading_scores
 from tests.kit.contracts import moments_match
 
 F64 = torch.float64
@@ -87,7 +87,7 @@ def test_gradient_and_hessian_of_any_expression(prior):
         return 2 * LAW.log_prob(torch.sin(x)) + x[0] ** 2
 
     x = points()
-    with walking():
+    with reading_scores():
         torch.testing.assert_close(vmap(grad(mine))(x), vmap(grad(true))(x))
         hessian = vmap(jacrev(grad(true)))(x)
         torch.testing.assert_close(vmap(jacrev(grad(mine)))(x), hessian)
@@ -130,7 +130,7 @@ def test_gradient_alone_where_no_curvature_will_be_read():
             return super().expand(x, curvature)
 
     score = Counting(KNOWN)
-    with walking(second=False):
+    with reading_scores(second=False):
         found = vmap(grad(ScoreDistribution(score).log_prob))(points())
         torch.testing.assert_close(found, KNOWN.expand(points()).gradient)
         assert set(score.asked) == {None}
@@ -147,7 +147,7 @@ def test_event_and_batch_shapes():
     assert spread.sample(torch.Size([3])).shape == (3, 5, 2, 2)
     assert prior.sample().shape == (2, 2)
     x = torch.randn(5, 2, 2, dtype=F64, requires_grad=True)
-    with walking():
+    with reading_scores():
         value = spread.log_prob(x)
     assert value.shape == (5,)
     torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], -x)
