@@ -20,7 +20,7 @@ from ozaki.foundation import validation
 from ozaki.io import sealed
 from ozaki.io.atomic import sweep, write_atomically
 
-FORMAT = "ozaki.io.checkpoint"
+FORMAT = "ozaki.checkpoint"  # as files have it: it does not move with the module
 VERSION = 1
 FILE = "checkpoint.safetensors"
 REMEDY = "remove it to begin anew, or restore it from a copy"

@@ -66,8 +66,8 @@ class ScoreKernel(MCMCKernel):
         super().__init_subclass__(**options)
         if "_proposal" in vars(cls) and "candidates" not in vars(cls):
             cls.candidates = ()  # there were none when it was written
-        attribute_renamed(cls, "_proposal", "proposal", "0.2")
-        attribute_renamed(cls, "_acceptance", "target_acceptance", "0.2")
+        attribute_renamed(cls, "_proposal", "proposal", "0.3")
+        attribute_renamed(cls, "_acceptance", "target_acceptance", "0.3")
 
     def competing(self, frozen: bool) -> tuple[Candidate, ...]:
         """The candidates that these settings leave to warm-up; all of them by default.

@@ -1,12 +1,16 @@
 """What is deprecated works, and warns where it is called."""
 
+import re
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 
 import pytest
+import torch
 
 from ozaki.foundation.deprecation import attribute_renamed, deprecated, renamed
+from ozaki.linalg import Diagonal
 
 
 @deprecated("new", "2.0")
@@ -79,3 +83,28 @@ def test_the_line_to_change_is_named():
     done = subprocess.run([sys.executable, "-c", CALLER], capture_output=True, text=True)
     lines = [line.split(" ")[0] for line in done.stderr.splitlines() if "Deprecation" in line]
     assert lines == [f"<string>:{line}:" for line in (12, 13, 14, 15)], done.stderr
+
+
+def test_modules_that_moved_still_give_their_names():
+    """Each old path warns, says where the name is now, and gives the very thing."""
+    for old, name, new in (
+        ("ozaki.scores.training", "DSMTrainer", "ozaki.scores.learned.trainer"),
+        ("ozaki.scores.estimator", "ScoreEstimator", "ozaki.scores.learned.estimator"),
+        ("ozaki.scores.networks", "ScoreNetwork", "ozaki.scores.learned.preconditioned"),
+        ("ozaki.scores.networks", "ResidualMLP", "ozaki.scores.learned.mlp"),
+        ("ozaki.scores.distribution", "ScoreDistribution", "ozaki.scores.pyro_models.site"),
+    ):
+        with pytest.warns(DeprecationWarning, match=re.escape(f"{old} is deprecated")) as told:
+            found = getattr(import_module(old), name)
+        assert found is getattr(import_module(new), name)
+        assert new in str(told[0].message)
+    with pytest.raises(AttributeError, match="no attribute 'Absent'"):
+        import_module("ozaki.scores.training").Absent  # noqa: B018
+
+
+def test_roots_of_operators_have_their_old_names():
+    operator = Diagonal(torch.tensor([4.0, 9.0]))
+    with pytest.warns(DeprecationWarning, match="use sqrt_matmul"):
+        assert torch.equal(operator.colour(torch.ones(2)), torch.tensor([2.0, 3.0]))
+    with pytest.warns(DeprecationWarning, match="use clamp_eigenvalues"):
+        assert operator.raised(5.0).diagonal().tolist() == [5.0, 9.0]

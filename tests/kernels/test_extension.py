@@ -9,6 +9,7 @@ from ozaki import MCMC, ScoreOzakiKernel
 from ozaki.kernels import proposals
 from ozaki.kernels.proposals import GaussianStep
 from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.target import RunContext
 from ozaki.kernels.warmup import LANGEVIN, Candidate
 from ozaki.linalg import Diagonal
 from ozaki.scores import GaussianScore
@@ -101,8 +102,7 @@ def test_the_candidate_that_moves_furthest_is_walked_and_has_the_right_moments(k
 
 def test_a_candidate_that_wins_brings_the_acceptance_that_it_seeks():
     kernel = Bold(GAUSS)
-    kernel.setup(300)
-    kernel.num_chains, kernel.generator = 8, torch.Generator().manual_seed(0)
+    kernel.begin(kernel.bind(), 300, RunContext(8, torch.Generator().manual_seed(0)))
     kernel.place(kernel.initial_params)
     assert kernel.engine.warmup.target == 0.234
     while kernel.engine.warming_up:
@@ -147,7 +147,7 @@ def test_the_names_of_before_are_taken_for_one_version():
 
     names = (("Old", "_proposal", "proposal"), ("Old", "_acceptance", "target_acceptance"))
     assert [str(w.message) for w in told] == [
-        f"{old} of {cls} is deprecated and will be removed in ozaki 0.2; use {new}"
+        f"{old} of {cls} is deprecated and will be removed in ozaki 0.3; use {new}"
         for cls, old, new in (*names, ("Older", "_proposal", "proposal"))
     ]
     assert all(w.category is DeprecationWarning for w in told)
