@@ -20,12 +20,14 @@ def top_level(typechecker):
 
 
 jaxtyping.jaxtyped = top_level
-install_import_hook("ozaki", "beartype.beartype")
+install_import_hook("ozaki", "tests.kit.checked.check")
 
 import matplotlib  # noqa: E402
 import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from tests.kit import checked  # noqa: E402
 
 matplotlib.use("Agg")
 DOT = (  # a grey pixel
@@ -45,6 +47,7 @@ hypothesis.settings.load_profile("ozaki")
 def clean_slate():
     """Each test starts from the same global seed and leaves torch's defaults as they were."""
     dtype = torch.get_default_dtype()
+    checked.begin()
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     yield
@@ -60,8 +63,7 @@ def generator() -> torch.Generator:
 def unchecked():
     """Shape checks off: a wrong argument meets ozaki's own error, as a user's would.
 
-    Long chains and trainings are unchecked too: checks cost five times what they check, and the
-    tests of each part make them.
+    Long chains and trainings are unchecked too: the tests of each part make the checks.
     """
     config.update("jaxtyping_disable", True)
     yield
@@ -72,6 +74,6 @@ def unchecked():
 def undrawn(monkeypatch):
     """Pages have a dot in place of each figure: drawing takes most of a page's time.
 
-    The tests of pages draw.
+    The tests of pages draw them.
     """
     monkeypatch.setattr("ozaki.report.plots.encode", lambda figure: DOT)

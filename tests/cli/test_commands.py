@@ -437,6 +437,7 @@ def test_suffixes_of_what_commands_read_may_be_in_capitals(drawn, folder, tmp_pa
     assert done.exit_code in (0, 1), done.output
 
 
+@pytest.mark.thorough
 def test_every_command_tells_of_a_header_of_numbers_and_takes_a_flag(drawn, folder, tmp_path):
     rng = np.random.default_rng(3)
     years = tmp_path / "years.csv"

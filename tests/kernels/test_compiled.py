@@ -130,6 +130,7 @@ def test_a_pyro_model_and_its_data():
     assert (fast.get_samples()["slope"].mean(0) - other)[0] > 1
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("interpreted")
 def test_a_model_that_factorises_a_matrix():
     def model(y):

@@ -237,7 +237,9 @@ def test_the_autocorrelation_drawn_is_that_of_its_definition():
     np.testing.assert_allclose(drawn, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (1, 5, 7), (3, 4, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(5, 7), pytest.param((1, 5, 7), marks=pytest.mark.thorough), (3, 4, 4)], ids=str
+)
 def test_images_and_the_calibration_are_shown(tmp_path, shape):
     seen = []
 

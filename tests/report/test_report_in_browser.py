@@ -79,6 +79,7 @@ def test_the_console_would_be_heard(pages):
     assert "heard" in browse(page, "--dump-dom").stderr
 
 
+@pytest.mark.thorough
 def test_screenshots_are_kept(pages, tmp_path):
     folder = Path(os.environ.get("OZAKI_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from tests.kit.contracts import moments_match, same_law
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-KERNELS = [ScoreOzakiKernel, ScoreLangevinKernel]
+KERNELS = [ScoreOzakiKernel, pytest.param(ScoreLangevinKernel, marks=pytest.mark.thorough)]
 
 
 def run(kernel, model, *args, chains=256, draws=60, warm=200, seed=1):

@@ -96,7 +96,7 @@ def close(found: Tensor, expected: Tensor, scale: float = 1e-7) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=scale * size)
 
 
-@pytest.mark.parametrize("central", [False, True])
+@pytest.mark.parametrize("central", [pytest.param(False, marks=pytest.mark.thorough), True])
 @slower
 @given(law=mixtures(1))
 def test_moments_of_one_dimension_are_those_of_quadrature(law: Mixture, central: bool):

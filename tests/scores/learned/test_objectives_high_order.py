@@ -91,7 +91,7 @@ def wave(p: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("control_variate", [False, True])
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, 3, pytest.param(4, marks=pytest.mark.thorough)])
 @quick
 @given(law=laws())
 def test_orthogonal_is_the_squared_error_on_average(law: Law, n: int, control_variate: bool):

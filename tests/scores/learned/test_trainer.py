@@ -45,7 +45,7 @@ def relative_errors(
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("dim", "modes", "steps"),
-    [(2, 3, 700), (10, 4, 600)],
+    [(2, 3, 700), pytest.param(10, 4, 600, marks=pytest.mark.thorough)],
     ids=["2-d", "10-d"],
 )
 def test_mixtures_are_learned_to_two_per_cent(dim: int, modes: int, steps: int, generator):
@@ -297,7 +297,9 @@ def test_a_network_without_anything_to_train_is_named():
         tiny(network=nn.Identity(), curvature=None).fit(DATA)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, pytest.param(torch.inference_mode, marks=pytest.mark.thorough)]
+)
 def test_training_is_the_same_where_gradients_are_off(mode):
     stream, images = torch.utils.data.DataLoader(DATA, 20), DATA.reshape(60, 1, 3)
     plain = tiny().fit(DATA), tiny().fit(stream), tiny(standardize=None, sigma=5.0).fit(images)
@@ -466,6 +468,7 @@ def test_one_estimator_for_a_range_of_noise_levels(kind: str, tmp_path: Path):
     assert len(estimator.metrics["sigma"]) == len(estimator.metrics["dsm"]) == 5  # pyright: ignore
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unchecked")
 def test_a_range_learns_the_score_at_every_level(generator: torch.Generator):
     law = mixture(2, 3, seed=5)
@@ -518,7 +521,7 @@ def test_a_phase_of_its_own_begins_with_the_features_of_s1():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("order", [3, pytest.param(4, marks=pytest.mark.thorough)])
 def test_orders_three_and_four_meet_the_closed_form(order: int, generator: torch.Generator):
     law = mixture(1, 2, seed=3)
     trainer = DSMTrainer(0.5, order=order, standardize=None, seed=0, max_steps=500, width=32)
