@@ -31,6 +31,7 @@ def test_old_faithful_is_the_published_table():
     assert data.dtype == torch.float32
     # R: summary(faithful), var(faithful$waiting)
     torch.testing.assert_close(data.mean(0), torch.tensor([3.487783, 70.897059]), rtol=0, atol=1e-4)
+    # R's digits: half of the last that is given, and float32's sums
     torch.testing.assert_close(data[:, 1].var(), torch.tensor(184.82331), rtol=1e-5, atol=0)
     assert len(datasets.OLD_FAITHFUL_COLUMNS) == data.shape[1]
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 F64 = torch.float64
 BINS = 10
 EVEN = 1e-4  # the p-value below which ranks are not even: one test in ten thousand, by chance
-UNEVEN = 1e-6
+UNEVEN = 1e-6  # so small that a wrong law is told beyond doubt
 
 
 @pytest.fixture(autouse=True)
@@ -203,6 +203,7 @@ def test_the_closed_form_is_the_posterior(generator):
 def test_ranks_are_even_where_chains_share_a_warm_up(generator):
     ranks, draws = ranks_of_chains(generator)
     for i, each in enumerate(ranks):
+        # so little that the chi-square of the ranks may take draws for independent
         assert lag_one(draws[:, None, :, i]) < 0.1
         assert p_value(each, 9) > EVEN, (i, each)
 

@@ -24,6 +24,7 @@ from ozaki.diagnostics.stein import stein_kernel
 from ozaki.scores import GaussianScore
 from tests.kit import contracts
 from tests.kit.chains import ar1
+from tests.kit.tolerances import MCSE, rounding
 
 
 def iid(chains: int = 4, draws: int = 1000, dim: int = 2, seed: int = 0) -> np.ndarray:
@@ -151,6 +152,7 @@ def test_the_summary_is_arvizs():
     theirs = az.summary(idata, round_to="none")
     assert list(ours.index) == list(theirs.index) == ["x[0]", "x[1]", "y"]
     for name in ("mean", "mcse_mean", "ess_bulk", "r_hat"):
+        # the same formulas: float64, in another order
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-10)
     # of the 5% and 95% quantiles, as in the paper of ESS; from ArviZ 1.0 on others are the default
     tails = az.ess(idata["posterior"], method="tail", prob=(0.05, 0.95))
@@ -165,6 +167,7 @@ def test_matrices_are_named_by_row_and_column():
 def test_one_chain_compares_its_halves():
     drifting = inference_data({"x": iid(1, 1000, 1) + np.linspace(0, 5, 1000)[:, None]})
     steady = inference_data({"x": iid(1, 1001, 1)})
+    # its halves lie 2.5 deviations apart; of equal halves 1.02 is much
     assert diagnostics.summary(drifting)["r_hat"].iloc[0] > 1.5
     assert diagnostics.summary(steady)["r_hat"].iloc[0] < 1.02
 
@@ -172,6 +175,7 @@ def test_one_chain_compares_its_halves():
 @pytest.mark.parametrize(("rho", "expected"), [(0.0, 1), (0.9, 37)])
 def test_thinning_leaves_little_correlation(rho, expected):
     """0.9³⁷ = 0.02."""
+    # a whole number, from an autocorrelation estimated
     assert diagnostics.thinning(autoregressive(rho, draws=5000)) == pytest.approx(expected, rel=0.3)
 
 
@@ -375,7 +379,8 @@ def test_angles_are_judged_by_cosine_and_sine(tmp_path):
     found = diagnostics.summary(idata).loc["a"]
     plain = diagnostics.summary(inference_data({"a": about_pi})).loc["a"]
     # the circular mean of a wrapped normal is that of the normal
-    assert np.cos(found["mean"] - np.pi) > np.cos(5 * found["mcse_mean"])
+    assert np.cos(found["mean"] - np.pi) > np.cos(MCSE * found["mcse_mean"])
+    # two estimates of one deviation, from the same 4,000 draws
     assert found["sd"] == pytest.approx(plain["sd"], rel=0.01)
     # it survives the file
     read = diagnostics.load(diagnostics.save(idata, tmp_path / "draws.nc"))
@@ -457,7 +462,7 @@ def test_the_stein_kernel_is_that_of_its_definition(dim, generator):
         return sa @ sb * k(a, b) + sa @ grad(k, 1)(a, b) + sb @ grad(k, 0)(a, b) + mixed
 
     rows = vmap(vmap(u, (None, None, 0, 0)), (0, 0, None, None))
-    torch.testing.assert_close(stein_kernel(x, s, c), rows(x, s, x, s), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(stein_kernel(x, s, c), rows(x, s, x, s), **rounding(torch.float64))
 
 
 def test_whitening_is_a_change_of_coordinates(generator):
@@ -475,8 +480,10 @@ def test_exact_draws_have_discrepancy_zero_and_wider_ones_have_not(generator):
     wide = 1.3 * exact
     fair = stein_test(exact, -exact, generator=generator)
     unfair = stein_test(wide, -wide, generator=generator)
+    # one seed: not told at 5%, and told at 5 of the 1,001 ranks that replicates allow
     assert fair.p_value > 0.05
     assert unfair.p_value < 0.005
+    # five times what the exact draws give by chance
     assert unfair.discrepancy > 5 * abs(fair.discrepancy)
 
 
@@ -484,7 +491,7 @@ def test_the_p_value_is_uniform_for_exact_draws(generator):
     """100 tests: those under 0.2 are Binomial(100, 0.2), sd 4."""
     draws = torch.randn(100, 100, 2, dtype=torch.float64, generator=generator)
     low = sum(stein_test(x, -x, replicates=200, generator=generator).p_value <= 0.2 for x in draws)
-    assert abs(low - 20) < 4 * 4
+    assert abs(low - 20) < 4 * 4  # 4 standard deviations: stricter than the policy's 5
 
 
 def test_the_v_statistic_falls_as_one_over_n(generator):
@@ -492,6 +499,7 @@ def test_the_v_statistic_falls_as_one_over_n(generator):
         draws = torch.randn(40, n, 1, dtype=torch.float64, generator=generator)
         return torch.stack([kernel_stein_discrepancy(x, -x, statistic="V") for x in draws]).mean()
 
+    # the mean of 40: guards against n^-½, whose ratio is 2, and n^-2, whose is 16
     assert float(size(100) / size(400)) == pytest.approx(4, rel=0.35)
 
 
@@ -500,6 +508,7 @@ def test_chains_are_thinned_before_they_are_tested():
     x = torch.tensor(autoregressive(0.95, draws=2000))
     score = GaussianScore(torch.zeros(1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
     fair = diagnostics.sampler_test(score, x)
+    # one seed: 0.01 is the level of the test, here and below
     assert fair is not None and fair.p_value > 0.01 and fair.points < 300
     unfair = diagnostics.sampler_test(score, 2 * x)
     assert unfair is not None and unfair.p_value < 0.01

@@ -132,7 +132,7 @@ def test_the_same_numbers_under_every_mode(name):
             found = WORK[name]()
         assert found.keys() == wanted.keys()
         for key, value in wanted.items():
-            torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+            torch.testing.assert_close(found[key], value, rtol=0, atol=0)  # the very same
 
 
 def test_the_caller_s_modes_are_left_as_they_were():

@@ -98,6 +98,7 @@ def test_a_page_is_whole_at_both_widths(copy, name, dark):
         assert all(drawn for _, drawn in found["images"])
         assert found["headings"].count(1) == 1
         grounds = {luminance(pair.split("|")[1]) for pair in found["colours"]}
+        # of a scale from black, 0, to white, 1
         assert (max(grounds) < 0.9) == dark, "the scheme was not followed"
 
 

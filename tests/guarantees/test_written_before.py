@@ -77,5 +77,6 @@ def test_a_run_that_was_stopped_goes_on(before, name, kernel):
 @pytest.mark.parametrize("name", ["draws.nc", "draws.zarr"])
 def test_draws_are_read_and_judged(before, name):
     idata = diagnostics.load(before / name)
+    # the digits that the expected values were written with
     assert np.allclose(np.asarray(idata["posterior"]["x"]), EXPECTED["draws"], rtol=1e-6)
     assert not diagnostics.verdict(idata).trusted  # twenty draws a chain

@@ -22,6 +22,7 @@ from ozaki.scores import GaussianMixtureScore, GaussianScore
 from ozaki.scores.density import LogDensityScore
 from tests.kernels.test_transition import Mixed, ScoreOnly
 from tests.kit.strategies import generator
+from tests.kit.tolerances import rounding
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 ROOMY = torch.tensor([[1.0, 0.3], [0.3, 0.5]]).double()
@@ -75,9 +76,10 @@ def same(make, *args, **options):
     """One run as it stands, one compiled."""
     plain, fast = (walked(make(flag), *args, **options) for flag in (False, True))
     for name, draws in plain.get_samples(group_by_chain=True).items():
-        assert_close(fast.get_samples(group_by_chain=True)[name], draws, rtol=1e-4, atol=1e-4)
+        assert_close(fast.get_samples(group_by_chain=True)[name], draws, **rounding(torch.float32))
     for name, stats in plain.result.draws.stats.items():
-        assert_close(fast.result.draws.stats[name], stats, rtol=1e-3, atol=1e-3)
+        # stats are sums and differences of many terms
+        assert_close(fast.result.draws.stats[name], stats, **rounding(torch.float32, terms=10))
     return fast
 
 

@@ -22,6 +22,7 @@ from ozaki.kernels.noise import NoiseBlock
 from ozaki.kernels.proposals import langevin
 from ozaki.kernels.transition import KernelSpec
 from ozaki.sampling import zarr_draws
+from tests.kit.tolerances import ROUNDING, rounding
 from tests.sampling.test_loop import DATA, KERNELS, MIXTURE, model
 
 pytestmark = [pytest.mark.usefixtures("unchecked"), pytest.mark.thorough]
@@ -91,9 +92,11 @@ def assert_same(found, want):
         assert draws.keys() == want[0].keys()
         for name, value in draws.items():
             assert torch.equal(value, found[0][0][name]), name
-            assert_close(value, want[0][name], rtol=1e-4, atol=1e-4)
+            assert_close(value, want[0][name], **rounding(torch.float32))
         for name, value in figures["acceptance rate"].items():
-            assert value == pytest.approx(want[1]["acceptance rate"][name], rel=1e-4)
+            assert value == pytest.approx(
+                want[1]["acceptance rate"][name], rel=ROUNDING[torch.float32]
+            )
         assert figures["divergences"] == want[1]["divergences"]
 
 
@@ -361,4 +364,4 @@ def test_under_torchrun(tmp_path):
         assert "Warning" not in done.stderr
     one, first, second = (torch.load(tmp_path / f"{n}.pt") for n in ("one", 0, 1))
     assert torch.equal(first, second)
-    assert_close(first, one, rtol=1e-4, atol=1e-4)
+    assert_close(first, one, **rounding(torch.float32))

@@ -15,6 +15,7 @@ from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.base import Expansion
 from tests.kit.oracles import affine_map, stationary_covariance
 from tests.kit.strategies import gaussians, generator, mixtures, operators, seeds, spd
+from tests.kit.tolerances import rounding
 
 step_sizes = st.floats(1e-3, 50.0)
 
@@ -22,8 +23,9 @@ step_sizes = st.floats(1e-3, 50.0)
 def test_phi_against_exact_values_and_its_slope():
     u = torch.tensor([-700.0, -1.0, -1e-3, -1e-5, 0.0, 1e-9, 1e-4, 2.0], dtype=torch.float64)
     want = [math.expm1(v) / v if v else 1.0 for v in u.tolist()]
+    # some roundings of float64, whose resolution is 2e-16
     assert_close(phi(u), torch.tensor(want, dtype=torch.float64), rtol=1e-12, atol=0)
-    assert_close(phi(u.float()).double(), phi(u), rtol=1e-6, atol=0)
+    assert_close(phi(u.float()).double(), phi(u), rtol=1e-6, atol=0)  # eight roundings of float32
     u.requires_grad_()
     (slope,) = torch.autograd.grad(phi(u).sum(), u)
     assert_close(slope[4], torch.tensor(0.5, dtype=torch.float64))
@@ -34,6 +36,7 @@ def test_phi_against_exact_values_and_its_slope():
 def test_dense_ozaki_leaves_a_gaussian_invariant(score, h):
     m, b, c = affine_map(ozaki, score, h, "dense")
     sigma, size = score.covariance, score.covariance.abs().amax()
+    # float64, of covariances of condition 100: stricter than the policy's
     assert_close((m @ sigma @ m.mT + c) / size, sigma / size, atol=1e-9, rtol=1e-9)
     assert_close(m @ score.mean + b, score.mean, atol=1e-9, rtol=1e-9)
 
@@ -49,6 +52,7 @@ def test_the_invariance_test_sees_a_flipped_sign():
 
     for wrong in (flipped, halved):
         m, _, c = affine_map(wrong, score, 0.7, "dense")
+        # far above any rounding: the check above tells wrong maps
         assert (m @ score.covariance @ m.mT + c - score.covariance).abs().amax() > 0.05
 
 
@@ -84,6 +88,7 @@ def test_ozaki_tends_to_langevin_as_curvature_vanishes(score, seed, kind):
         ).abs().amax()
         gaps.append(float(gap))
     # at the rate of the curvature itself: φ(u) = 1 + u/2 + …
+    # a tenth, and the second-order term's tenth of that; 1e-12 for rounding
     assert gaps[1] <= 0.11 * gaps[0] + 1e-12
 
 
@@ -92,7 +97,7 @@ def test_positive_curvature_is_flattened_and_counted(op):
     values = torch.linalg.eigvalsh(op.dense())
     assert_close(modified(op), (values > 0).double().sum(-1))
     flat = torch.linalg.eigvalsh(concave(op).dense())
-    assert_close(flat, values.clamp(max=0), atol=1e-8, rtol=1e-8)
+    assert_close(flat, values.clamp(max=0), **rounding(torch.float64))
 
 
 def test_where_curvature_is_positive_the_step_is_langevins():
@@ -113,13 +118,14 @@ def test_log_prob_is_the_gaussian_density(op, seed):
     y = torch.randn(*op.diagonal().shape, generator=g, dtype=torch.float64)
     law = torch.distributions.MultivariateNormal(mean, spread.dense(), validate_args=False)
     got = GaussianStep(mean, spread)
+    # float64, of squares of eigenvalues plus 0.1: their condition has no bound
     assert_close(got.log_prob(y), law.log_prob(y), rtol=1e-6, atol=1e-6)
     z = torch.zeros_like(mean)
     assert_close(got.sample(z), mean)
     # a unit step along z moves by a square root of the covariance
     root = torch.stack([got.sample(e.expand_as(mean)) - mean for e in torch.eye(op.dim).double()])
     root = root.movedim(0, -1)
-    assert_close(root @ root.mT, spread.dense(), rtol=1e-6, atol=1e-6)
+    assert_close(root @ root.mT, spread.dense(), rtol=1e-6, atol=1e-6)  # as above
 
 
 @pytest.mark.parametrize("h", [0.1, 1.0, 3.0])
@@ -141,6 +147,7 @@ def test_diagonal_ozaki_is_biased_under_correlation(h):
     a = -1 / (1 - rho**2)
     pull, spread = math.expm1(h * a / 2) / a, math.expm1(h * a) / a
     for value, width in zip(got, (1.9, 0.1), strict=True):
+        # float64's rounding of a Lyapunov solve
         assert value == pytest.approx(spread / (1 - (1 - pull / width) ** 2), rel=1e-9)
     assert got[0] < 0.8 * 1.9  # the wide direction comes out too narrow
 

@@ -125,7 +125,7 @@ def test_unadjusted_kernels_follow_their_own_stationary_law(kernel, proposal, ki
     if kind == "dense":
         assert gap < 1e-9  # exact at any step
     else:
-        assert gap > 0.1
+        assert gap > 0.1  # off by far more than 5 MCSE, as the next lines show
         with pytest.raises(AssertionError, match="MCSE"):
             moments_match(draws, STEEP.mean, STEEP.covariance)
 

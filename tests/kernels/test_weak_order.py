@@ -118,6 +118,7 @@ class Fit(NamedTuple):
         The limit's own error falls by 2 or more when h is halved, so it is below the last move.
         """
         near = abs(self.limit - coefficient) < self.doubt
+        # what second-order terms leave at these steps; another order is 1 off
         return near and abs(self.slope - 1) < 0.15
 
 
@@ -161,6 +162,7 @@ def test_on_a_gaussian_langevin_has_the_variance_of_the_closed_form():
     for h in (0.4, *STEPS):
         weight = stationary(transitions(langevin, GAUSS, h, None))
         want = 0.64 / (1 - h / 2.56)
+        # float64, over the sums of the grid
         assert float((weight * (X - 0.5).square()).sum()) == pytest.approx(want, rel=1e-10)
 
 
@@ -168,6 +170,7 @@ def test_on_a_gaussian_langevin_has_the_variance_of_the_closed_form():
 def test_on_a_gaussian_ozaki_has_no_bias_at_any_step(kind):
     for h in (3.0, 0.4, *STEPS):
         weight = stationary(transitions(ozaki, GAUSS, h, kind))
+        # float64, over the sums of the grid, as is the next
         assert float((weight * X).sum()) == pytest.approx(0.5, rel=1e-10)
         assert float((weight * (X - 0.5).square()).sum()) == pytest.approx(0.64, rel=1e-10)
 
@@ -180,6 +183,7 @@ def test_a_diagonal_curvature_is_of_order_one_under_correlation():
         m, _, c = affine_map(ozaki, score, h, "diagonal")
         bias.append(stationary_covariance(m, c) - sigma)
     slope = torch.log2(bias[1] / bias[2])
+    # second-order terms, as in `holds`
     torch.testing.assert_close(slope, torch.ones(2, 2, dtype=F64), atol=0.15, rtol=0)
 
 
@@ -190,6 +194,7 @@ def test_a_diagonal_curvature_is_of_order_one_under_correlation():
 def test_the_reference_diffusion_keeps_its_law_and_composes(law):
     weight, _, _ = derivatives(LAWS[law], X)
     half, whole = diffusion(LAWS[law], 0.5), diffusion(LAWS[law], 1.0)
+    # float64's rounding of an eigendecomposition, of weights below 1; so is the next
     torch.testing.assert_close(weight @ whole, weight, atol=1e-11, rtol=0)
     f = (weight.unsqueeze(-1) * half) @ (half @ X)
     torch.testing.assert_close(f, weight * (whole @ X), atol=1e-11, rtol=0)
@@ -210,14 +215,14 @@ def error(proposal, score, kind, f, h, steps):
 @pytest.mark.parametrize(("proposal", "kind"), KERNELS)
 def test_one_step_errs_by_h_squared(proposal, kind, law):
     a, b = (error(proposal, LAWS[law], kind, square, h, 1) for h in STEPS[1:])
-    assert math.log2(a / b) == pytest.approx(2, abs=0.15)
+    assert math.log2(a / b) == pytest.approx(2, abs=0.15)  # second-order terms, as in `holds`
 
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize(("proposal", "kind"), KERNELS)
 def test_after_a_given_time_the_error_is_of_order_one(proposal, kind, law):
     a, b = (error(proposal, LAWS[law], kind, square, h, round(1 / h)) for h in STEPS[1:])
-    assert math.log2(a / b) == pytest.approx(1, abs=0.15)
+    assert math.log2(a / b) == pytest.approx(1, abs=0.15)  # second-order terms, as in `holds`
 
 
 # -- and it can fail ------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from importlib.metadata import version
 import arviz as az
 import numpy as np
 
+from tests.kit.tolerances import MCSE, MINIMUM_ESS
+
 ARVIZ = int(version("arviz").split(".")[0])
 
 
-def moments_match(draws, mean, covariance, *, minimum_ess=400, mcse=5.0):
+def moments_match(draws, mean, covariance, *, minimum_ess=MINIMUM_ESS, mcse=MCSE):
     """Mean and covariance of (chains, draws, D) within 5 MCSE of the truth, at ESS ≥ 400.
 
     The covariance is checked on the products (x − μ)_i (x − μ)_j, each with its own MCSE.
@@ -30,7 +32,7 @@ def moments_match(draws, mean, covariance, *, minimum_ess=400, mcse=5.0):
         assert error < mcse, f"{name}: {values.mean():.4g} against {truth:.4g}, {error:.1f} MCSE"
 
 
-def same_law(draws, reference, *, mcse=5.0, minimum_ess=400):
+def same_law(draws, reference, *, mcse=MCSE, minimum_ess=MINIMUM_ESS):
     """Means and second moments of two sets of draws, (chains, draws), agree within their MCSE."""
     for power in (1, 2):
         a, b = (np.asarray(x, dtype=float) ** power for x in (draws, reference))

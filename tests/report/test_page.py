@@ -82,7 +82,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path):
         assert outward not in text
     assert dict(page.tags[0][1]) == {"lang": "en"}
     assert next(t for t, _ in page.tags if t in ("h1", "h2")) == "h1"
-    assert len(text) < 5e6
+    assert len(text) < 5e6  # 5 MB, which any mail takes
     for expected in ("4 chains agree", "a normal law", "x[1]", "ScoreOzakiKernel", "torch", "own"):
         assert expected in page.text
     # the verdict stands before the table and the figures
@@ -234,6 +234,7 @@ def test_the_autocorrelation_drawn_is_that_of_its_definition():
     drawn = plots.autocorrelation({"x": row[None]}, lags=10).axes[0].get_lines()[1].get_ydata()
     c = row - row.mean()
     expected = [float(c[: len(c) - k] @ c[k:]) / float(c @ c) for k in range(10)]
+    # float64: sums of 1,000 products over their size
     np.testing.assert_allclose(drawn, expected, atol=1e-12)
 
 

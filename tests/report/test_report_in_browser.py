@@ -57,8 +57,10 @@ def test_it_is_whole_and_readable(pages, name, dark):
         assert found["headings"].count(1) == 1 and steps.max() == 1
         for pair in found["colours"]:
             ink, ground = sorted(map(luminance, pair.split("|")))
+            # WCAG 2 asks for 4.5 of small text (AA)
             assert (ground + 0.05) / (ink + 0.05) >= 4.5, pair
     grounds = {pair.split("|")[1] for pair in seen[390]["colours"]}
+    # of a scale from black, 0, to white, 1
     assert (max(map(luminance, grounds)) < 0.2) == dark, "the scheme was not followed"
 
 

@@ -12,6 +12,7 @@ import torch
 from ozaki import MCMC, ScoreDistribution, ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.scores import GaussianMixtureScore
 from tests.kit.contracts import moments_match, same_law
+from tests.kit.tolerances import MCSE
 from tests.scores.pyro_models.test_site import DATA, MAP, Bare
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -91,7 +92,7 @@ def test_the_oracle_agrees_with_importance_sampling():
         values, truth = values.flatten(1), truth.flatten()
         found = weights @ values
         error = (weights.square() @ (values - found).square()).sqrt()
-        assert bool(((found - truth).abs() < 5 * error).all())
+        assert bool(((found - truth).abs() < MCSE * error).all())
 
 
 def test_with_the_scale_of_the_noise_unknown():

@@ -91,6 +91,7 @@ def moments_by_quadrature(weights: Tensor, grid: Tensor, n: int, central: bool) 
     return [torch.stack(k) for k in zip(*found, strict=True)]
 
 
+# float64, of sums of products of four factors
 def close(found: Tensor, expected: Tensor, scale: float = 1e-7) -> None:
     size = 1 + float(expected.abs().max())
     torch.testing.assert_close(found, expected, rtol=0, atol=scale * size)
@@ -227,6 +228,7 @@ def test_central_moments_do_not_cancel_far_from_zero():
     found = posterior_moments((0 * x, 0 * x - 1 / 1.01), x, sigma, central=True)
     torch.testing.assert_close(found[1], torch.full((1, 1), 0.01 / 1.01))
     raw = posterior_moments((0 * x, 0 * x - 1 / 1.01), x, sigma)
+    # float32 resolves 1e8 to 8: the difference of squares is lost in that
     assert float((raw[1] - raw[0] ** 2 - found[1]).abs()) > 1e-3
 
 

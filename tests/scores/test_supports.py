@@ -68,6 +68,7 @@ parts = st.one_of(
 
 def settled(x):
     """Whether the draws are such as the grid and the dtype resolve."""
+    # what the grid of u and the dtype hold
     return bool(x.isfinite().all()) and float(x.abs().max()) < 1e6
 
 
@@ -88,6 +89,7 @@ def test_a_transformed_law_lives_where_its_transforms_lead(base, transforms):
     assume(settled(x) and float(x.std()) > 1e-3)
     inside = support.check(x)
     ends = ends_of(support)
+    # rounding of the transform at an end
     edge = (x - ends.lower).abs().minimum((x - ends.upper).abs()) < 1e-9 * (1 + x.abs())
     assert bool((inside | edge).all())
     u = law_transform(law).inv(x)
@@ -142,6 +144,7 @@ def test_bounds(law, lower, upper):
     ) == pytest.approx(upper)
     law_transform(law)
     if not law.event_shape:
+        # of the quadrature, and of the tails beyond its grid
         assert mass(law) == pytest.approx(1.0, abs=1e-3)
 
 
@@ -204,6 +207,7 @@ def test_positive_definite_matrices(n, seed):
     u = torch.randn(n * (n + 1) // 2, dtype=F64)
     x = transform(u)
     assert bool(constraints.positive_definite.check(x))
+    # float64, a root and back; as are the others of this file
     assert torch.allclose(transform.inv(x), u, atol=1e-9)
     rows, columns = torch.tril_indices(n, n)
     jacobian = torch.autograd.functional.jacobian(lambda v: transform(v)[rows, columns], u)

@@ -75,6 +75,7 @@ def test_columns_of_either_sign_hold_the_ends_of_the_spectrum(rank, below, gener
     torch.testing.assert_close(found.diagonal()[0], truth.diagonal(dim1=-2, dim2=-1).reshape(7))
     missed = (found.dense()[0] - truth).detach().square().sum()
     if rank == 7:
+        # a sum of 49 squares of float64's roundings, 1e-10 each at most
         assert float(missed) < 1e-20
     else:  # what is left is no more than the spread of the eigenvalues that no column holds
         values = torch.linalg.eigvalsh(truth.reshape(7, 7)).detach()[below : below + 7 - rank]
@@ -111,14 +112,16 @@ def test_few_rows_are_shrunk_and_many_are_not(n: int):
 
     bare = fitted(rows, held, sigma)
     bare.values.copy_(raw)
+    # shrinking moves them by more than a hundredth, or by nothing to speak of
     shrunk = not torch.allclose(found.values, raw, rtol=1e-2)
     assert shrunk == (n < 1000)
-    assert loss(found) < loss(bare) + 0.01 * abs(loss(bare))
+    assert loss(found) < loss(bare) + 0.01 * abs(loss(bare))  # no worse, but for a hundredth
     if n < 40:
         assert loss(found) < 0.0 < loss(bare)
     truth = departed(law, sigma, Heads()).baseline
     assert loss(truth) < loss(found)
     if n > 1000:
+        # the optimum of so many rows, but for two hundredths; losses are negative
         assert loss(found) < 0.98 * loss(truth)
 
 
@@ -184,6 +187,7 @@ def test_a_correlated_normal_is_learned_at_once(form: dict, kind, generator):
     jacobian = estimator.autodiff().expand(x[:5], "dense").curvature.dense()
     assert error(jacobian, truth.curvature.dense()[:5]) < 0.01
     plain = tiny(baseline=False, **options).fit(data)
+    # far: without a baseline these few steps learn little
     assert error(plain.expand(x).gradient, truth.gradient) > 0.1
     ranked = compare(estimator, exact.sample(500, generator), {"plain": plain}, draws=1000)
     assert ranked[-1].name == "plain"
@@ -200,8 +204,9 @@ def test_the_gain_is_the_ratio_of_two_losses(sigma: float):
 
     alike = 7 / torch.trace(noisy) * torch.eye(7, dtype=torch.float64)
     ratio = float(loss(torch.linalg.inv(noisy)) / loss(alike))
+    # float64, of an inverse; stricter than the policy's
     assert base.gain(sigma) == pytest.approx(ratio, rel=1e-9)
-    assert base.gain(1e4) == pytest.approx(1, abs=1e-6)
+    assert base.gain(1e4) == pytest.approx(1, abs=1e-6)  # 1 but for the law's variances over 1e8
 
 
 def test_the_default_is_for_stiff_data_and_not_for_clusters(generator):

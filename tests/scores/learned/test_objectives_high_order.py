@@ -103,6 +103,7 @@ def test_orthogonal_is_the_squared_error_on_average(law: Law, n: int, control_va
         loss = orthogonal(estimate, x, z, law.sigma, control_variate=control_variate)
         error = estimate(x + law.sigma * z)[-1] - s_n
         expected = w @ (error.square() - s_n.square())[:, 0]
+        # of the quadrature in z
         torch.testing.assert_close(w @ loss, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -297,8 +298,9 @@ def test_an_error_in_s1_ruins_the_plain_target_and_not_the_orthogonal():
     offset = 3 * (1 + law.sigma**2 * s2) * delta / law.sigma**2 + delta**3
     plain = plain_optimum(law, low, s1 + delta)
     torch.testing.assert_close(plain, s3 - offset)
-    assert abs(float(plain) + 29) < 0.5
+    assert abs(float(plain) + 29) < 0.5  # −29 and −3.3 are rounded: half of the last digit
     torch.testing.assert_close(optimum(law, low, (s1 + delta, s2)), s3 - delta**3)
+    # δ³ = 0.001, and as much for s3 at the place found
     assert abs(float(optimum(law, low, (s1 + delta, s2))) + 3.3) < 0.002
 
 
@@ -308,6 +310,7 @@ def test_an_error_in_s1_ruins_the_plain_target_and_not_the_orthogonal():
 def test_an_error_in_a_lower_order_moves_the_optimum_at_second_order(law, n, at, delta):
     point = torch.tensor(at, dtype=torch.float64)
     *lower, s_n = law.exact(n)(point)
+    # of the quadrature in x; so are those below
     torch.testing.assert_close(optimum(law, point, tuple(lower)), s_n, rtol=1e-7, atol=1e-7)
     shifted = (lower[0] + delta, *lower[1:])
     power = (-delta) ** n
@@ -319,6 +322,7 @@ def test_an_error_in_a_lower_order_moves_the_optimum_at_second_order(law, n, at,
             for h in (step, -step)
         ]
         slope = (ends[0] - ends[1]) / (2 * step)
+        # truncation of the central difference, step² = 1e-6, times third derivatives
         assert abs(float(slope)) < 1e-5, f"s{k + 1} moves s{n}"
 
 
@@ -349,6 +353,7 @@ def test_the_control_variate_has_mean_zero_at_every_point(n: int, seed: int, sig
     w = torch.softmax(-0.5 * z[:, 0] ** 2, 0)
     scale = float(w @ control.abs())
     assert scale > 0
+    # float64, of a sum that cancels: stricter than the policy's
     assert abs(float(w @ control)) < 1e-9 * scale
 
 

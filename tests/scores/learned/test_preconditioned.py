@@ -78,6 +78,7 @@ def test_posterior_variance_is_continuous_with_its_slope_and_positive():
     points = torch.zeros(5, 1, dtype=torch.float64)
     s2 = both(wrap(Given(), sigma, dim=1), points)[1].squeeze(-1)
     slopes = s2.diff()
+    # the points are 2e-4 apart: what a second derivative adds over them
     torch.testing.assert_close(slopes, slopes[:1].expand(4), rtol=1e-3, atol=0.0)
     steep = both(wrap(Constant(-20.0), sigma), torch.zeros(1, 3, dtype=torch.float64))[1]
     assert bool((1 + sigma**2 * steep > 0).all())
@@ -87,6 +88,7 @@ def test_small_sigma_does_not_cancel_in_float32():
     sigma, g = 1e-3, -7.0
     low = both(wrap(Constant(g), sigma), torch.zeros(1, 3))[1]
     high = both(wrap(Constant(g), sigma), torch.zeros(1, 3, dtype=torch.float64))[1]
+    # eight roundings of float32
     torch.testing.assert_close(low.double(), high, rtol=1e-6, atol=0.0)
 
 
@@ -159,7 +161,7 @@ def test_parts_that_are_not_asked_for_change_nothing(shared: bool):
     x = torch.randn(4, 3)
     out = net(x)
     assert net(x, None, (True, False)).s2 is None
-    torch.testing.assert_close(net.first(x), out.s1, rtol=0, atol=0)
+    torch.testing.assert_close(net.first(x), out.s1, rtol=0, atol=0)  # the very same
     torch.testing.assert_close(net(x, None, (False, True)).s2.dense(), out.s2.dense())
 
 

@@ -20,6 +20,7 @@ from ozaki.io.checkpoint import FILE
 from ozaki.scores.learned import phase
 from ozaki.scores.learned.estimator import ScoreEstimator
 from ozaki.scores.learned.trainer import DSMTrainer
+from tests.kit.tolerances import rounding
 
 DATA = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) ** 3
 
@@ -257,9 +258,13 @@ def test_two_processes_reach_the_result_of_one(tmp_path: Path):
     assert two.stdout.count("saved in two") == 1
     a, b = ScoreEstimator.load(tmp_path / "one"), ScoreEstimator.load(tmp_path / "two")
     first, second = a.expand(DATA, "diagonal"), b.expand(DATA, "diagonal")
-    torch.testing.assert_close(first.gradient, second.gradient, rtol=1e-3, atol=1e-3)
+    # of 60 steps of training
+    torch.testing.assert_close(first.gradient, second.gradient, **rounding(torch.float32, terms=10))
     torch.testing.assert_close(
-        first.curvature.diagonal(), second.curvature.diagonal(), rtol=1e-2, atol=1e-2
+        # of a second derivative, which training holds less
+        first.curvature.diagonal(),
+        second.curvature.diagonal(),
+        **rounding(torch.float32, terms=100),
     )
     odd = run([*options[:-1], "33", "--out", "three"], tmp_path, processes=2)
     assert odd.returncode != 0

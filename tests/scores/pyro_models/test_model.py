@@ -16,8 +16,9 @@ from ozaki.scores.batching import Batching
 from ozaki.scores.differentiation import expand_looped
 from ozaki.scores.pyro_models.layout import Sites, check_initial_params
 from ozaki.scores.pyro_models.model import PyroModelScore, unconstrain
+from tests.kit.tolerances import rounding
 
-CLOSE = dict(rtol=1e-8, atol=1e-8)
+CLOSE = rounding(torch.float64)
 
 
 @pytest.fixture(autouse=True)

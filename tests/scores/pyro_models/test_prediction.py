@@ -16,6 +16,7 @@ from ozaki.scores import GaussianScore
 from ozaki.scores.pyro_models import prediction
 from ozaki.scores.pyro_models.model import PyroModelScore
 from tests.kit.contracts import ARVIZ
+from tests.kit.tolerances import MCSE
 
 matplotlib.use("Agg")
 
@@ -140,16 +141,16 @@ def test_new_data_follow_the_draws(chains):
     mu, sd = (found.posterior[name].values[..., None] for name in ("mu", "sd"))
     z = (found.posterior_predictive["y"].values - mu) / sd
     count = z.size
-    assert abs(z.mean()) < 5 / count**0.5
-    assert abs((z**2).mean() - 1) < 5 * (2 / count) ** 0.5
+    assert abs(z.mean()) < MCSE / count**0.5
+    assert abs((z**2).mean() - 1) < MCSE * (2 / count) ** 0.5
     # of the next point given each draw, not the data over again
     assert (found.posterior_predictive["y"].values != Y.numpy()).all()
 
 
 def test_prior_draws_follow_the_prior(chains):
     prior = chains.to_inference_data(prior=2000).prior
-    assert abs(float(prior["mu"].mean())) < 5 * 5 / 2000**0.5
-    assert abs(float((prior["sd"] ** 2).mean()) - 1) < 5 * (2 / 2000) ** 0.5
+    assert abs(float(prior["mu"].mean())) < MCSE * 5 / 2000**0.5
+    assert abs(float((prior["sd"] ** 2).mean()) - 1) < MCSE * (2 / 2000) ** 0.5
 
 
 def test_likelihoods_may_be_left_out(chains):
@@ -202,7 +203,7 @@ def test_a_summed_out_site_that_observations_share_is_not_drawn_from_its_prior()
         assert prediction.posterior_predictive(one, torch.zeros(2, 1), seed=0) == {}
     found = prediction.posterior_predictive(each, torch.zeros(400, 1), seed=0)["y"]
     assert found.shape == (400, 5)
-    assert abs(float(found.mean()) - 5) < 5 * 26**0.5 / 2000**0.5
+    assert abs(float(found.mean()) - 5) < MCSE * 26**0.5 / 2000**0.5
 
 
 @pytest.mark.parametrize(
