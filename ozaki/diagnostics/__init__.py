@@ -1,4 +1,4 @@
-"""Whether to trust draws: figures, checks, a verdict, and the files that draws are kept in."""
+"""This package judges draws: figures, checks and a verdict; and it reads and writes their files."""
 
 from ozaki.diagnostics.arviz_data import (
     components,

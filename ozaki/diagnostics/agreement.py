@@ -1,4 +1,4 @@
-"""Whether chains differ by more than chance.
+"""`agreement` tests whether chains differ by more than chance.
 
 R-hat of equal chains is above 1 by chance, the more so the fewer independent draws there are and
 the more components are looked at. What chance gives is known from the chains' own correlations:
@@ -27,22 +27,22 @@ special = lazy("scipy.special")
 stats = lazy("scipy.stats")
 
 ALARMS = 0.018  # runs of equal chains told to differ; measured rates lie below: benchmarks/verdicts
-# the share of the alarms that each test has: what it asks most is whether one chain's mean is off
+# the share of the alarms that each test may raise; most go to one chain whose mean is off
 SHARES = {"chain": 0.7, "halves": 0.1, "chain, folded": 0.1, "halves, folded": 0.1}
-BLOCKS = 1024  # at most, of a half chain: its slow correlations are those of its block means
-ROUNDS = 4  # to solve for V, which the correlations that V comes from contain
+BLOCKS = 1024  # most blocks of a half chain: its slow correlations are those of its block means
+ROUNDS = 4  # iterations to solve for V: the correlations that give V depend on V
 # V is found too small where a half chain is worth e < 10 independent draws: by 1.03 at e = 10, 1.14
 # at 5, 1.33 at 3.5, 1.7 at 2.6 (equal AR(1) chains, 4 to 100 of them)
 SHORT = 5.0
-SPREAD = 0.7  # of the degrees of freedom of V: far out its estimate spreads more than theirs
-TELLS = 150  # independent draws, from which on chance can be told; of 400, 1 in 10⁵ seem so few
-NONE = 1e-18  # a variance that is rounding
-AT_ONCE = 2**18  # draws, of as many components as have no more
-MOST_TIMES = 100  # as many draws, from which on a number says nothing
+SPREAD = 0.7  # factor on V's degrees of freedom: its estimate has heavier tails
+TELLS = 150  # least independent draws to judge chance by; 400 are taken for fewer once in 10⁵
+NONE = 1e-18  # relative variance that is only rounding
+AT_ONCE = 2**18  # most draws in a batch of components
+MOST_TIMES = 100  # most times as many draws for which a number is given
 
 
 class Agreement(NamedTuple):
-    """How far chains differ, by component.
+    """The figures that tell how far chains differ, by component.
 
     Attributes:
         p_value: the chance of so much between equal chains, in one component.
@@ -64,7 +64,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(draws: list[np.ndarray]) -> Agreement:
-    """Whether the chains of each component differ by more than chance.
+    """Test for each component whether its chains differ by more than chance.
 
     The p-value is the smallest of the four tests', each over its share of the alarms.
 
@@ -87,10 +87,10 @@ def agreement(draws: list[np.ndarray]) -> Agreement:
 
 
 def differ(found: Agreement, components: int, rhat: float) -> np.ndarray:
-    """Which components have an R-hat above `rhat` that chance does not explain.
+    """Say which components have an R-hat above `rhat` that chance does not explain.
 
-    It does not where the p-value is below the alarms' share of one component, nor where so few
-    independent draws are there that slow chains and chains that stay apart look alike.
+    Chance does not explain it where the p-value is below one component's share of the alarms. Nor
+    does it where independent draws are so few that slow chains look like chains that stay apart.
 
     Args:
         found: what `agreement` returned.
@@ -111,7 +111,7 @@ def differ(found: Agreement, components: int, rhat: float) -> np.ndarray:
 
 
 def more_draws(found: Agreement, component: int, components: int, rhat: float) -> int | None:
-    """Draws a chain after which chance alone brings no R-hat above `rhat`, beyond those there are.
+    """Return how many more draws a chain needs before chance alone gives no R-hat above `rhat`.
 
     With F the quantile of the second test, the bound on R-hat is √(1 − 1/n + F n⁻¹ τ), where n/τ
     independent draws are in a half chain of n.
@@ -154,7 +154,7 @@ def _batches(draws: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
 
 
 def _agreement(x: np.ndarray) -> Agreement:
-    """Of (components, chains, draws)."""
+    """Test components, (components, chains, draws), together."""
     if x.shape[1] == 1:
         x = x[:, 0, : x.shape[2] // 2 * 2].reshape(len(x), 2, -1)
     chains, length = x.shape[1], x.shape[2] // 2
@@ -172,7 +172,7 @@ def _agreement(x: np.ndarray) -> Agreement:
 
 
 class _Tests(NamedTuple):
-    """p-values of both tests, and what they come from, by component."""
+    """The p-values of both tests, and the figures behind them, by component."""
 
     chain: np.ndarray
     halves: np.ndarray
@@ -182,7 +182,7 @@ class _Tests(NamedTuple):
 
 
 def _scores(x: np.ndarray) -> np.ndarray:
-    """Normal scores of the ranks among all draws of a component; equal draws share their rank."""
+    """Return normal scores of ranks among all draws of a component; equal draws share a rank."""
     flat = x.reshape(len(x), -1)
     count = flat.shape[1]
     order = np.argsort(flat, axis=1)
@@ -203,7 +203,7 @@ def _scores(x: np.ndarray) -> np.ndarray:
 
 
 def _tests(z: np.ndarray, chains: int) -> _Tests:
-    """Of (components, halves, draws): the first halves, then the second."""
+    """Run both tests on (components, halves, draws): the first halves, then the second."""
     length = z.shape[2]
     within = z.var(2, ddof=1).mean(1)
     half, whole, freedom = _variances(z, within)
@@ -215,7 +215,7 @@ def _tests(z: np.ndarray, chains: int) -> _Tests:
     furthest = np.abs(off).max(1) / np.sqrt(whole * (chains - 1) / chains)
     spread = (off**2).sum(1) / whole + (turn**2).sum(1) / (half - whole)
     apart = 2 * chains - 1
-    either = 1 if chains == 2 else chains  # two stand as far from their mean as each other
+    either = 1 if chains == 2 else chains  # two stand equally far from their mean
     ratio = mean.var(1, ddof=1) / np.maximum(within, NONE)
     return _Tests(
         chain=2 * either * stats.t.sf(furthest, freedom),
@@ -227,7 +227,7 @@ def _tests(z: np.ndarray, chains: int) -> _Tests:
 
 
 def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Variances of the mean of half a chain and of a whole one, and their degrees of freedom.
+    """Estimate the variance of the mean of half a chain and of a whole one, with its freedom.
 
     Geyer's initial monotone sequence of the correlations that all half chains have in common. They
     are taken about each half's own mean, which makes each of them too small by V.
@@ -253,7 +253,7 @@ def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarra
     corrected = share * (seen + variance[:, None])
     half = corrected @ in_half
     whole = corrected @ in_whole / np.where(half > 0, half, 1)
-    # draws that alternate count as independent ones at most; rounding is no spread
+    # alternating draws count at most as independent; rounding is no spread
     within = np.maximum(within, NONE)
     half = np.maximum(half, within / length)
     half = half * (1 + SHORT * (half / within) ** 2)
@@ -261,7 +261,7 @@ def _variances(z: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _monotone(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What share of each counts, and how many do: sums of two neighbours fall and stay above 0."""
+    """Return the weight of each correlation, and how many count, by Geyer's monotone sequence."""
     sums = correlations[:, ::2] + correlations[:, 1::2]
     positive = np.logical_and.accumulate(sums > 0, axis=1)
     positive[:, 0] = True

@@ -1,6 +1,6 @@
-"""What keeps draws for ArviZ, in memory and in a file.
+"""These functions keep draws in ArviZ's containers, in memory and in files.
 
-Works with ArviZ before 1.0, whose container is `InferenceData`, and after, where it is xarray's
+They work with ArviZ before 1.0, whose container is `InferenceData`, and after, where it is xarray's
 `DataTree`.
 """
 
@@ -28,13 +28,13 @@ xr = lazy("xarray")
 GROUPS = ("log_likelihood", "posterior_predictive", "prior", "prior_predictive")
 LAYOUT = 2**13  # bytes a variable in a file of draws, beside its values
 COPY = "restore it from a copy, or draw again"
-DEEPEST = 4  # groups within groups, where ArviZ has one
+DEEPEST = 4  # most levels of groups within groups; ArviZ uses one
 FACTS = (
     "circular",
     "saturated",
     "flat",
     "masked",
-)  # of a site, as `ozaki.sampling.site_facts` finds them
+)  # facts about a site, as `ozaki.sampling.site_facts` finds them
 STORED_FACTS = "facts"  # the attribute of a store's posterior that holds them, by site
 TEXT = 64  # bytes of a short text in memory
 RUN = "ozaki_run"  # the attribute of a store by which a run knows it
@@ -42,7 +42,7 @@ LEAD = ("chain", "draw")
 RENAME = "rename the site (of a score or a distribution: site= of the kernel)"
 NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 UNNAMED = re.compile(r"dim_\d+")  # as xarray calls a dimension that nobody named
-# names that files of HDF5 or Zarr, or what writes them, keep to themselves
+# names that HDF5, Zarr, or the libraries that write them, reserve
 RESERVED = re.compile(r"\.*|.*\0.*|_nc4_non_coord_.*|zarr\.json", re.DOTALL)
 
 
@@ -53,7 +53,7 @@ def inference_data(
     attrs: Mapping[str, Any] | None = None,
     **others: Mapping[str, Any],
 ) -> Any:
-    """Draws as ArviZ keeps them: one labelled data set a group.
+    """Put draws into ArviZ's container: one labelled data set a group.
 
     Args:
         posterior: draws by site, each a tensor or array (chains, draws, *shape), or a DataArray
@@ -100,7 +100,7 @@ def inference_data(
 
 
 def gathered(found: Mapping[str, Any]) -> Any:
-    """Data sets by group as ArviZ keeps them.
+    """Put data sets into ArviZ's container, by the names of their groups.
 
     Args:
         found: an `xarray.Dataset` by the name of its group.
@@ -269,7 +269,7 @@ def _check_members(path: Path) -> None:
 
 
 def _members(group: Any, depth: int = 0) -> Iterator[Any]:
-    """All that lies in a group of HDF5, by no other way than one that stays in the file."""
+    """Yield all that lies in a group of HDF5, without following a link out of the file."""
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f"{validation.short(name)!r} in it is a link")
@@ -281,7 +281,7 @@ def _members(group: Any, depth: int = 0) -> Iterator[Any]:
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:
-    """`path`, if its folder exists and it is not itself one; nothing is made silently.
+    """Return `path` if its folder exists and it is not itself a folder; make nothing silently.
 
     Raises:
         ValueError: `path` is no path.
@@ -337,19 +337,19 @@ def components(
 
 
 def attach(found: Any, facts: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what is known of sites into the attributes of their variables, in place.
+    """Write facts about sites into the attributes of their variables, in place.
 
     Args:
         found: an `xarray.Dataset`.
         facts: site → attribute → value, of `FACTS`.
     """
     for site, known in facts.items():
-        if (name := label(site)) in found.data_vars:  # not one that was left out
+        if (name := label(site)) in found.data_vars:  # a site that was left out has no variable
             found[name].attrs.update({key: known[key] for key in FACTS if key in known})
 
 
 def component(site: str, index: Sequence[int]) -> str:
-    """The name of an entry of a site: "x", "x[0]", "x[0, 1]"."""
+    """Return the name of an entry of a site: "x", "x[0]", "x[0, 1]"."""
     return f"{site}[{', '.join(map(str, index))}]" if index else site
 
 
@@ -378,9 +378,9 @@ def drawn(idata: Any, group: str = "posterior") -> dict[str, Any]:
 
 
 def left_out(idata: Any) -> list[str]:
-    """What of the posterior and its statistics is no numbers by chain and draw, in words.
+    """Name the posterior's and statistics' variables that are no numbers by chain and draw.
 
-    Samplers of others keep texts there, or one number a chain: a verdict says nothing of those.
+    Other samplers keep texts there, or one number a chain: a verdict says nothing about those.
 
     Args:
         idata: what `inference_data` returned.
@@ -406,7 +406,7 @@ def left_out(idata: Any) -> list[str]:
 
 
 def _judged(idata: Any, group: str) -> Iterator[tuple[str, Any, str]]:
-    """The variables of a group, and why each is no draws; empty where it is."""
+    """Return the variables of a group, each with why it holds no draws; empty where it does."""
     held = groups(idata)
     if group not in held:
         raise ValueError(f"idata must have a group {group!r}, but had {held}")
@@ -425,7 +425,7 @@ def _judged(idata: Any, group: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _check_labelled(draws: Any, lead: tuple[int, ...] | None) -> None:
-    """A data set of others has chains and draws, as many as the rest."""
+    """Check that a data set from elsewhere has as many chains and draws as the rest."""
     sizes = {str(dim): size for dim, size in draws.sizes.items()}
     if draws.data_vars and not all(sizes.get(dim, 0) for dim in LEAD):
         unstack = "; of az.extract, give .unstack('sample')" if "sample" in sizes else ""
@@ -441,7 +441,7 @@ def _check_labelled(draws: Any, lead: tuple[int, ...] | None) -> None:
 
 
 def _drawn(name: str, value: Any) -> np.ndarray:
-    """Draws with chains and draws in front, found by name where dimensions have names."""
+    """Move chains and draws to the front; they are found by name where dimensions have names."""
     if isinstance(value, (xr.DataArray, xr.Variable)):
         dims = [str(dim) for dim in value.dims]
         if set(LEAD) <= set(dims):
@@ -455,6 +455,7 @@ def _drawn(name: str, value: Any) -> np.ndarray:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
+    """Turn a value into an array of numbers that NumPy and files can hold."""
     if np.ma.is_masked(value):
         raise ValueError(
             f"{name} must not be masked, but {int(np.ma.count_masked(value))} of its entries were; "
@@ -479,7 +480,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def _lead(arrays: Mapping[str, np.ndarray], expected: tuple[int, ...] | None) -> None:
-    """All arrays share their (chains, draws)."""
+    """Raise ValueError unless all arrays share their (chains, draws)."""
     for name, array in arrays.items():
         if array.ndim < 2 or 0 in array.shape[:2]:
             raise ValueError(
@@ -495,6 +496,7 @@ def _lead(arrays: Mapping[str, np.ndarray], expected: tuple[int, ...] | None) ->
 
 
 def _dataset(arrays: Mapping[str, np.ndarray], lead: tuple[str, ...]) -> Any:
+    """Make a data set of arrays, with a dimension and a coordinate for each of their axes."""
     variables, coordinates = {}, {}
     for site, array in arrays.items():
         name = label(site)
@@ -521,13 +523,13 @@ def _dataset(arrays: Mapping[str, np.ndarray], lead: tuple[str, ...]) -> Any:
 def _writable(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # half a character
+    except UnicodeEncodeError:  # a lone surrogate
         return False
     return not RESERVED.fullmatch(name)
 
 
 def _attribute(value: Any) -> Any:
-    """What NetCDF can hold: numbers and text as they are, anything else as JSON."""
+    """Turn a value into one that NetCDF can hold: numbers and text as they are, else JSON."""
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return value
     return json.dumps(value, default=str)

@@ -1,4 +1,4 @@
-"""Does a stated uncertainty agree with true errors?."""
+"""`calibrate` compares stated uncertainties with true errors."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ozaki.foundation.shapes import Float
 
-LEVELS = (0.5, 0.9, 0.95)  # of central intervals
+LEVELS = (0.5, 0.9, 0.95)  # levels of central intervals
 
 
 class Bin(NamedTuple):
-    """Coordinates of like predicted variance.
+    """A bin of coordinates of similar predicted variance.
 
     Attributes:
         share: of all coordinates.
@@ -69,7 +69,7 @@ def calibrate(
     along: Float[Tensor, "*batch k"] | None = None,
     bins: int = 10,
 ) -> Calibration:
-    """The figures of errors and of what was said of them.
+    """Compare errors with the standard deviations that were stated for them.
 
     Args:
         error: truth less mean, (*batch, D).

@@ -1,7 +1,7 @@
-"""Files of draws: NetCDF, Zarr, Stan's CSV and JSON, a row of `FORMATS` each.
+"""`load` reads files of draws: NetCDF, Zarr, Stan's CSV and JSON; `FORMATS` has a row for each.
 
-What a file holds of draws is told apart here from what only looks like them: rows that were never
-written, and groups that are missing. Nothing in a file is executed.
+It refuses files that only look like draws: rows that were never written, or groups that are
+missing. Nothing in a file is executed.
 """
 
 import math
@@ -38,9 +38,9 @@ from ozaki.io.atomic import refuse_links
 
 xr = lazy("xarray")
 
-READ = "read"  # the attribute of a posterior that keeps what is to be said of its file
-ZARR_MARKS = ("zarr.json", ".zgroup")  # of the third format, and of the second
-# what may unpack an array; there are others, such as pickle, that run what a file holds
+READ = "read"  # the attribute of a posterior that keeps the notes on its file
+ZARR_MARKS = ("zarr.json", ".zgroup")  # files that mark the third format, and the second
+# codecs that may unpack an array; others, such as pickle, would run code from the file
 CODECS = {
     "blosc", "bytes", "bz2", "crc32", "crc32c", "gzip", "lz4", "lzma", "shuffle",
     "sharding_indexed", "transpose", "vlen-bytes", "vlen-utf8", "zlib", "zstd",
@@ -51,12 +51,12 @@ _BYTES = re.compile(r"[<>|][iufcb](\d+)")
 
 
 class Format(NamedTuple):
-    """A kind of files of draws.
+    """A format of files of draws.
 
     Attributes:
         name: in words.
         holds: whether a path looks like one.
-        read: paths of one set of draws → what ArviZ keeps them in.
+        read: paths of one set of draws → ArviZ's container.
     """
 
     name: str
@@ -112,7 +112,7 @@ def load(path: str | os.PathLike[str], *more: str | os.PathLike[str]) -> Any:
 
 
 def format_of(path: Path) -> Format | None:
-    """The row of `FORMATS` that a path looks like; None for a table of numbers, or another thing.
+    """Return the row of `FORMATS` that a path looks like; None for a table or another thing.
 
     Args:
         path: of a file or a folder.
@@ -121,7 +121,7 @@ def format_of(path: Path) -> Format | None:
 
 
 def notes(idata: Any) -> list[str]:
-    """What should be said of draws that were read: what was left out, and what was not there yet.
+    """Return notes on draws that were read: what was left out, and what was not yet written.
 
     Args:
         idata: what `load` returned.
@@ -141,7 +141,7 @@ def _instead(path: Path) -> str:
 
 
 def _check(path: Path, idata: Any) -> None:
-    """Refuse what holds no draws, or rows that were not written, by its cause."""
+    """Refuse a file without draws, or with rows that were never written, and name the cause."""
     held = groups(idata)
     if "posterior" not in held or not idata["posterior"].data_vars:
         raise ValueError(
@@ -166,10 +166,10 @@ def _check(path: Path, idata: Any) -> None:
 
 
 def _check_written(path: Path, posterior: Mapping[str, Any], stats: Mapping[str, Any]) -> None:
-    """Refuse draws at the end that are as empty as files make them.
+    """Refuse draws at the end that hold only the fill value of files.
 
-    A chain that left the finite numbers looks alike in the posterior; but its statistics are there,
-    or it diverged, or else other chains went on.
+    A chain that left the finite numbers looks the same in the posterior; but then its statistics
+    are there, or it diverged, or other chains went on.
     """
     floats = [v.values for v in (*posterior.values(), *stats.values()) if v.dtype.kind == "f"]
     floats = [v.reshape(*v.shape[:2], -1) for v in floats if v.size]
@@ -197,7 +197,7 @@ def _check_written(path: Path, posterior: Mapping[str, Any], stats: Mapping[str,
 
 
 def _empty(values: np.ndarray) -> np.ndarray:
-    """Where (chains, draws, n) holds nothing, (chains, draws)."""
+    """Return where (chains, draws, n) holds only the fill value, (chains, draws)."""
     return (np.isnan(values) | (values == values.dtype.type(NC_FILL))).all(-1)
 
 
@@ -205,7 +205,7 @@ def _empty(values: np.ndarray) -> np.ndarray:
 
 
 def _is_netcdf(path: Path) -> bool:
-    """By its name, which one that is cut or missing has too, or by its first bytes."""
+    """Recognise NetCDF by its name, which a cut file still has, or by its first bytes."""
     if path.is_dir():
         return False
     if path.suffix.lower() in (".nc", ".nc4", ".netcdf", ".h5", ".hdf5"):
@@ -230,6 +230,7 @@ def _read_stan(paths: Sequence[Path]) -> Any:
 
 
 def _is_json(path: Path) -> bool:
+    """Recognise JSON by its name, or as the only member of a .zip."""
     packed = [Path(name) for name in _members(path)]
     alone = (
         len(packed) == 1
@@ -240,6 +241,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _kept(read: stan.Read) -> Any:
+    """Put the draws, statistics and notes of a text into ArviZ's container."""
     found = {"posterior": dataset(read.posterior)}
     if read.stats:
         found["sample_stats"] = dataset(read.stats)
@@ -258,7 +260,7 @@ def _is_zarr(path: Path) -> bool:
 
 
 def _members(path: Path) -> list[str]:
-    """What a .zip says that it holds; nothing of another file."""
+    """Return the names in a .zip; none for another file."""
     if path.suffix.lower() != ".zip":
         return []
     with validation.parsing(path, "is not a whole .zip", COPY), zipfile.ZipFile(path) as members:
@@ -266,6 +268,7 @@ def _members(path: Path) -> list[str]:
 
 
 def _read_zarr(paths: Sequence[Path]) -> Any:
+    """Open a Zarr store, a folder or a .zip of one, and read its groups."""
     (path,) = paths
     if find_spec("zarr") is None:
         raise ImportError(
@@ -285,7 +288,7 @@ def _read_zarr(paths: Sequence[Path]) -> Any:
 
 
 def _opened(store: Path) -> Any:
-    """The groups of a store that ArviZ knows, in memory."""
+    """Read into memory the groups of a store that ArviZ knows."""
     refuse_links(store)
     _check_arrays(store)
     ours = _attributes(store)
@@ -293,7 +296,7 @@ def _opened(store: Path) -> Any:
     found = {}
     for name in known:
         if any((store / name / mark).is_file() for mark in ZARR_MARKS):
-            # of ozaki's stores a number that fills what is not written may be a draw as well
+            # in ozaki's stores the fill value may be a draw as well
             found[name] = xr.open_zarr(
                 str(store),
                 group=name,
@@ -301,7 +304,7 @@ def _opened(store: Path) -> Any:
                 consolidated=False,
                 mask_and_scale=RUN not in ours,
             ).load()
-    # by name: a folder is listed in any order
+    # sorted by name, since a folder is listed in any order
     found = {name: part[sorted(part.data_vars)] for name, part in found.items()}
     if RUN in ours and "posterior" in found:
         for name, part in found.items():
@@ -319,14 +322,14 @@ def _opened(store: Path) -> Any:
 
 
 def _attributes(store: Path) -> dict[str, Any]:
-    """The attributes of a store of the third format, which alone ozaki writes."""
+    """Return the attributes of a store of the third format, the only one that ozaki writes."""
     path = store / "zarr.json"
     found = validation.json_text(path, path.read_bytes(), COPY) if path.is_file() else {}
     return found.get("attributes", {}) if isinstance(found, dict) else {}
 
 
 def _check_arrays(store: Path) -> None:
-    """Refuse a store that would run what is in it, or fill the memory."""
+    """Refuse a store that would run code from it, or fill the memory."""
     size = own = 0
     for place, _, files in os.walk(store):
         own += sum(os.path.getsize(os.path.join(place, file)) for file in files)
@@ -346,7 +349,7 @@ def _check_arrays(store: Path) -> None:
 
 
 def _codecs(packed: Any) -> Iterator[str]:
-    """The names of what packs an array, those within others among them."""
+    """Return the names of an array's codecs, nested ones among them."""
     if isinstance(packed, list):
         for each in packed:
             yield from _codecs(each)
@@ -357,7 +360,7 @@ def _codecs(packed: Any) -> Iterator[str]:
 
 
 def _entry(dtype: Any) -> int:
-    """Bytes of one entry, by what a store calls its type."""
+    """Return the bytes of one entry, by the store's name of its type."""
     if dtype in ("bool", "|b1"):
         return 1
     if found := _BITS.fullmatch(str(dtype)):

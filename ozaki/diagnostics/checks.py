@@ -1,4 +1,4 @@
-"""What can be wrong with draws: one check a function, each with its remedy.
+"""Each check finds one thing that can be wrong with draws, and names its remedy.
 
 Thresholds for R-hat and ESS: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021),
 Rank-normalization, folding, and localization. Above 1.01 an R-hat is judged by what chance gives
@@ -24,7 +24,7 @@ from ozaki.diagnostics.twins import Twins, twins
 from ozaki.foundation.text import plural, some
 
 RHAT_WARN, RHAT_FAIL = 1.01, 1.05
-UNMIXED = "the chains have not quite mixed"  # between the two
+UNMIXED = "the chains have not quite mixed"  # for an R-hat between the two
 TAILS = "do not trust the tails"
 DRAWS_LEAST = 8
 ESS_PER_CHAIN, ESS_TOTAL = 100, 100
@@ -33,11 +33,12 @@ CALIBRATION = (0.8, 1.25)
 STEIN_P = 0.01
 BIAS_LEAST, BIAS_ERRORS = 0.1, 3.0  # in standard deviations, and in standard errors
 
-# of the draws. What lies beyond the digits is more than is drawn there: where it is cut off, the
-# density falls as e⁻ᵘ, however slowly it fell before. Of Beta(0.1, 0.1) a tenth is lost in float32
+# a share of the draws. More of the law lies beyond the digits than is drawn there: where it is cut
+# off, the density falls as e⁻ᵘ, however slowly it fell before. Of Beta(0.1, 0.1) a tenth is lost
+# in float32
 SATURATED = 0.005
 
-MOST_NAMED = 4  # chains that one thing is wrong with
+MOST_NAMED = 4  # most chains that one problem names
 
 STUCK_REMEDY = "Use a smaller step_size or a longer warm-up, or start that chain elsewhere."
 
@@ -45,7 +46,7 @@ Check = Callable[[Evidence], Iterator[Problem]]
 
 
 def _first_few(check: Check, more: str) -> Check:
-    """A check that names the first chains it finds, and counts the rest."""
+    """Make a check name the first chains that it finds, and count the rest."""
 
     def few(e: Evidence) -> Iterator[Problem]:
         problems = list(check(e))
@@ -58,6 +59,7 @@ def _first_few(check: Check, more: str) -> Check:
 
 
 def _not_finite(e: Evidence) -> Iterator[Problem]:
+    """Find chains with draws that are not finite."""
     bad = {name: ~np.isfinite(d) for name, d in e.draws.items() if d.dtype.kind == "f"}
     bad = {name: where for name, where in bad.items() if where.any()}
     never = [name for name, where in bad.items() if where.all()]
@@ -87,12 +89,13 @@ def _not_finite(e: Evidence) -> Iterator[Problem]:
 
 
 def _odd(draws: np.ndarray) -> str:
-    """What is not finite among the draws of one chain."""
+    """Describe the draws of one chain that are not finite."""
     kinds = {"NaN": np.isnan(draws), "inf": draws == np.inf, "-inf": draws == -np.inf}
     return " or ".join(kind for kind, where in kinds.items() if where.any())
 
 
 def _divergences(e: Evidence) -> Iterator[Problem]:
+    """Find divergences, and name the chain that has most."""
     diverging = diverged(e)
     counts = diverging.sum(1)
     if not counts.any():
@@ -110,6 +113,7 @@ def _divergences(e: Evidence) -> Iterator[Problem]:
 
 
 def _few(e: Evidence) -> Iterator[Problem]:
+    """Find that there are too few draws a chain to tell anything."""
     draws = next(iter(e.draws.values())).shape[1]
     if draws < DRAWS_LEAST:
         swapped = (
@@ -124,8 +128,9 @@ def _few(e: Evidence) -> Iterator[Problem]:
 
 
 def _stuck(e: Evidence) -> Iterator[Problem]:
+    """Find chains that stopped moving."""
     if next(iter(e.draws.values())).shape[1] < 2:
-        return  # of one draw nothing can be seen to move
+        return  # a single draw does not show movement
     moving = {name: d for name, d in floats(e).items() if not is_constant(d)}
     if not moving and all(is_constant(d) for d in e.draws.values()):
         yield Problem(
@@ -142,7 +147,7 @@ def _stuck(e: Evidence) -> Iterator[Problem]:
     chains, draws = next(iter(moving.values())).shape
     for chain in range(chains):
         if not all(np.isfinite(d[chain]).all() for d in moving.values()):
-            continue  # it is told that it left the finite numbers
+            continue  # `_not_finite` reports it
         stuck = [name for name, d in moving.items() if is_constant(d[chain])]
         if stuck:
             what = "" if len(stuck) == len(moving) else f" in {some(stuck)}"
@@ -162,13 +167,13 @@ def _stuck(e: Evidence) -> Iterator[Problem]:
 
 
 def _returns(draws: np.ndarray) -> bool:
-    """Whether chains (chains, draws) come back to values they have left, as discrete ones do."""
+    """Say whether chains (chains, draws) return to values they have left, as discrete ones do."""
     rests = len(draws) + int((draws[:, 1:] != draws[:, :-1]).sum())
     return rests > 1.5 * len(np.unique(draws))
 
 
 def _longest_rest(path: np.ndarray) -> tuple[int, int]:
-    """Where the longest run of equal states begins in (D, draws), and its length."""
+    """Find where the longest rest at one state begins in (D, draws), and its length."""
     moves = np.flatnonzero((np.diff(path, axis=1) != 0).any(0)) + 1
     edges = np.concatenate([[0], moves, [path.shape[1]]])
     lengths = np.diff(edges)
@@ -177,6 +182,7 @@ def _longest_rest(path: np.ndarray) -> tuple[int, int]:
 
 
 def _twins(e: Evidence) -> Iterator[Problem]:
+    """Find chains that are the same draws, in groups."""
     draws = {name: d for name, d in floats(e).items() if np.isfinite(d).all()}
     if not draws or chains(e) == 1 or next(iter(draws.values())).shape[1] < DRAWS_LEAST:
         return
@@ -202,7 +208,7 @@ def _twins(e: Evidence) -> Iterator[Problem]:
 
 
 def _all_alike(first: Twins, found: list[Twins]) -> set[int]:
-    """The chains that are one with a pair."""
+    """Collect the chains that are the same as a pair, directly or through others."""
     group, before = {first.one, first.other}, 0
     while before < len(group):
         before = len(group)
@@ -211,6 +217,7 @@ def _all_alike(first: Twins, found: list[Twins]) -> set[int]:
 
 
 def _where(pair: Twins, e: Evidence) -> str:
+    """Say in which components and draws a pair is the same."""
     where = "" if pair.names is None else f" in {some(list(pair.names))}"
     if pair.delay:
         where += f", which chain {pair.other} makes {plural(pair.delay, 'draw')} later"
@@ -220,6 +227,7 @@ def _where(pair: Twins, e: Evidence) -> str:
 
 
 def _rhat(e: Evidence) -> Iterator[Problem]:
+    """Find R-hats that are too high, and say whether chance explains them."""
     if chains(e) == 1:
         yield Problem(
             "one chain only: whether chains agree is unknown (the R-hat shown compares its halves)",
@@ -236,7 +244,7 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
     found = agreement([x for _, x in looked])
     apart = differ(found, count, RHAT_WARN)
     beyond = {name for (name, _), is_apart in zip(looked, apart, strict=True) if is_apart}
-    # in the order of the components, where several have the same
+    # the first of the components where several have the same R-hat
     worst = max([n for n in high if n in beyond] or high, key=lambda name: e.rhat[name])
     size = f"R-hat {e.rhat[worst]:.3f} for {worst}"
     if beyond:
@@ -246,7 +254,7 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
             f"{word}: {size}{more}",
             "Run longer (warmup_steps and num_samples). If chains stay in different places, the "
             "law has modes they do not cross between: more draws will not mend that.",
-            True,  # nothing need be broken, but the run was too short
+            True,  # perhaps nothing is broken, but the run was too short
         )
         return
     place = min(
@@ -263,12 +271,13 @@ def _rhat(e: Evidence) -> Iterator[Problem]:
 
 
 def _round(number: int) -> str:
-    """Two digits, rounded up."""
+    """Round a number up to two digits."""
     unit = 10 ** max(0, len(str(number)) - 2)
     return f"{-(-number // unit) * unit:,}"
 
 
 def _ess(e: Evidence) -> Iterator[Problem]:
+    """Find components with too few independent draws."""
     enough = ESS_PER_CHAIN * chains(e)
     kinds = (("bulk", "mean is", e.ess_bulk), ("tail", "quantiles are", e.ess_tail))
     for kind, of, values in kinds:
@@ -286,6 +295,7 @@ def _ess(e: Evidence) -> Iterator[Problem]:
 
 
 def _unrecorded(e: Evidence) -> Iterator[Problem]:
+    """Find that divergences were not recorded, or not for all draws."""
     if e.need_stats and not e.stats:
         yield Problem(
             "no statistics of the sampler are there: divergences and acceptance are unknown",
@@ -314,6 +324,7 @@ def _unrecorded(e: Evidence) -> Iterator[Problem]:
 
 
 def _flat(e: Evidence) -> Iterator[Problem]:
+    """Find components that the density does not depend on."""
     improper = [name for name in e.flat if name not in e.masked]
     if improper:
         yield Problem(
@@ -332,6 +343,7 @@ def _flat(e: Evidence) -> Iterator[Problem]:
 
 
 def _saturated(e: Evidence) -> Iterator[Problem]:
+    """Find sites with draws that the dtype cannot hold."""
     for site, share in e.saturated.items():
         yield Problem(
             f"{share:.2%} of the draws of {site} lie where its dtype does not hold them, nearer to "
@@ -343,6 +355,7 @@ def _saturated(e: Evidence) -> Iterator[Problem]:
 
 
 def _acceptance(e: Evidence) -> Iterator[Problem]:
+    """Find chains that accept too few steps."""
     for chain, rate in enumerate(by_chain(e, "acceptance_rate")):
         if rate < ACCEPTANCE_LOW:
             yield Problem(
@@ -353,6 +366,7 @@ def _acceptance(e: Evidence) -> Iterator[Problem]:
 
 
 def _calibration(e: Evidence) -> Iterator[Problem]:
+    """Find a learned score whose calibration is off."""
     values = np.atleast_1d(np.asarray((e.estimator_metrics or {}).get("calibration", []), float))
     out = ~((values >= CALIBRATION[0]) & (values <= CALIBRATION[1]))
     if out.any():
@@ -367,6 +381,7 @@ def _calibration(e: Evidence) -> Iterator[Problem]:
 
 
 def _stein(e: Evidence) -> Iterator[Problem]:
+    """Find draws that the Stein test rejects."""
     if e.stein is not None and e.stein.p_value < STEIN_P:
         yield Problem(
             "the draws do not follow the score they were drawn with (kernel Stein discrepancy "
@@ -377,6 +392,7 @@ def _stein(e: Evidence) -> Iterator[Problem]:
 
 
 def _step_bias(e: Evidence) -> Iterator[Problem]:
+    """Find components that the step size biases."""
     found = [
         (abs(figures[of]), name, of)
         for name, figures in e.bias.items()
@@ -395,7 +411,7 @@ def _step_bias(e: Evidence) -> Iterator[Problem]:
         )
 
 
-# in the order in which they are told; a new check is a function and a row here
+# in the order in which problems are reported; a new check is a function and a row here
 CHECKS: tuple[Check, ...] = (
     _first_few(_not_finite, "left the finite numbers"),
     _divergences,

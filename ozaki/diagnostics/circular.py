@@ -1,7 +1,7 @@
-"""Angles among draws.
+"""These functions handle angles among draws.
 
-An angle has no first value: draws about ±π lie at both ends of an interval, and a mean or an R-hat
-of the numbers says nothing. Its cosine and its sine are judged in its place.
+A circle has no end: draws about ±π lie at both ends of an interval, and a mean or an R-hat of the
+numbers says nothing. The cosine and the sine of an angle are judged in its place.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ MARK = "circular"  # the attribute of their variable, 1: NetCDF has no truth val
 
 
 def parts(draws: np.ndarray, circular: bool) -> list[np.ndarray]:
-    """What is judged of a component: itself, or the cosine and the sine of an angle."""
+    """Return the arrays to judge for a component: itself, or an angle's cosine and sine."""
     return [np.cos(draws), np.sin(draws)] if circular else [draws]
 
 
 def centred(angles: np.ndarray) -> tuple[float, np.ndarray]:
-    """The circular mean, and the angles from it on, in [−π, π).
+    """Return the circular mean, and the angles relative to it, in [−π, π).
 
     Args:
         angles: in radians, of any shape.
@@ -35,6 +35,6 @@ def centred(angles: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def uncut(angles: np.ndarray) -> np.ndarray:
-    """The angles within π of their circular mean, as one piece."""
+    """Shift angles to within π of their circular mean, so that they are in one piece."""
     mean, away = centred(np.where(np.isfinite(angles), angles, 0.0))
     return np.where(np.isfinite(angles), mean + away, angles)

@@ -1,4 +1,4 @@
-"""What a verdict is made of: the evidence, and a problem found in it."""
+"""`Evidence` holds the facts that a verdict is reached from; `Problem` is one thing found wrong."""
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What a verdict is reached from.
+    """The facts that a verdict is reached from.
 
     Attributes:
         draws: each scalar component's draws, (chains, draws).
@@ -42,7 +42,7 @@ class Evidence(NamedTuple):
             found, and their errors, in standard deviations; empty where it was not looked for.
         worst_mcse: the largest standard error of a mean, in standard deviations.
         need_stats: whether the sampler's statistics must be there.
-        left_out: what was kept with the draws and is not judged, in words.
+        left_out: variables that were kept with the draws and are not judged, in words.
         circular: the components that are angles; `rhat` and the ESS of one are the worse of its
             cosine's and its sine's.
         flat: components on which the density does not depend; they have no `rhat` and no ESS.
@@ -69,32 +69,32 @@ class Evidence(NamedTuple):
 
 
 def is_constant(draws: np.ndarray) -> bool:
-    """Whether draws differ by rounding alone."""
+    """Say whether draws differ by rounding alone."""
     if draws.dtype.kind != "f":
         return bool(np.all(draws == draws.flat[0]))
     size = np.abs(draws).max()
-    # ∞ is within a share of ∞ of anything
+    # a tolerance of ∞ would accept anything
     return bool(np.isfinite(size) and np.ptp(draws) <= 4 * np.finfo(draws.dtype).eps * size)
 
 
 def floats(e: Evidence) -> dict[str, np.ndarray]:
-    """The components that are measurements and finite, else what there is."""
+    """Return the finite floating-point components; all components where there are none."""
     finite = {name: d for name, d in e.draws.items() if np.isfinite(d).all()}
     return {name: d for name, d in finite.items() if d.dtype.kind == "f"} or finite or dict(e.draws)
 
 
 def diverged(e: Evidence) -> np.ndarray:
-    """Where steps diverged, (chains, draws), as far as that was recorded."""
+    """Return where steps diverged, (chains, draws), as far as that was recorded."""
     flags = e.stats.get("diverging", np.zeros((chains(e), 0)))
     return (flags != 0) & np.isfinite(flags)
 
 
 def by_chain(e: Evidence, name: str) -> list[float]:
-    """A statistic of each chain, its mean; empty where there is none of that name."""
+    """Return the mean of a statistic for each chain; empty where there is none of that name."""
     values = e.stats.get(name)
     return [] if values is None else [float(row.mean()) for row in values.astype(float)]
 
 
 def chains(e: Evidence) -> int:
-    """How many chains there are."""
+    """Return how many chains there are."""
     return len(next(iter(e.draws.values())))

@@ -1,7 +1,7 @@
-"""The figures that say whether to trust draws.
+"""These functions compute the figures that say whether to trust draws.
 
 R-hat, ESS and MCSE are ArviZ's, rank-normalised as in Vehtari, Gelman, Simpson, Carpenter and
-Bürkner (2021). What keeps the draws is passed on from `ozaki.diagnostics.arviz_data`.
+Bürkner (2021). The names of `ozaki.diagnostics.arviz_data` are passed on from here.
 """
 
 import itertools
@@ -41,7 +41,7 @@ else:
 az = lazy("arviz")
 pd = lazy("pandas")
 
-LEAST_POINTS = 50  # for a test that could fail
+LEAST_POINTS = 50  # least nearly independent draws for a test that can fail
 TAILS = (0.05, 0.95)  # the quantiles of the tail ESS
 
 __all__ = [
@@ -120,7 +120,7 @@ def angular(idata: Any) -> set[str]:
 
 
 def _marked_entries(idata: Any, mark: str) -> list[str]:
-    """The components that an attribute of their variable lists, by their place in it."""
+    """Return the components whose place an attribute of their variable lists."""
     found = []
     for site, variable in drawn(idata).items():
         places = {int(i) for i in np.atleast_1d(variable.attrs.get(mark, []))}
@@ -319,6 +319,7 @@ def step_bias(whole: Mapping[str, Any], half: Mapping[str, Any]) -> DataFrame:
 
 
 def _figures(draws: np.ndarray) -> dict[str, float]:
+    """Compute the row of `summary` for one component."""
     x = draws.astype(float)
     usable = _usable(draws)
     # halves in place of chains where there is one: ArviZ wants two
@@ -336,7 +337,7 @@ def _figures(draws: np.ndarray) -> dict[str, float]:
 
 
 def _angle(draws: np.ndarray) -> dict[str, float]:
-    """The figures of an angle."""
+    """Compute the row of `summary` for an angle."""
     if not np.isfinite(draws).all():
         return _figures(draws)
     mean, away = circular.centred(draws.astype(float))
@@ -344,12 +345,12 @@ def _angle(draws: np.ndarray) -> dict[str, float]:
     return {
         **_figures(away),
         "mean": mean,
-        # a part that is constant has none
+        # a constant cosine or sine has no R-hat and no ESS
         **{name: float(np.fmin.reduce([f[name] for f in of])) for name in ("ess_bulk", "ess_tail")},
         "r_hat": float(np.fmax.reduce([f["r_hat"] for f in of])),
     }
 
 
 def _usable(draws: np.ndarray) -> bool:
-    """Whether ArviZ's figures are defined: at least 4 draws, finite, and not constant."""
+    """Say whether ArviZ's figures are defined: at least 4 draws, finite, and not constant."""
     return draws.shape[1] >= 4 and bool(np.isfinite(draws).all()) and not is_constant(draws)

@@ -1,6 +1,6 @@
-"""Whether to trust the draws, in plain words.
+"""`judge` says in plain words whether to trust the draws.
 
-Works on plain arrays; `ozaki.diagnostics.verdict` gathers them from an InferenceData.
+It works on plain arrays; `ozaki.diagnostics.verdict` gathers them from an InferenceData.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ozaki.foundation.text import plural, some
 
 
 class Verdict(NamedTuple):
-    """Whether to trust the draws.
+    """The verdict on draws: whether to trust them, and why.
 
     Attributes:
         trusted: no problem is fatal.
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Weigh the evidence: every check adds the problems it sees."""
+    """Reach a verdict: run every check on the evidence, and collect the problems."""
     found = [problem for check in CHECKS for problem in check(evidence)]
     found.sort(key=lambda problem: not problem.fatal)
     trusted = not any(problem.fatal for problem in found)
@@ -44,6 +44,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _headline(e: Evidence, problems: list[Problem]) -> str:
+    """Say the verdict in one sentence."""
     rhat = max((v for v in e.rhat.values() if np.isfinite(v)), default=float("nan"))
     ess = min(
         (v for m in (e.ess_bulk, e.ess_tail) for v in m.values() if np.isfinite(v)),
@@ -68,6 +69,7 @@ def _headline(e: Evidence, problems: list[Problem]) -> str:
 
 
 def _notes(e: Evidence) -> Iterator[str]:
+    """Yield further facts about the draws, a sentence each."""
     if e.law:
         yield f"The chains draw from {e.law}."
     if np.isfinite(e.worst_mcse):

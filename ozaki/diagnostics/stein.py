@@ -1,4 +1,4 @@
-"""The kernel Stein discrepancy: do the draws follow the score they were drawn with?.
+"""The kernel Stein discrepancy tests whether draws follow the score they were drawn with.
 
 It tests the sampler, not the model: a wrong score sampled faithfully passes. Nor does it see the
 weights of far-apart modes: the score inside each is the same whatever its weight.

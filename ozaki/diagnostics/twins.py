@@ -1,8 +1,8 @@
-"""Whether chains are the same draws.
+"""`twins` finds chains that are the same draws.
 
 Two chains of one stream of random numbers agree perfectly, and every figure counts them twice. They
-are equal from the first draw on, or later: one delayed by some draws, or begun elsewhere and come
-together, as chains of one noise do.
+may be equal from the first draw on. Or one is delayed by some draws, or began elsewhere and came
+together with the other, as chains with the same noise do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-LEAST = 8  # moves in a row that two chains make alike: independent ones make none
-PART = 0.1  # of the draws that must be alike, where the chains part again
-WINDOW = 256  # draws from which it is seen whether a component takes a value twice
-RETURNS = 1.5  # visits a value, from which on it is discrete
-NEAR = 1e-6  # of a move, within which draws are alike: what other orders of summation bring
-JUMP = 1e3  # times as far as that, for a move to count
-HASH = 16  # bits
-UNLIKELY = -50.0  # log of the chance of discrete draws to be alike
+LEAST = 8  # equal moves in a row that make two chains twins; independent chains make none
+PART = 0.1  # share of the draws that must be alike, where the chains part again
+WINDOW = 256  # draws that show whether a component takes a value twice
+RETURNS = 1.5  # mean visits to a value from which on a component is discrete
+NEAR = 1e-6  # share of a move within which draws are alike: another order of sums brings it
+JUMP = 1e3  # least length of a move that counts, in that distance
+HASH = 16  # bits of a hash
+UNLIKELY = -50.0  # log of the chance below which discrete draws are not alike by chance
 
 
 class Twins(NamedTuple):
-    """Two chains that are the same draws.
+    """A pair of chains that are the same draws.
 
     Attributes:
         one, other: the chains.
@@ -39,7 +39,7 @@ class Twins(NamedTuple):
 
 
 def twins(draws: Mapping[str, np.ndarray]) -> list[Twins]:
-    """Pairs of chains that are the same draws; of three alike, the first two and the last two.
+    """Find pairs of chains that are the same draws; of three, the first two and the last two.
 
     Components that are constant or discrete say nothing where others are neither. Chains that begin
     at one point and part are no twins.
@@ -75,7 +75,7 @@ def twins(draws: Mapping[str, np.ndarray]) -> list[Twins]:
 
 
 def _is_fresh(draws: np.ndarray) -> bool:
-    """Whether chains seldom come back to a value that they have left."""
+    """Say whether chains seldom come back to a value that they have left."""
     few = draws[:, :WINDOW]
     moves = (np.diff(few, axis=1) != 0).sum()
     values = (np.diff(np.sort(few, axis=1), axis=1) != 0).sum()
@@ -83,12 +83,12 @@ def _is_fresh(draws: np.ndarray) -> bool:
 
 
 def _pairs(draws: np.ndarray) -> Iterator[tuple[int, int, int, int, int]]:
-    """(one, other, delay, first, last) of a continuous component."""
+    """Yield (one, other, delay, first, last) of each pair in a continuous component."""
     length = draws.shape[1]
     places = sorted({length // 4, length // 2, 3 * length // 4, length - 1})
     few = draws[:, :WINDOW].astype(float)
     step = np.abs(np.diff(few, axis=1))
-    # draws of half precision were rounded when they were kept, and are alike to the bit
+    # draws in half precision were rounded when they were kept, and so are equal to the bit
     digits = min(np.finfo(draws.dtype).eps, np.finfo(np.float32).eps)
     rounding = 8 * float(digits) * float(np.median(np.abs(few)))
     near = max(NEAR * float(np.median(step[step > 0])), rounding)
@@ -111,7 +111,7 @@ def _pairs(draws: np.ndarray) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def _delays(draws: np.ndarray, places: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Where a chain takes a value that another takes later, for a few of its values."""
+    """Find where a chain takes a value that another takes later, for a few of its values."""
     chains, length = draws.shape
     values = draws[:, places].ravel()
     owners = np.repeat(np.arange(chains), len(places))
@@ -128,7 +128,7 @@ def _delays(draws: np.ndarray, places: list[int]) -> Iterator[tuple[int, int, in
         for probe in order[slice(*span)]:
             one = int(owners[probe])
             if one == other or (when and draws[other, when] == draws[other, when - 1]):
-                continue  # the same chain, or a draw of a rest that is not its first
+                continue  # the same chain, or not the first draw at a value where the chain rests
             start = places[int(probe) % len(places)]
             while start and draws[one, start] == draws[one, start - 1]:
                 start -= 1
@@ -148,7 +148,7 @@ def _hashes(values: np.ndarray) -> np.ndarray:
 
 
 def _alike(one: np.ndarray, other: np.ndarray, near: float) -> tuple[int, int] | None:
-    """Where the longest run of equal draws begins and ends, if it is no chance."""
+    """Find where the longest stretch of equal draws begins and ends, if it is not chance."""
     same = np.abs(one - other) <= near
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     if not len(edges):
@@ -162,7 +162,7 @@ def _alike(one: np.ndarray, other: np.ndarray, near: float) -> tuple[int, int] |
 
 
 def _discrete(draws: list[np.ndarray]) -> Iterator[Twins]:
-    """Chains equal in all of several components that take few values, if it is no chance.
+    """Find chains that are equal in all discrete components, if it is not chance.
 
     The chance is that of two chains that go from state to state as those here do, independently.
     """

@@ -1,7 +1,7 @@
-"""Whether several sets of draws are from one law.
+"""`two_sample_test` tests whether two sets of draws are from one law.
 
-Column by column by means and standard deviations with their Monte Carlo errors, and all columns at
-once by the energy distance with a permutation test.
+Columns are compared one by one by means and standard deviations with their Monte Carlo errors, and
+all at once by the energy distance with a permutation test.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from scipy.spatial.distance import cdist
 
 from ozaki.diagnostics import figures
 
-POINTS = 1000  # of each set, at which distances are taken
+POINTS = 1000  # most points of each set between which distances are taken
 PERMUTATIONS = 999
 
 
 class Difference(NamedTuple):
-    """How far one law lies from another.
+    """The distance of one law from another, and whether chance explains it.
 
     Attributes:
         energy_distance: 2E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖, columns in pooled standard deviations;
@@ -34,14 +34,14 @@ class Difference(NamedTuple):
 def columns(
     draws: Mapping[str, np.ndarray], independent: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation, ESS and R-hat of each column, and the errors of the first two.
+    """Compute mean, standard deviation, ESS and R-hat of each column, and errors of the first two.
 
     Args:
         draws: (chains, draws) by name.
         independent: whether draws are known to be, in whatever order they stand: their number is
             then the ESS, and there are no chains to disagree.
     """
-    # by order: a column of a table may have a name that no site has
+    # named by order: a column of a table may have a name that no site may have
     numbered = {f"column {i}": values for i, values in enumerate(draws.values())}
     table = figures.summary(figures.inference_data(numbered))
     found = dict(zip(draws, table.to_dict("index").values(), strict=True))
@@ -50,13 +50,13 @@ def columns(
             count = draws[name].size
             row |= {"mcse_mean": row["sd"] / count**0.5, "r_hat": float("nan")}
             row |= {"ess_bulk": float(count), "ess_tail": float(count)}
-        # of a normal's standard deviation, at as many independent draws
+        # the error of a normal's standard deviation, at as many independent draws
         row["mcse_sd"] = row["sd"] / (2 * row["ess_bulk"]) ** 0.5
     return found
 
 
 def in_errors(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """The difference of two means in its standard errors."""
+    """Return the difference of two means in its standard errors."""
     error = np.hypot(one["mcse_mean"], other["mcse_mean"])
     return float((other["mean"] - one["mean"]) / error) if error > 0 else float("nan")
 
@@ -68,7 +68,7 @@ def two_sample_test(
     *,
     independent: tuple[bool, bool] = (False, False),
 ) -> Difference:
-    """The energy distance of two sets of draws, and whether one law would bring it.
+    """Compute the energy distance of two sets of draws, and test if one law explains it.
 
     Chains are thinned until draws are nearly independent, as the permutations take them to be, and
     to a thousand of each.
@@ -98,7 +98,7 @@ def two_sample_test(
     rng = np.random.default_rng(seed)
     x, y = (_points(d, rng, i) for d, i in zip((one, other), independent, strict=True))
     both = np.concatenate([x, y])
-    largest = np.abs(both).max(0)  # the square of a number may be none
+    largest = np.abs(both).max(0)  # the square of a finite number may overflow
     both = both / np.where(largest > 0, largest, 1.0)
     spread = both.std(0)
     both = both / np.where(spread > 0, spread, 1.0)
@@ -116,7 +116,7 @@ def two_sample_test(
 
 
 def _points(draws: Mapping[str, np.ndarray], rng: Any, independent: bool) -> np.ndarray:
-    """Nearly independent draws (n, columns)."""
+    """Thin draws until they are nearly independent, (n, columns)."""
     stacked = np.stack([np.asarray(d, float) for d in draws.values()], -1)
     if not np.isfinite(stacked).all():
         raise ValueError("draws must be finite to be compared, but some were not; leave them out")

@@ -1,1 +1,1 @@
-"""What every package may use: checks of arguments, shapes as types, and torch's own state."""
+"""This package holds helpers that every package may use, such as checks of arguments."""

@@ -1,7 +1,7 @@
-"""Names on their way out: what still works, says what to use instead, and until when.
+"""These functions keep old names working, with a warning that says what to use instead.
 
-Versions are semantic. From 1.0 on a public name that is to go, or to be renamed, works for one
-minor version at least, and warns; before 1.0 the CHANGELOG tells.
+Versions are semantic. From 1.0 on, a public name that is removed or renamed works for at least one
+more minor version, and warns. Before 1.0 the CHANGELOG says which names change.
 """
 
 import functools
@@ -18,14 +18,14 @@ R = TypeVar("R")
 
 
 def deprecated(instead: str, removed_in: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Mark a function or class that will go.
+    """Mark a function or class that will be removed.
 
     Args:
         instead: what to use, as a reader would write it.
         removed_in: the version that will not have it.
 
     Returns:
-        A decorator; what it decorates warns, where it is called, and does as before.
+        A decorator; the function or class warns where it is called, and works as before.
 
     Example:
         >>> @deprecated("ozaki.denoise", "2.0")
@@ -53,7 +53,7 @@ def renamed(old: str, new: str, removed_in: str) -> Callable[[Callable[P, R]], C
         removed_in: the version that will not take the old one.
 
     Returns:
-        A decorator; what it decorates warns, where it is called with `old`, and passes it as `new`.
+        A decorator; the function warns where it is called with `old`, and passes it as `new`.
 
     Raises:
         TypeError: when called with both.
@@ -120,15 +120,15 @@ def attribute_renamed(cls: type, old: str, new: str, removed_in: str) -> None:
 
 
 def moved(old: str, removed_in: str, *new: str) -> Callable[[str], Any]:
-    """Let a module's names be imported from where they were.
+    """Let a module's names be imported from the module that had them before.
 
     Args:
-        old: the module that was, which is to have what is returned as its ``__getattr__``.
+        old: the former module; it needs the returned function as its ``__getattr__``.
         removed_in: the version that will not have it.
         new: the modules that have its names.
 
     Returns:
-        A function of a name, which warns and gives what the name stands for.
+        A function of a name, which warns and returns the object of that name.
 
     Raises:
         AttributeError: where it is called, none of the modules has the name.

@@ -1,4 +1,4 @@
-"""Frames of any library, and the one rule of what their columns may hold.
+"""`opened` reads frames of any library, by one rule on what their columns may hold.
 
 A column is taken where it is of a floating dtype. Whole numbers, flags, decimals and categories of
 numbers are refused with the conversion that a library has for them: whether they are measurements,
@@ -17,8 +17,8 @@ from ozaki.foundation.lazy import lazy
 arrow = lazy("pyarrow")
 interchange = lazy("pyarrow.interchange")
 
-LISTED = 5  # columns that a person is told of
-LARGEST = 2**53  # up to which float64 holds every whole number
+LISTED = 5  # most columns that a message names
+LARGEST = 2**53  # float64 holds every whole number up to this
 
 _OFFERS = ("to_numpy", "__arrow_c_stream__", "__arrow_c_array__", "__dataframe__")
 
@@ -26,12 +26,12 @@ Kind = Literal["floats", "numbers", "other"]
 
 
 class Column(NamedTuple):
-    """What is known of a column before it is read.
+    """A column, as it is known before it is read.
 
     Attributes:
         name: as the frame has it.
         dtype: its name, as the library has it.
-        kind: "floats"; "numbers" of another dtype, which are taken once they are converted; or
+        kind: "floats"; "numbers" of another dtype, which are accepted once they are converted; or
             "other".
     """
 
@@ -41,7 +41,7 @@ class Column(NamedTuple):
 
 
 def opened(name: str, value: Any) -> Any:
-    """`value` as what NumPy reads: of a frame or a column of one an array, else itself.
+    """Return `value` as NumPy reads it: a frame or a column of one as an array, else itself.
 
     Raises:
         ValueError: columns of another dtype than floating ones, or missing values.
@@ -89,7 +89,7 @@ def check(name: str, columns: Iterable[Column], remedy: str) -> None:
 
 
 def arrow_kind(dtype: Any) -> Kind:
-    """The kind of a column of a pyarrow type."""
+    """Return the kind of a column of a pyarrow type."""
     types = arrow.types
     if types.is_dictionary(dtype) or types.is_run_end_encoded(dtype):
         return "other" if arrow_kind(dtype.value_type) == "other" else "numbers"
@@ -100,7 +100,7 @@ def arrow_kind(dtype: Any) -> Kind:
 
 
 def beyond(values: Any) -> Any:
-    """A whole number among some of any exact dtype that float64 would change, or None."""
+    """Return a whole number of these that float64 would change, or None; any exact dtype."""
     values = np.asarray(values)
     if values.dtype.kind == "b" or values.size == 0:
         return None
@@ -113,15 +113,15 @@ def _is_series(value: Any) -> bool:
 
 
 def of_pandas(frame: Any) -> list[Column]:
-    """The columns of a frame of pandas."""
+    """Return the columns of a frame of pandas."""
     named = enumerate(zip(frame.columns, frame.dtypes, strict=True))
     return [Column(c, str(d), _pandas_kind(d, frame, i)) for i, (c, d) in named]
 
 
 def _of_pandas(name: str, value: Any, frame: Any, dtypes: list[Any]) -> Any:
-    """Column by column: as a whole it would be cast unasked."""
+    """Read a frame of pandas column by column: as a whole it would be cast unasked."""
     check(name, of_pandas(frame), f"{name}.astype('float32')")
-    # pandas' own dtypes know missing values, NumPy's have NaN, which is counted later
+    # pandas' own dtypes have missing values; NumPy's have NaN, which is counted later
     own = [i for i, dtype in enumerate(dtypes) if not isinstance(dtype, np.dtype)]
     _check_whole(name, int(frame.iloc[:, own].isna().to_numpy().sum()), frame.size)
     dtype = np.result_type(*(getattr(d, "numpy_dtype", getattr(d, "subtype", d)) for d in dtypes))
@@ -129,13 +129,14 @@ def _of_pandas(name: str, value: Any, frame: Any, dtypes: list[Any]) -> Any:
 
 
 def _pandas_kind(dtype: Any, frame: Any, place: int) -> Kind:
+    """Return the kind of a column of pandas by its dtype."""
     if dtype.kind in "fiub":
         return "floats" if dtype.kind == "f" else "numbers"
     if hasattr(dtype, "pyarrow_dtype"):
         return arrow_kind(dtype.pyarrow_dtype)
     if dtype.kind != "O":
         return "other"
-    # of categories, or of objects, which Python's decimals and fractions are
+    # the values of categories, or objects, as Python's decimals and fractions are
     held = dtype.categories if hasattr(dtype, "categories") else frame.iloc[:, place]
     numbers = len(held) > 0 and all(isinstance(v, Number) for v in held)
     return "numbers" if numbers and not any(isinstance(v, complex) for v in held) else "other"
@@ -155,7 +156,7 @@ def _polars_kind(dtype: Any) -> Kind:
 
 
 def _of_arrow(name: str, value: Any, given: Any = None) -> Any:
-    """A table, a batch or a column; `given` is the frame of others that it was made from."""
+    """Read a table, a batch or a column; `given` is the frame that it was made from."""
     if hasattr(value, "schema"):
         named, parts = list(zip(value.schema.names, value.schema.types, strict=True)), value.columns
         remedy = "cast(pa.schema([(n, pa.float64()) for n in {0}.column_names]))"

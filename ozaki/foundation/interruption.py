@@ -1,8 +1,8 @@
-"""Ctrl-C at the command line, before a command begins and after it ended.
+"""This module handles Ctrl-C at the command line, before a command begins and after it ended.
 
-The imports take seconds, and a traceback of them tells nobody anything. While ``ozaki`` the command
-loads, Ctrl-C ends it at once with a sentence. That is so from the import of this module on, which
-is therefore the first; where ozaki is imported by anything else, it does nothing.
+The imports take seconds, and a traceback from them helps nobody. While the command ``ozaki`` loads,
+Ctrl-C ends it at once with a sentence. That holds from the import of this module on, which is
+therefore imported first. Where anything else imports ozaki, this module does nothing.
 """
 
 import os
@@ -19,7 +19,7 @@ PROGRAM = "ozaki"
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """In the block Ctrl-C raises KeyboardInterrupt; after it nothing is left to stop."""
+    """Let Ctrl-C raise KeyboardInterrupt in the block; ignore it afterwards."""
     ours = signal.getsignal(signal.SIGINT) is _end
     if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,7 +31,7 @@ def raised() -> Iterator[None]:
 
 
 def _is_program() -> bool:
-    if sys.argv[:1] == ["-m"]:  # while the module of python -m is looked for
+    if sys.argv[:1] == ["-m"]:  # `python -m` has this name while it looks for the module
         words = sys.orig_argv
         return PROGRAM in words and words[words.index(PROGRAM) - 1] == "-m"
     return Path(sys.argv[0] if sys.argv else "").stem == PROGRAM
@@ -42,6 +42,6 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(STOPPED)
 
 
-# one that was told to ignore Ctrl-C, as by nohup, goes on ignoring it
+# a process that was told to ignore Ctrl-C, as by nohup, goes on ignoring it
 if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)

@@ -1,4 +1,4 @@
-"""Heavy libraries, imported when first used.
+"""`lazy` imports a heavy library when it is first used.
 
 ``import ozaki`` stays light: ArviZ alone takes seconds.
 """
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class _Lazy(ModuleType):
-    """Stands for a module and imports it at the first attribute asked for."""
+    """A stand-in for a module, which imports it when the first attribute is read."""
 
     def __getattr__(self, item: str) -> Any:
         if item.startswith("__"):  # doctest, inspect and pickle probe modules: import nothing
             raise AttributeError(item)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # ArviZ announces its refactoring
+            warnings.simplefilter("ignore", FutureWarning)  # ArviZ warns of its refactoring
             module = import_module(self.__name__)
         value = getattr(module, item)
         setattr(self, item, value)
@@ -24,7 +24,7 @@ class _Lazy(ModuleType):
 
 
 def lazy(name: str) -> Any:
-    """The module `name`, imported when an attribute of it is first read.
+    """Return a stand-in for the module `name`, imported when an attribute is first read.
 
     Raises:
         ImportError: at that moment, where the module is not installed.

@@ -1,7 +1,7 @@
-"""What belongs to the process and not to a thread: checks, random numbers, Pyro.
+"""These guards protect state that belongs to the process: checks, random numbers, Pyro.
 
-Torch and Pyro keep some state once for all threads. Each part of it has one guard here, so that
-chains of scores may be walked in several threads at once, and chains of Pyro models take turns.
+Torch and Pyro keep some state once for all threads. Each part of it has one guard here. So runs of
+scores may go on in several threads at once, and runs of Pyro models take turns.
 """
 
 import threading
@@ -16,7 +16,7 @@ from pyro import poutine
 _GENERATORS = threading.RLock()
 _CHECKS = threading.Lock()
 _PYRO = threading.RLock()
-_inside = 0  # how many have asked for no checks, in all threads
+_inside = 0  # how many calls are inside `unchecked`, in all threads
 _held: AbstractContextManager[Any] | None = None
 
 
@@ -59,7 +59,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
 
 def seed_from(generator: torch.Generator | None) -> int:
-    """A seed drawn from `generator`, or from the global one as it is outside of `isolated_rng`."""
+    """Draw a seed from `generator`, or from the global one as it is outside of `isolated_rng`."""
     if generator is not None:
         return int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with _GENERATORS:
@@ -68,9 +68,9 @@ def seed_from(generator: torch.Generator | None) -> int:
 
 @contextmanager
 def pyro_turn() -> Iterator[None]:
-    """Hold Pyro's stack of handlers, with none of those outside at work: it is one for all threads.
+    """Hold Pyro's stack of handlers, which all threads share, with no outside handler active.
 
-    Another thread that asks for it waits.
+    Another thread that asks for the stack waits.
     """
     with _PYRO, poutine.block():
         yield

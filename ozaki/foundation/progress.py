@@ -1,4 +1,4 @@
-"""A progress bar by a clock that does not jump, as the time of day may."""
+"""`bar` makes a progress bar whose clock does not jump, as the time of day may."""
 
 import time
 from typing import Any
@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 
 def bar(**options: Any) -> Any:
-    """A `tqdm` of these options."""
-    # looked at every step: what tqdm else does so that it need not be goes by the time of day
+    """Make a `tqdm` with these options."""
+    # miniters=1 has every step checked: tqdm's own way to skip checks uses the time of day
     found: Any = tqdm(miniters=1, **options)
     if not found.disable:
         found._time = time.monotonic

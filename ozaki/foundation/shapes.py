@@ -1,4 +1,4 @@
-"""Shapes as types.
+"""This module lets annotations state the shapes of tensors.
 
 ``Float[Tensor, "*batch dim"]`` reads as "a floating-point tensor with any batch dimensions and a
 last one called dim". The test extra brings jaxtyping, and the tests check every annotated call;
@@ -15,7 +15,7 @@ else:
     except ImportError:
 
         class _Unchecked:
-            """``Float[Tensor, "…"]`` without jaxtyping: the array type alone."""
+            """The stand-in without jaxtyping: ``Float[Tensor, "…"]`` is the array type alone."""
 
             def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
                 return item[0]

@@ -1,4 +1,4 @@
-"""What a caller has switched on in torch, switched off for a while.
+"""`ordinary` switches off, for a while, the modes of torch that a caller has switched on.
 
 `torch.inference_mode` keeps no graph, and its tensors can join none: derivatives would be missing.
 `torch.autocast` rounds matrix products off to a few digits: a correction that compares two
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-DEVICES = ("cpu", "cuda")  # of which autocast can be on
+DEVICES = ("cpu", "cuda")  # kinds of devices for which autocast can be on
 
 
 @contextmanager
@@ -36,6 +36,7 @@ def ordinary() -> Iterator[None]:
 
 @contextmanager
 def _named() -> Iterator[None]:
+    """Raise ValueError in place of torch's error about a tensor from inference mode."""
     try:
         yield
     except RuntimeError as error:
@@ -49,7 +50,7 @@ def _named() -> Iterator[None]:
 
 
 def recordable(values: Any) -> Any:
-    """The same values, the tensors among them that inference mode made as copies that are none.
+    """Return the same values, with ordinary copies of the tensors that inference mode made.
 
     Args:
         values: a tensor, or tuples, lists and dicts of anything.

@@ -1,8 +1,8 @@
-"""Whether code is run to be written down, not for its values."""
+"""`tracing` says whether code is being traced to a graph, rather than run for its values."""
 
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def tracing() -> bool:
-    """Whether `make_fx` is looking: then no branch may depend on a value."""
+    """Say whether `make_fx` is tracing: then no branch may depend on a value."""
     return get_proxy_mode() is not None

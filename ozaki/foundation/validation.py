@@ -1,6 +1,6 @@
-"""Checks whose message names the argument or the file, what it was, and what to do.
+"""These checks raise errors that name the argument or the file, its value, and what to do.
 
-Every check returns what it checked, so that it can stand where the value is used.
+Most checks return the value that they checked, so that they can stand where it is used.
 """
 
 import json
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ozaki.foundation import frames
 
-RATIO = 20  # of what a packed file may hold to its size: MNIST's images have 5, zip bombs 1000
+RATIO = 20  # most times its size that a packed file may hold: MNIST's images hold 5, zip bombs 1000
 SPARE = 2**24  # bytes that a packed file may hold whatever its size
-DEAREST = 2**26  # bytes that a JSON text may take in memory, beside twice its size
-LONGEST = 200  # letters of what a parser says that a person is told
+DEAREST = 2**26  # bytes of memory that a JSON text may take beside twice its size
+LONGEST = 200  # most letters of a parser's error that a message quotes
 
 
 def positive(name: str, value: Any) -> float:
@@ -61,7 +61,7 @@ def seed(name: str, value: Any) -> int | None:
 
 def choice(name: str, value: Any, allowed: Collection[Any]) -> Any:
     """Return `value` if it is one of `allowed`."""
-    # an array would compare by entry
+    # an array would be compared by entry
     if isinstance(value, (Tensor, np.ndarray)) or value not in allowed:
         names = ", ".join(repr(a) for a in allowed)
         raise ValueError(f"{name} must be one of {names}, but was {value!r}")
@@ -76,14 +76,14 @@ def flag(name: str, value: Any) -> bool:
 
 
 def folder(name: str, value: Any) -> Path | None:
-    """A path, or None."""
+    """Return `value` as a path, or None."""
     if value is not None and not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"{name} must be the path of a folder or None, but was {value!r}")
     return None if value is None else Path(value)
 
 
 def sizes(name: str, value: Any) -> torch.Size:
-    """A sequence of positive integers: the shape of a point."""
+    """Return `value` as a shape if it is a sequence of positive integers."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ValueError(f"{name} must be a sequence of sizes such as (3,), but was {value!r}")
     return torch.Size([count(name, size) for size in value])
@@ -122,7 +122,7 @@ def wide(name: str, tensor: Tensor) -> Tensor:
 
 
 def single(tensor: Tensor) -> Tensor:
-    """In float32 at least: halves keep data well, but the square of a small noise is 0 in them."""
+    """Return `tensor` in float32 at least: in half precision a small noise squared is 0."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -178,10 +178,11 @@ def weights(name: str, tensor: Tensor) -> Tensor:
 
 @contextmanager
 def parsing(path: str | os.PathLike[str], wrong: str, remedy: str) -> Iterator[None]:
-    """What a parser of others raises of a file, as one sentence: path, `wrong`, and `remedy`.
+    """Turn what a library's parser raises into one sentence: path, `wrong`, and `remedy`.
 
-    Of any kind: parsers raise what a spoiled file happens to lead to. Files that are missing or
-    may not be read are told of by the system, and libraries that are missing by their own error.
+    Errors of any kind are turned, since a spoiled file may make a parser raise anything. The
+    system's own errors for files that are missing or may not be read stay, and so do those for
+    libraries that are missing.
 
     Raises:
         ValueError: in place of what was raised in the block.
@@ -197,24 +198,24 @@ def parsing(path: str | os.PathLike[str], wrong: str, remedy: str) -> Iterator[N
 
 
 def said(error: Exception) -> str:
-    """What an error says, on one line, cut where it is long."""
+    """Return an error's message on one line, cut where it is long."""
     text = short(" ".join(str(error).split()))
     plain = isinstance(error, (ValueError, OSError)) and not isinstance(error, UnicodeError)
     return text if plain and text else f"{type(error).__name__}: {text}"
 
 
 def short(text: str) -> str:
-    """As much of what a file holds as a person is told."""
+    """Shorten a text from a file to what a message quotes."""
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def unpacked(path: str | os.PathLike[str], size: int, own: int | None = None) -> None:
-    """Refuse a packed file that says that it holds far more than it is: it may fill the memory.
+    """Refuse a packed file that unpacks to far more than its size: it may fill the memory.
 
     Args:
         path: the file.
         size: bytes that it would unpack to.
-        own: its size; that of the file if None.
+        own: bytes of the packed content; the size of the file if None.
 
     Raises:
         ValueError: they are more than twenty times the file and 16 MB.
@@ -230,7 +231,7 @@ def unpacked(path: str | os.PathLike[str], size: int, own: int | None = None) ->
 def json_text(
     path: str | os.PathLike[str], content: bytes, remedy: str, wrong: str = "is not JSON"
 ) -> Any:
-    """What a JSON text in a file holds: strict JSON, and not made of millions of small things.
+    """Parse a JSON text from a file: strict JSON, and not made of millions of small things.
 
     An empty list is two letters, and 64 bytes in memory.
     """
@@ -246,6 +247,7 @@ def _no_constant(name: str) -> float:
 
 
 def _number(name: str, value: Any) -> float:
+    """Return `value` as a float; raise ValueError if it is no number."""
     try:
         if isinstance(value, (bool, str)):
             raise TypeError
@@ -255,6 +257,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _tensor(name: str, value: Any) -> Tensor:
+    """Return `value` as a tensor; raise ValueError for anything that is no array of numbers."""
     if isinstance(value, Tensor):
         if value.is_nested:
             raise ValueError(
@@ -282,6 +285,7 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
+    """Return an array-like value as a NumPy array that torch can hold."""
     value = frames.opened(name, value)
     if np.ma.is_masked(value):
         raise ValueError(
@@ -318,7 +322,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def _conversion(name: str, value: Any) -> str:
-    """How one converts a value of this kind to floating point."""
+    """Say how one converts a value of this kind to floating point."""
     if isinstance(value, Tensor):
         return f"{name}.float()"
     if hasattr(value, "astype"):

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and read without running what is in them."""
+"""This package writes files whole or not at all, and reads them without running their content."""

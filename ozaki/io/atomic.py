@@ -1,4 +1,4 @@
-"""Atomic writes, of which a reader sees the old thing or the new one, and locks."""
+"""Atomic writes show a reader the old file or the new one; locks keep other processes out."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ else:
     import fcntl
 
 LOCK = ".lock"
-RESERVED = ".reserved.lock"  # longer than what `_sibling` adds: a name too long is told early
+RESERVED = ".reserved.lock"  # longer than what `_sibling` adds: a name too long is refused early
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _locked: set[int] = set()  # descriptors of the locks that this process holds
 
@@ -58,7 +58,7 @@ def write_atomically(
 
 
 def claim(file: Path, size: int) -> None:
-    """See that the disk has room for a file, for what does not bear it to be full.
+    """Check that the disk has room for a file, for writers that cannot handle a full disk.
 
     Args:
         file: to be written next; made, if it is missing, and empty afterwards.
@@ -76,7 +76,7 @@ def claim(file: Path, size: int) -> None:
 
 
 def sweep(path: str | os.PathLike[str]) -> list[Path]:
-    """Remove what writes of `path` that were killed have left beside it.
+    """Remove the temporary files that killed writes of `path` have left beside it.
 
     To be called under a lock: the temporary file of a write under way looks the same.
 
@@ -112,18 +112,18 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     path = Path(folder)
     with _told(path):
         _make(path)
-    # the file is never removed: one that waits on the old file and one on a new would both have it
+    # the file is never removed: one process could lock the old file, and another a new one
     with _held(path / LOCK, path):
         yield
 
 
 @contextmanager
 def reserve(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep every other process from reserving `path`, and see that it can be written.
+    """Keep every other process from reserving `path`, and check that it can be written.
 
-    For work that is written when it is done: that it cannot be is better told before. Nothing is
-    made but a file beside `path`, or beside the first of its folders that is missing, and that
-    lasts as long as the block. A file system without locks reserves nothing.
+    This is for work that is written when it is done: an error is better raised before. Only a file
+    beside `path` is made, or beside the first of its folders that is missing, and it lasts as long
+    as the block. A file system without locks reserves nothing.
 
     Args:
         path: of a file or a folder, which may be there or not.
@@ -144,7 +144,7 @@ def reserve(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def _held(file: Path, what: Path, *, passing: bool = False) -> Iterator[None]:
-    """The lock on `file`, which is that of `what`; a `passing` one leaves no file."""
+    """Hold the lock on `file`, which protects `what`; a `passing` lock leaves no file."""
     descriptor = _opened(file, what, passing)
     _locked.add(descriptor)
     try:
@@ -154,7 +154,7 @@ def _held(file: Path, what: Path, *, passing: bool = False) -> Iterator[None]:
             os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
-        if descriptor in _locked:  # not in a forked child, which has closed its own
+        if descriptor in _locked:  # a forked child has closed its own descriptor
             _locked.remove(descriptor)
             if passing:
                 with suppress(OSError):
@@ -163,7 +163,7 @@ def _held(file: Path, what: Path, *, passing: bool = False) -> Iterator[None]:
 
 
 def _opened(file: Path, what: Path, passing: bool) -> int:
-    """The descriptor of `file`, locked."""
+    """Open `file`, lock it, and return its descriptor."""
     while True:
         with _told(what):
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -171,7 +171,7 @@ def _opened(file: Path, what: Path, passing: bool) -> int:
             _take(descriptor, file, what)
         except BaseException as error:
             if passing and isinstance(error, OSError) and not isinstance(error, BlockingIOError):
-                return descriptor  # no locks there
+                return descriptor  # the file system knows no locks
             os.close(descriptor)
             raise
         if not passing or _is(descriptor, file):
@@ -180,7 +180,7 @@ def _opened(file: Path, what: Path, passing: bool) -> int:
 
 
 def _is(descriptor: int, file: Path) -> bool:
-    """Whether that is still the file of that name: one that was removed keeps nobody out."""
+    """Say whether the descriptor is still of that file: a removed file keeps nobody out."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:
@@ -188,6 +188,7 @@ def _is(descriptor: int, file: Path) -> bool:
 
 
 def _take(descriptor: int, file: Path, what: Path) -> None:
+    """Lock an open file; raise at once where another holds it, or where there are no locks."""
     try:
         if sys.platform == "win32":
             os.lseek(descriptor, 2**30, os.SEEK_SET)  # beyond the text, which stays readable
@@ -208,7 +209,7 @@ def _take(descriptor: int, file: Path, what: Path) -> None:
 
 
 def _forget_locks() -> None:
-    """In a forked child: a lock lasts until all copies of its descriptor are closed."""
+    """Close the locks in a forked child: a lock lasts until all its descriptors are closed."""
     for descriptor in _locked:
         os.close(descriptor)
     _locked.clear()
@@ -264,13 +265,13 @@ def write_folder_atomically(
 
 
 def _exchange(temporary: Path, target: Path, old: Path | None) -> None:
-    """Give the folder `temporary` its name; what has it goes by way of `old`."""
+    """Rename the folder `temporary` to its final name; an old folder is moved to `old` first."""
     try:
         if old is not None:
             os.replace(target, old)
         os.replace(temporary, target)  # onto nothing, or onto an empty folder
     except BaseException as error:
-        # of all, since Ctrl-C may fall between the two
+        # any exception: Ctrl-C may come between the two renames
         if old is not None and not target.exists():
             os.replace(old, target)
         if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -287,7 +288,7 @@ def _exchange(temporary: Path, target: Path, old: Path | None) -> None:
 def check_folder(
     path: str | os.PathLike[str], *, ours: Callable[[Path], bool], overwrite: bool = False
 ) -> bool:
-    """Whether `write_folder_atomically` would replace a folder; asked before the work is done.
+    """Say whether `write_folder_atomically` would replace a folder, before the work is done.
 
     Raises:
         FileExistsError: it would refuse.
@@ -308,7 +309,7 @@ def check_folder(
 
 @contextmanager
 def _told(target: Path) -> Iterator[None]:
-    """What the system says, as a sentence about `target`."""
+    """Turn the system's error into a sentence about `target`."""
     try:
         yield
     except (FileExistsError, BlockingIOError):
@@ -338,12 +339,12 @@ def _refuse(target: Path, overwrite: bool) -> None:
 
 
 def _sibling(target: Path) -> Path:
-    """A name on the same file system, since a rename does not cross one."""
+    """Return a name on the same file system, since a rename cannot leave it."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
 
 
 def refuse_links(folder: Path) -> None:
-    """See that what is written to a folder stays in it, and that what is read of it ends.
+    """Refuse links and devices in a folder: writes must stay in it, and reads must end.
 
     Args:
         folder: with all that lies in it.
@@ -359,7 +360,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Ask the disk to hold a file or a folder as it is, so that no rename can overtake it."""
+    """Flush a file or a folder to the disk, so that no rename reaches the disk before it."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folders; the rename is atomic there all the same
     descriptor = os.open(path, os.O_RDONLY)

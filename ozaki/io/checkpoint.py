@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run in one safetensors file, from which the run can go on.
+"""A checkpoint holds the state of a run in one safetensors file, so that it can be resumed.
 
 A file is written as a whole or not at all, and nothing in it is executed.
 The header holds one JSON text and a SHA-256 of that text and of every tensor's name, dtype, shape
@@ -20,7 +20,7 @@ from ozaki.foundation import validation
 from ozaki.io import sealed
 from ozaki.io.atomic import sweep, write_atomically
 
-FORMAT = "ozaki.checkpoint"  # as files have it: it does not move with the module
+FORMAT = "ozaki.checkpoint"  # the name in the files: it does not change with the module's
 VERSION = 1
 FILE = "checkpoint.safetensors"
 REMEDY = "remove it to begin anew, or restore it from a copy"
@@ -41,8 +41,8 @@ def write(
     Args:
         folder: made if it is missing.
         tensors: of any shape, dtype and device; they may share memory.
-        settings: what must be equal for the run to be taken up again, see `match`; strings,
-            numbers, None, and lists and mappings of them. A tuple is read as a list.
+        settings: what must be equal for the run to be resumed, see `match`; strings, numbers,
+            None, and lists and mappings of them. A tuple is read as a list.
         state: where the run stands, made of the same.
         file: its name.
 
@@ -55,7 +55,7 @@ def write(
     """
     path = Path(folder) / file
     parts = {"settings": _plain(settings), "state": _plain(state)}
-    # by its name, lest the draws of one place be taken for those of another
+    # the name is hashed too, lest one file of draws pass for another
     head = {"format": FORMAT, "version": VERSION, "file": file}
     text = json.dumps({**head, **parts}, allow_nan=False)
     copies = sealed.detached(tensors)
@@ -77,7 +77,7 @@ def read(folder: str | os.PathLike[str], file: str = FILE) -> Checkpoint | None:
     path = Path(folder) / file
     if not path.exists():
         return None
-    if not path.is_file():  # a device would be read without end
+    if not path.is_file():  # reading a device would not end
         raise ValueError(f"{path} must be a file, but is none; {REMEDY}")
     wrong = "is truncated or not a safetensors file"
     header, tensors = sealed.parse(path, path.read_bytes(), wrong, REMEDY)
@@ -95,7 +95,7 @@ def match(
     settings: Mapping[str, Any],
     file: str = FILE,
 ) -> None:
-    """Check that a run has the settings of the checkpoint that it is to take up.
+    """Check that a run has the settings of the checkpoint that it resumes.
 
     Raises:
         ValueError: naming every setting that differs.
@@ -114,7 +114,7 @@ def match(
 
 
 def clean(folder: str | os.PathLike[str], file: str = FILE) -> list[Path]:
-    """Remove what killed writes have left in `folder`; to be called under its lock.
+    """Remove files that killed writes have left in `folder`; to be called under its lock.
 
     Returns:
         What was removed.
@@ -123,6 +123,7 @@ def clean(folder: str | os.PathLike[str], file: str = FILE) -> list[Path]:
 
 
 def _parse(path: Path, text: str, file: str) -> dict[str, Any]:
+    """Read the settings and the state from a header, and check its format and version."""
     found = validation.json_text(path, text.encode(), REMEDY, "has a header that is not JSON")
     with validation.parsing(path, "has a header that cannot be read", REMEDY):
         if found.get("file", file) != file:
@@ -137,6 +138,7 @@ def _parse(path: Path, text: str, file: str) -> dict[str, Any]:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the text and of all tensors."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
@@ -146,7 +148,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in what JSON knows, with nothing changed on the way."""
+    """Write `value` in the types of JSON, with nothing changed on the way."""
     if isinstance(value, float) and not math.isfinite(value):
         return {_NUMBER: str(float(value))}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -162,7 +164,7 @@ def _plain(value: Any) -> Any:
 
 
 def _revived(value: Any) -> Any:
-    """What `_plain` was given."""
+    """Return the value that `_plain` was given."""
     if isinstance(value, list):
         return [_revived(v) for v in value]
     if isinstance(value, dict):

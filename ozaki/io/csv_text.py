@@ -1,8 +1,8 @@
-"""The text of a .csv: its encoding, its first line, and every entry a number.
+"""`read` turns the text of a .csv into numbers: its encoding, its first line and every entry.
 
-Text has no types, so that whole numbers in it are measurements like others; an entry that float64
-would change into another whole number is refused. What is not understood is told with its cause:
-another encoding, another separator, decimal commas.
+Text has no types, so whole numbers in it are measurements like others. An entry that float64 would
+change into another whole number is refused. An error names the likely cause: another encoding,
+another separator, decimal commas.
 """
 
 import csv
@@ -19,19 +19,19 @@ import numpy as np
 from ozaki.foundation import validation
 from ozaki.foundation.frames import LARGEST
 
-LINE = 2**21  # letters in a line of a .csv, whose entries take twenty times as much in memory
-BEGIN = 4096  # bytes that an encoding is guessed from
+LINE = 2**21  # most letters in a line of a .csv, whose entries take twenty times as much in memory
+BEGIN = 4096  # bytes from which an encoding is guessed
 UTF8 = "utf-8-sig"  # with its mark or without
 BOMS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", None: "spaces"}
 _SPACES = r"\s+"  # in pandas
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # which no text has
-_EXCELS = re.compile(r"sep=.?,?\s*", re.IGNORECASE)  # a line that only Excel reads
+_EXCELS = re.compile(r"sep=.?,?\s*", re.IGNORECASE)  # a line that only Excel understands
 _THOUSANDS = re.compile(r"[,.'’ \u00a0\u202f]")
 
 
 def read(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
-    """The numbers, (N, D), and the names of the columns, if the first line has any.
+    """Read the numbers, (N, D), and the names of the columns, if the first line has any.
 
     Args:
         path: a .csv, or one that is gzipped if its name ends in .gz.
@@ -70,7 +70,7 @@ def read(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
                 "complete it, or remove the line"
             )
         try:
-            if "_" in text:  # which float would pass over: 2020_01 is no 202001
+            if "_" in text:  # float would ignore '_': 2020_01 is not 202001
                 raise ValueError
             row = [float(cell) for cell in line]
         except ValueError:
@@ -90,6 +90,7 @@ def read(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
 
 
 def _check_names(path: Path, number: int, names: list[str]) -> None:
+    """Raise ValueError for a column without a name."""
     if "" in names:
         raise ValueError(
             f"{path}, line {number}, column {names.index('') + 1}, has no name; if it is the index "
@@ -99,7 +100,7 @@ def _check_names(path: Path, number: int, names: list[str]) -> None:
 
 
 def _check_first(path: Path, number: int, text: str) -> None:
-    """Refuse a first line that is neither names nor data, by what it is."""
+    """Refuse a first line that is neither names nor data, and say what it is."""
     if _EXCELS.fullmatch(text):
         raise ValueError(
             f"{path}, line {number}, {text.strip()!r}, names the separator for Excel, and is no "
@@ -108,7 +109,7 @@ def _check_first(path: Path, number: int, text: str) -> None:
 
 
 def _no_names(path: Path, first: str) -> str:
-    """What to say of a first line that does not name the columns; else nothing."""
+    """Describe a first line that does not name the columns; return nothing for one that does."""
     if first.startswith("#"):
         return (
             f"{path}: its first line begins with '#', but comments are not read; remove those lines"
@@ -117,7 +118,7 @@ def _no_names(path: Path, first: str) -> str:
 
 
 def _unclosed(path: Path, number: int, text: str) -> str:
-    """What to say of an entry that goes on in the next line; else nothing."""
+    """Describe an entry that goes on in the next line; return nothing where there is none."""
     if text.count('"') % 2 == 0:
         return ""
     return (
@@ -129,7 +130,7 @@ def _unclosed(path: Path, number: int, text: str) -> str:
 def _no_number(
     path: Path, number: int, line: list[str], names: list[str], first: bool, header: bool | None
 ) -> str:
-    """Where an entry is none, and what to do."""
+    """Say where an entry is not a number, and what to do."""
     j = next(j for j, cell in enumerate(line) if not is_number(cell))
     column = f" ({validation.short(names[j])})" if j < len(names) else ""
     remedy = "remove or impute it"
@@ -167,7 +168,7 @@ def _check_held(
 
 
 def _separated(path: Path, text: str, first: str, header: bool | None) -> str:
-    """What to say of a line whose entries are separated otherwise than by commas; else nothing."""
+    """Describe a line whose entries are not separated by commas; return nothing for others."""
     for separator, what in _SEPARATORS.items():
         cells = _cells(text, separator)
         if len(cells) == 1 or not all(map(_is_number_with_comma, filter(None, cells))):
@@ -196,7 +197,7 @@ def _is_number_with_comma(cell: str) -> bool:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Each line that has entries: its number, its text and the entries, one at a time.
+    """Yield each line that has entries: its number, its text and the entries.
 
     Args:
         path: of text, gzipped where its name ends in .gz.
@@ -235,14 +236,14 @@ def _opener(path: Path) -> Any:
 
 
 def _encoding(path: Path) -> str:
-    """As the mark at its beginning says."""
+    """Return the encoding that the byte-order mark at the beginning says."""
     with _opener(path)(path, "rb") as file:
         begin = file.read(4)
     return next((e for mark, e in BOMS.items() if begin.startswith(mark)), UTF8)
 
 
 def _undecoded(path: Path) -> str:
-    """Why the bytes of a file are no text in UTF-8, and what they seem to be."""
+    """Say why the bytes of a file are no text in UTF-8, and what they seem to be."""
     if said := _as_utf_16(path):
         return said
     with _opener(path)(path, "rb") as file:
@@ -271,7 +272,7 @@ def _undecoded(path: Path) -> str:
 
 
 def _as_utf_16(path: Path) -> str:
-    """What to say of UTF-16 without a mark, whose every other byte is mostly zero; else nothing."""
+    """Describe UTF-16 without a mark, whose every other byte is mostly zero; else nothing."""
     with _opener(path)(path, "rb") as file:
         begin = file.read(BEGIN)
     for order, place in (("LE", 1), ("BE", 0)):
@@ -291,7 +292,7 @@ def _as_utf8(path: Path, what: str, encoding: str) -> str:
 
 
 def is_number(cell: str) -> bool:
-    """Whether an entry of a text is one: float passes over '_', as in 2020_01, which is none."""
+    """Say whether an entry is a number; float ignores '_', but 2020_01 is not a number."""
     try:
         float(cell)
     except ValueError:

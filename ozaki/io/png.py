@@ -1,4 +1,4 @@
-"""Images in .png files, as the points of an estimator.
+"""These functions read .png files as points of an estimator.
 
 A .png holds whole numbers; they are divided by the largest that the file's depth allows, so that
 intensities lie in [0, 1], as those of `ozaki.datasets`. Nothing else is changed: an image of
@@ -25,7 +25,7 @@ _MODES = {"1": (1, 1), "L": (1, 255), "I;16": (1, 65535), "RGB": (3, 255)}
 
 
 def png_files(source: Path) -> list[Path]:
-    """The .png file that `source` is, or those in the folder that it is, by name.
+    """Return the .png file `source`, or the .png files in the folder `source`, sorted by name.
 
     Raises:
         ValueError: a folder without any.
@@ -39,7 +39,7 @@ def png_files(source: Path) -> list[Path]:
 
 
 def image_shape(event_shape: torch.Size) -> tuple[int, int, int]:
-    """(channels, height, width) of points that are images.
+    """Return (channels, height, width) of points that are images.
 
     Raises:
         ValueError: points of another kind.
@@ -54,11 +54,11 @@ def image_shape(event_shape: torch.Size) -> tuple[int, int, int]:
 
 
 def read_folder(source: Path, failed: dict[str, str]) -> Tensor:
-    """The images of a folder, (n, channels, height, width), all of the shape that most have.
+    """Read the images of a folder, (n, channels, height, width), all of the most common shape.
 
     Args:
         source: a folder of .png.
-        failed: where those that are left out are noted, what was wrong by name.
+        failed: a mapping into which the files that are left out are put: name → what was wrong.
 
     Raises:
         ImportError: pillow is not installed.
@@ -85,7 +85,7 @@ def read_folder(source: Path, failed: dict[str, str]) -> Tensor:
 
 
 def read_png(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
-    """One image with intensities in [0, 1], float32, (channels, height, width).
+    """Read one image with intensities in [0, 1], float32, (channels, height, width).
 
     Args:
         path: a .png of grey, 8 or 16 bits deep, or of RGB; a palette counts as RGB.
@@ -109,7 +109,7 @@ def read_png(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
         validation.parsing(path, "is not a whole .png image", "restore it from a copy"),
     ):
         with opener(path, formats=("PNG",)) as image:
-            image.verify()  # the checksums, of which unpacking knows nothing
+            image.verify()  # the checksums, which unpacking does not check
         with opener(path, formats=("PNG",)) as image:
             mode = "RGB" if image.mode == "P" else image.mode
             lost = _lost(image)
@@ -134,7 +134,7 @@ def read_png(path: Path, shape: tuple[int, int, int] | None = None) -> Tensor:
 
 
 def _lost(image: Any) -> str:
-    """What pillow would leave out of the pixels of an opened .png, and what to do; or nothing."""
+    """Say what pillow would drop from the pixels of an opened .png, and what to do; or nothing."""
     if "transparency" in image.info:
         return f"of mode {image.mode} with transparency; save it without"
     if image.mode == "RGB" and image.tile and str(image.tile[0][3]).endswith(";16B"):

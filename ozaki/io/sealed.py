@@ -1,7 +1,7 @@
-"""safetensors files that are read as a whole before any of their content is used.
+"""These functions write safetensors files, and read them whole before any content is used.
 
-Checkpoints and saved estimators are such files. Both keep a SHA-256 of what they hold, each in its
-own way; what is common to them stands here.
+Checkpoints and saved estimators are such files. Both keep a SHA-256 of their content, each in its
+own way; this module has what they share.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ozaki.foundation import validation
 
 
 def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory, such as tied weights do: safetensors refuses it."""
+    """Copy tensors to the CPU without shared memory: safetensors refuses tied weights."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -37,7 +37,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | No
 def parse(
     path: Path, content: bytes, wrong: str, remedy: str
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The texts and the tensors of a file.
+    """Return the texts and the tensors of a file.
 
     The content is read once and passed on, since a file may be replaced between two readings, and
     one that is mapped may be cut off while it is in use.

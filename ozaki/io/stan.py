@@ -1,7 +1,7 @@
-"""Draws in text: Stan's CSV, and JSON as posteriordb keeps it.
+"""These functions read draws in text: Stan's CSV, and JSON as posteriordb keeps it.
 
-Of both a name with its indices is a column, which count from 1; here the columns of one name are
-one array. Every chain of Stan's is a file of its own, of posteriordb's an entry of one list.
+In both, a column is a name with indices, which count from 1. Here the columns of one name become
+one array. A chain is a file in Stan's CSV, and an entry of one list in posteriordb's JSON.
 
 Sources: the CmdStan guide, Stan CSV File Format; Magnusson et al., posteriordb.
 """
@@ -23,8 +23,8 @@ from ozaki.io.csv_text import is_number, lines
 
 CSV_SUFFIXES, JSON_SUFFIXES = (".csv", ".csv.gz"), (".json", ".json.gz")
 WHOLE = "restore it from a copy, or run the chain again"
-ADAPTED = "Adaptation terminated"  # stands between the draws of warm-up and the others
-# of Stan's columns that are no draws, as ArviZ calls them
+ADAPTED = "Adaptation terminated"  # the line between the draws of warm-up and the others
+# Stan's columns that are no draws → ArviZ's names
 STATISTICS = {
     "lp": "lp",
     "accept_stat": "acceptance_rate",
@@ -43,7 +43,7 @@ Split = Callable[[str], tuple[str, tuple[int, ...]]]
 
 
 class Read(NamedTuple):
-    """What a text held.
+    """The content of a text.
 
     Attributes:
         posterior: draws by name, (chains, draws, *shape).
@@ -61,11 +61,11 @@ class _Chain(NamedTuple):
     names: list[str]
     values: np.ndarray  # (draws, columns)
     settings: dict[str, str]
-    warmup: int  # draws of it that were saved and are not among the values
+    warmup: int  # draws of warm-up that were saved and are not among the values
 
 
 def is_csv(path: Path) -> bool:
-    """Whether a file says that it is Stan's, in a comment or by its column lp__."""
+    """Say whether a file is Stan's, by a comment or by its column lp__."""
     if not (path.is_file() and path.name.lower().endswith(CSV_SUFFIXES)):
         return False
     try:
@@ -74,13 +74,13 @@ def is_csv(path: Path) -> bool:
                 return "lp__" in (cell.strip() for cell in cells)
             if "stan" in text.lower():
                 return True
-    except (OSError, ValueError, EOFError):  # no text, which whoever reads it tells
+    except (OSError, ValueError, EOFError):  # it is no text; the reader will say so
         pass
     return False
 
 
 def read_csv(paths: Sequence[Path]) -> Read:
-    """The draws of Stan's CSV files, a chain each; saved draws of warm-up are left out.
+    """Read the draws of Stan's CSV files, a chain each; saved draws of warm-up are left out.
 
     Args:
         paths: of one run.
@@ -118,7 +118,7 @@ def read_csv(paths: Sequence[Path]) -> Read:
         if name.endswith("__"):
             called = name.removesuffix("__")
             stats[STATISTICS.get(called, called)] = values
-    if "step_size" not in stats:  # of parameters that are fixed nothing is proposed
+    if "step_size" not in stats:  # nothing is proposed where parameters are fixed
         stats.pop("acceptance_rate", None)
     if "diverging" in stats:
         stats["diverging"] = stats["diverging"] != 0
@@ -128,12 +128,13 @@ def read_csv(paths: Sequence[Path]) -> Read:
 
 
 def _told(chain: _Chain) -> tuple[str, str] | None:
-    """Which chain a file says it is."""
+    """Return the number of the chain that a file says it is."""
     found = chain.settings.get("id"), chain.settings.get("seed")
     return (found[0], found[1]) if found[0] and found[1] else None
 
 
 def _chain(path: Path) -> _Chain:
+    """Read one file of Stan's CSV: the values, the columns and what the comments say."""
     names: list[str] = []
     entries, settings = array("d"), dict[str, str]()
     adapted, last = None, (0, "")
@@ -172,6 +173,7 @@ def _chain(path: Path) -> _Chain:
 
 
 def _check_head(path: Path, names: list[str], settings: Mapping[str, str]) -> None:
+    """Raise ValueError for a head that is not one of Stan's sampler."""
     method = settings.get("method", "sample")
     if method != "sample" or UNLIKE & set(names):
         method = method if method != "sample" else "another than sample"
@@ -188,14 +190,14 @@ def _check_head(path: Path, names: list[str], settings: Mapping[str, str]) -> No
 def _take(
     path: Path, number: int, text: str, names: list[str], cells: list[str], entries: Any
 ) -> None:
-    """Add a line of numbers to those before."""
+    """Append a line of numbers to those before it."""
     if len(cells) != len(names):
         raise ValueError(
             f"{path}, line {number}, has {len(cells)} entries where {len(names)} columns are "
             f"named: the file is cut there or damaged; {WHOLE}"
         )
     try:
-        if "_" in text:  # which float would pass over
+        if "_" in text:  # float would ignore '_'
             raise ValueError
         entries.extend(map(float, cells))
     except ValueError:
@@ -207,7 +209,7 @@ def _take(
 
 
 def _drawn(settings: Mapping[str, str], name: str) -> int | None:
-    """How many draws of a kind the head announces, thinned."""
+    """Return how many draws of a kind the head announces, after thinning."""
     count, thin = settings.get(name, ""), settings.get("thin", "1")
     if not (count.isdecimal() and thin.isdecimal() and int(thin)):
         return None
@@ -215,14 +217,14 @@ def _drawn(settings: Mapping[str, str], name: str) -> int | None:
 
 
 def _saved(settings: Mapping[str, str]) -> int:
-    """Draws of warm-up at the beginning of a file that does not mark where it ends."""
+    """Count the draws of warm-up at the beginning of a file that does not mark where it ends."""
     saved = settings.get("save_warmup", "0") in ("1", "true")
     fixed = settings.get("algorithm") == "fixed_param"  # which warms nothing up
     return (_drawn(settings, "num_warmup") or 0) if saved and not fixed else 0
 
 
 def read_json(path: Path) -> Read:
-    """The draws in a JSON file: a list of chains, each a dict of column → list of numbers.
+    """Read the draws in a JSON file: a list of chains, each a dict of column → list of numbers.
 
     Args:
         path: a .json, as it is, or gzipped, or alone in a .zip.
@@ -257,7 +259,7 @@ def read_json(path: Path) -> Read:
 
 
 def _listed(path: Path, found: Any) -> str:
-    """How to make a list of chains of what a file holds."""
+    """Say how to make a list of chains from the content of a file."""
     if isinstance(found, dict) and "posterior" in found:
         return f"if ArviZ wrote it, give az.from_json({str(path)!r}).to_netcdf('draws.nc')"
     if isinstance(found, dict):
@@ -266,7 +268,7 @@ def _listed(path: Path, found: Any) -> str:
 
 
 def _text(path: Path) -> bytes:
-    """What is packed in a file of JSON, unpacked."""
+    """Return the text of a JSON file, unpacked where it is packed."""
     with validation.parsing(path, "is not a whole file of JSON", WHOLE):
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as members:
@@ -283,6 +285,7 @@ def _text(path: Path) -> bytes:
 
 
 def _check_list(told: str, found: Any, length: int | None) -> int:
+    """Check that a column is a list of numbers, of the given length; return its length."""
     if not isinstance(found, list) or not found:
         raise ValueError(f"{told} must be a list of numbers, but was {_shape(found)}")
     for i, entry in enumerate(found):
@@ -303,7 +306,7 @@ def _shape(value: Any) -> str:
 def arrays(
     columns: Mapping[str, np.ndarray], split: Split
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Columns of entries, put together: "x.1" and "x.2", or "x[1]" and "x[2]", are x.
+    """Put columns together to arrays: "x.1" and "x.2", or "x[1]" and "x[2]", are x.
 
     Args:
         columns: (chains, draws) by name.
@@ -340,7 +343,7 @@ def _full(held: Mapping[tuple[int, ...], str], shape: tuple[int, ...]) -> bool:
 
 
 def _indices(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """All indices of an array, from 1 on, in the order of its entries."""
+    """Yield all indices of an array, from 1 on, in the order of its entries."""
     return (tuple(i + 1 for i in index) for index in np.ndindex(*shape))
 
 

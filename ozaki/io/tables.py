@@ -1,7 +1,7 @@
-"""Files of numbers: .csv, .parquet, .npy, .npz and IDX.
+"""`table` reads files of numbers: .csv, .parquet, .npy, .npz and IDX.
 
-Whatever a file holds is taken as it is or refused, with the line and column of what is wrong;
-nothing is imputed, and nothing in a file is executed.
+The content of a file is taken as it is, or refused with the line and column of the error. Nothing
+is imputed, and nothing in a file is executed.
 """
 
 import gzip
@@ -29,7 +29,7 @@ parquet = lazy("pyarrow.parquet")
 FORMATS = ".csv, .parquet, .npy, .npz or IDX file"
 SOUND = "restore it from a copy, or save it again"
 _IDX_UNSIGNED_BYTE = 0x08
-_PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # as it is called in a .parquet
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")  # an unnamed index in a .parquet
 _MOST_DIMENSIONS = 32  # NumPy before 2 has no more
 
 
@@ -37,7 +37,7 @@ NUMPY = (".npy", ".npz")
 
 
 class Table(NamedTuple):
-    """Observations, and what their columns are called.
+    """Observations and the names of their columns.
 
     Attributes:
         values: (N, ...), a row an observation.
@@ -89,7 +89,7 @@ def table(path: str | os.PathLike[str], *, header: bool | None = None) -> Tensor
 
 
 def named_table(path: str | os.PathLike[str], header: bool | None = None) -> Table:
-    """What `table` reads, with the names of the columns.
+    """Read what `table` reads, with the names of the columns.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: as `table`.
@@ -115,7 +115,7 @@ def named_table(path: str | os.PathLike[str], header: bool | None = None) -> Tab
 
 
 def read_array(path: str | os.PathLike[str], header: bool | None = None) -> np.ndarray:
-    """What `table` reads, in the dtype of the file.
+    """Read what `table` reads, in the dtype of the file.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: as `table`, but for whole numbers in arrays.
@@ -151,12 +151,12 @@ def read_array(path: str | os.PathLike[str], header: bool | None = None) -> np.n
 
 
 def is_csv(path: Path) -> bool:
-    """Whether a file is read as comma-separated text, gzipped or not."""
+    """Say whether a file is read as comma-separated text, gzipped or not."""
     return path.name.lower().removesuffix(".gz").endswith(".csv")
 
 
 def check_zip(path: Path) -> None:
-    """Refuse a .npz that would fill the memory, by what its members say of their size.
+    """Refuse a .npz that would fill the memory, by the sizes that its members state.
 
     No more is unpacked of a member than it says. A file that is no .npz is not looked at.
     """
@@ -167,7 +167,7 @@ def check_zip(path: Path) -> None:
 
 
 def headers(header: bool | None, paths: Iterable[Path]) -> dict[Path, bool | None]:
-    """`header` for each .csv among files that are read together, None for the others.
+    """Return `header` for each .csv among files that are read together, None for the others.
 
     Raises:
         ValueError: it is given, and none of them is a .csv.
@@ -200,6 +200,7 @@ def _is_idx(path: Path) -> bool:
 
 
 def _idx_images(path: Path) -> np.ndarray:
+    """Read images from an IDX file as intensities in [0, 1]."""
     images = read_idx(path)
     if images.ndim != 3:
         raise ValueError(
@@ -226,7 +227,7 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
     if not frame.shape[0] or not frame.shape[1]:
         raise ValueError(f"{path} holds no rows of numbers")
     index = frame.index
-    # unnamed whole numbers are where rows once stood in a frame, as filtering leaves them
+    # unnamed whole numbers are an index that filtering a frame left behind
     if index.nlevels > 1 or index.name is not None or index.dtype.kind not in "iu":
         named = [str(name) for name in index.names if name is not None]
         called = validation.short(", ".join(named)) if named else "without a name"
@@ -272,26 +273,27 @@ def _parquet(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _categories(schema: Any) -> set[Any]:
-    """The columns that were categories where a file was written: a .parquet keeps their values."""
+    """Return the columns that were categories in the frame; a .parquet keeps their values only."""
     columns = (schema.pandas_metadata or {}).get("columns", ())
     noted = {c["name"] for c in columns if c.get("pandas_type") == "categorical"}
     return noted | {field.name for field in schema if hasattr(field.type, "index_type")}
 
 
 def _csv(path: Path, header: bool | None) -> tuple[np.ndarray, list[str]]:
+    """Read a .csv, with a warning where its first line was taken for data."""
     with validation.parsing(path, "is not a text file of comma-separated numbers", SOUND):
         values, names = csv_text.read(path, header)
     if header is None and not names:
         warnings.warn(
             f"{path}: no header found, {len(values)} rows; header=True (--header) takes the first "
             "line for names, header=False (--no-header) says that it is data",
-            stacklevel=4,  # whoever called table
+            stacklevel=4,  # the warning points to the caller of `table`
         )
     return values, names
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array of unsigned bytes in one IDX file, gzipped if its name ends in ``.gz``.
+    """Read the array of unsigned bytes in one IDX file, gzipped if its name ends in ``.gz``.
 
     The file is two zero bytes, the type 0x08, the number of dimensions, each size as a big-endian
     32-bit integer, then the entries.
@@ -308,7 +310,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     ):
         shape = _idx_shape(path, file)
         size = prod(shape)
-        # before room is made for them
+        # checked before memory is allocated
         if path.suffix.lower() == ".gz":
             validation.unpacked(path, 4 * size)  # of floats, which they become
             entries = file.read(size + 1)  # to the checksum at the end
@@ -324,7 +326,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _idx_shape(path: Path, file: Any) -> tuple[int, ...]:
-    """What the header of an IDX file announces."""
+    """Return the shape that the header of an IDX file announces."""
     begin = file.read(4)
     if len(begin) < 4 or begin[:3] != bytes((0, 0, _IDX_UNSIGNED_BYTE)):
         raise ValueError(

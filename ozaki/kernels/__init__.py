@@ -1,4 +1,4 @@
-"""Kernels: steps that walk on a score, their corrections, their warm-up and their Pyro face."""
+"""This package holds the kernels: their steps, corrections, warm-up and Pyro interface."""
 
 from ozaki.kernels.langevin_kernel import ScoreLangevinKernel
 from ozaki.kernels.ozaki_kernel import ScoreOzakiKernel

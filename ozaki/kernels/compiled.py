@@ -1,4 +1,4 @@
-"""`transition.walk` as one compiled loop.
+"""`Compiled` takes the steps of `transition.walk` in one compiled loop.
 
 One step is traced to a graph of tensor operations; the score may be a Pyro model, a formula or a
 network. A scan over the noise makes the graph a loop of any number of steps. torch's compiler makes
@@ -34,14 +34,14 @@ inductor = lazy("torch._inductor")
 scans, fakes = lazy("torch._higher_order_ops.scan"), lazy("torch._subclasses.fake_tensor")
 symbols = lazy("torch.fx.experimental.symbolic_shapes")
 
-KEPT = 32  # loops, of all kernels of a process
-SMALL = 1024  # entries of a matrix whose product with a vector is written out
+KEPT = 32  # most compiled loops kept, for all kernels of a process
+SMALL = 1024  # most entries of a matrix whose product with a vector is written out
 
 Weights = tuple[float, float]
 
 
 class Compiled:
-    """Walks steps by compiled loops: one for each kernel spec, made when it is first walked."""
+    """Takes steps by compiled loops: one for each kernel spec, made at its first step."""
 
     def __init__(self) -> None:
         self._score: Score | None = None
@@ -86,7 +86,7 @@ class Compiled:
 
 
 class _Parts(NamedTuple):
-    """A law taken apart: its score, the factor of its metric, its frozen curvature."""
+    """The parts of a law: its score, the factor of its metric, its frozen curvature."""
 
     score: Score
     factor: Tensor | None
@@ -109,7 +109,7 @@ class _Parts(NamedTuple):
         return first if self.fixed is None else [*first, *self.fixed.tensors]
 
     def law(self, tensors: Sequence[Tensor]) -> Score:
-        """The law, of these tensors in place of its own."""
+        """Rebuild the law with these tensors in place of its own."""
         rest = list(tensors)
         metric = Whitened(self.score, None if self.factor is None else rest.pop(0))
         return metric if self.fixed is None else Frozen(metric, self.fixed.rebuild(tuple(rest)))
@@ -135,14 +135,14 @@ class _Loop:
         weights: Weights,
         parts: _Parts,
     ) -> None:
-        """Trace, compile, and hold the first step against one that was not compiled."""
+        """Trace and compile the loop, and compare its first step with one not compiled."""
         carry = self._flatten(state)
         rest = self._rest(step_size, options, weights, parts)
         one = [part[0] for part in noise]
         try:
             with torch.no_grad():
                 graph = make_fx(self._step, decomposition_table=_WRITTEN_OUT)(*carry, *one, *rest)
-        except Exception as error:  # whatever a model raises where its values are not at hand
+        except Exception as error:  # a model that is traced may raise anything
             raise ValueError(
                 f"compile=True needs a model that can be traced, but {first_line(error)}; leave "
                 "compile out"
@@ -151,7 +151,7 @@ class _Loop:
         self._constants = _lift_constants(graph)
         try:
             self._run = _compiled(graph, carry, [p[:1] for p in noise], rest + self._constants)
-        except Exception as error:  # whatever stands between torch's compiler and machine code
+        except Exception as error:  # torch's compiler and the C++ compiler raise many kinds
             raise ValueError(
                 "compile=True needs torch's compiler and a C++ compiler such as g++ on the PATH, "
                 f"but {first_line(error)}; install one, or leave compile out"
@@ -198,7 +198,7 @@ class _Loop:
         return [*(t.clone() for t in self._flatten(state)), _pack(state.position, density, info)]
 
     def _unpack(self, kept: Tensor) -> Trail:
-        """Rows of `_pack`, (steps, …), back as a trail."""
+        """Turn rows of `_pack`, (steps, …), back into a trail."""
         chains, dim = self._like.position.shape
         sizes = [chains * dim, chains, chains, chains, chains, dim, chains]
         flat, acceptance, accepted, diverging, broken, jump, modified, density = kept.split(
@@ -211,11 +211,12 @@ class _Loop:
     def _rest(
         self, step_size: Tensor, options: StepOptions, weights: Weights, parts: _Parts
     ) -> list[Tensor]:
-        """What is the same at every step."""
+        """Return the tensors that are the same at every step."""
         numbers = step_size.new_tensor([*weights, *(float(flag) for flag in options[:2])])
         return [step_size, numbers, *(t.contiguous() for t in parts.tensors)]
 
     def _flatten(self, state: State) -> list[Tensor]:
+        """List the tensors that one step hands to the next."""
         at = state.expansion
         found = [state.position, at.gradient, at.log_density, at.score_gradient]
         if at.curvature is not None and at.curvature.batch:
@@ -225,6 +226,7 @@ class _Loop:
         return [t.contiguous() for t in found if t is not None]
 
     def _rebuild(self, tensors: Sequence[Tensor], fixed: SymmetricOperator | None) -> State:
+        """Make a state of the tensors that `_flatten` listed."""
         like, rest = self._like.expansion, list(tensors)
         position, gradient = rest.pop(0), rest.pop(0)
         density = None if like.log_density is None else rest.pop(0)
@@ -243,18 +245,19 @@ class _Loop:
         weights: Weights,
         parts: _Parts,
     ) -> None:
+        """Raise ValueError unless the compiled first step agrees with one not compiled."""
         first = NoiseBlock(*(part[:1].contiguous() for part in noise))
         method = self._method
         if self._blended:
             method = method._replace(proposal=blend(*weights))
         law = parts.law(parts.tensors)
-        # a short step, which is accepted: of a long one there may be nothing to see
+        # a short step is accepted; a refused step would leave nothing to compare
         short = step_size / 100
         plain, seen = transition.walk(state, law, method, short, first, options)
         found, trail = self(state, short, first, options, weights, parts)
-        # rounding turns an acceptance around in one of many thousand chains
+        # rounding reverses the acceptance of one in many thousand chains
         alike = (trail.info.accepted == seen.info.accepted)[0]
-        # a density that sums D terms is rounded D times
+        # a density that sums D terms is rounded D times over
         rounding = 64 * len(state.position[0]) * torch.finfo(state.position.dtype).eps
         pairs = (
             (trail.info.acceptance, seen.info.acceptance),
@@ -269,13 +272,13 @@ class _Loop:
 
 
 def _pack(position: Tensor, density: Tensor | None, info: Info) -> Tensor:
-    """What a step gives, in one row: a loop pays for every tensor it keeps, however small."""
+    """Pack a step into one row: a loop pays for every tensor it keeps, however small."""
     parts = [position, *info] if density is None else [position, *info, density]
     return torch.cat([part.to(position.dtype).flatten() for part in parts])
 
 
 def _lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Turn the tensors a graph holds into its last arguments, and give them."""
+    """Turn the tensors that a graph holds into its last arguments, and return them."""
     nodes = graph.graph
     nodes.set_codegen(CodeGen())
     last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
@@ -294,7 +297,7 @@ def _lift_constants(graph: GraphModule) -> list[Tensor]:
 def _compiled(
     step: GraphModule, carry: list[Tensor], noise: list[Tensor], rest: list[Tensor]
 ) -> Callable[..., Any]:
-    """The compiled loop of a graph; the same graph, of other data, is not compiled again."""
+    """Return the compiled loop of a graph; the same graph with other data shares one loop."""
     kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in (*carry, *noise, *rest)]
     key = (step.code, str(kinds))
     found = _LOOPS.pop(key, None) or _compile_scan(step, carry, noise, rest)
@@ -307,7 +310,7 @@ def _compiled(
 def _compile_scan(
     step: GraphModule, carry: list[Tensor], noise: list[Tensor], rest: list[Tensor]
 ) -> Callable[..., Any]:
-    """The loop: carry, noise of any number of steps, the rest → carry, and what each step gave."""
+    """Compile the loop: carry, noise of any number of steps, rest → carry, a row for each step."""
     n, m = len(carry), len(noise)
 
     def body(*tensors: Tensor) -> list[Tensor]:
@@ -324,7 +327,7 @@ def _compile_scan(
             sizes[0] = symbols.DimDynamic.DYNAMIC
         return mode.from_tensor(t, symbolic_context=symbols.StatelessSymbolicContext(sizes))
 
-    # two steps stand for any number: one would be taken for a constant
+    # two steps stand for any number: the compiler would take one for a constant
     two = [torch.cat([t, t]) for t in noise]
     arguments = [fake(t, n <= i < n + m) for i, t in enumerate([*carry, *two, *rest])]
     with torch.no_grad(), _quiet():
@@ -337,7 +340,7 @@ def _compile_scan(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the compiler says of itself."""
+    """Silence the messages of the compiler."""
     log = logging.getLogger("torch._inductor")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -350,7 +353,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _bmm(a: Tensor, b: Tensor) -> Any:
-    """Batched products as a person would write them.
+    """Write out a batched matrix product.
 
     One matrix for all of the batch makes one large product. Small matrices times vectors are
     written out, and fuse with what stands around them.

@@ -1,8 +1,8 @@
-"""The chains in flight: an engine walks them by the steps that warm-up plans.
+"""`Engine` holds the chains of a run and takes the steps that `Warmup` plans.
 
-One engine serves both faces: one chain in the stock `pyro.infer.MCMC`, a batch in `ozaki.MCMC`. It
-holds where the chains are, the noise, the metric and the step size. `Warmup` decides what changes;
-the engine carries it out. What both call is pure.
+The same engine walks one chain in the stock `pyro.infer.MCMC` and a batch in `ozaki.MCMC`. It
+holds the positions, the noise, the metric and the step size. `Warmup` decides what changes, and the
+engine carries it out. Both call pure functions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -82,7 +82,7 @@ class Engine(Chains):
         return self.to_x(self._everyone)
 
     def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Points in the metric, as of a trail, in the coordinates of the score."""
+        """Map points in the metric, such as those of a trail, to the score's coordinates."""
         return self._metric.to_x(u)
 
     @property
@@ -93,7 +93,7 @@ class Engine(Chains):
 
     @property
     def step_sizes(self) -> Float[Tensor, "chains 1"]:
-        """H of each chain, in the metric, (chains, 1); after the transient all are the same."""
+        """The h of each chain, in the metric, (chains, 1); equal after the transient."""
         return self._step_size
 
     @property
@@ -121,16 +121,16 @@ class Engine(Chains):
         self._stand(self._metric.to_u(position), under_way=not fresh)
 
     def refresh(self) -> None:
-        """Look again from where the chains are, so that nothing but the positions carries on.
+        """Expand the score anew where the chains are, so that only their positions carry on.
 
-        A run that is taken up from `tensors` and `numbers` sees the very same.
+        A run that is resumed from `tensors` and `numbers` then sees the very same state.
         """
         self._stand(self._everyone)
 
     def walk(self, most: int = 1) -> Trail:
-        """Walk every chain at most `most` steps and at least one, adapting if still in warm-up."""
+        """Take at most `most` steps of every chain, and at least one; adapt while in warm-up."""
         self._carry_out(self.warmup.look(self))
-        # what several processes walk is passed on as seldom as may be
+        # several processes exchange their steps as seldom as they can
         alone = self._compiled is None and self._team.size == 1
         block = self.warmup.next_block(self.count, most, 1 if alone else self._noise.steps)
         noise = self._noise.take(len(block.scales))
@@ -145,7 +145,7 @@ class Engine(Chains):
 
     @contextmanager
     def temporarily(self, factor: float) -> Iterator[None]:
-        """Steps of `factor` × h and of other noise, after which all is as it was before."""
+        """Take steps of `factor` × h with other noise; on leaving, all is as it was before."""
         kept = self._state, self._everyone, self._step_size, self._noise
         counts = self.count, self.warmup.until
         source = torch.Generator(self.score.device)
@@ -179,7 +179,7 @@ class Engine(Chains):
         return {"count": self.count, **self.warmup.numbers()}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from what `tensors` and `numbers` gave, in an engine made the same way."""
+        """Resume from what `tensors` and `numbers` gave, in an engine made the same way."""
         device = self.score.device
         here = {name: tensor.to(device) for name, tensor in tensors.items()}
         if (fixed := here.get("frozen")) is not None:
@@ -194,10 +194,10 @@ class Engine(Chains):
         self._noise.restore(noise)
 
     def _steps(self, block: Block, noise: NoiseBlock) -> Trail:
-        """Walk the steps of a block, as many as there is noise for."""
+        """Take the steps of a block, as many as there is noise for."""
 
         def own(place: slice) -> tuple[State, Trail]:
-            # contiguous, as a compiled loop was told
+            # contiguous, as a compiled loop was traced
             normal, uniform = (t[:, place].contiguous() for t in noise[:2])
             part = NoiseBlock(normal, uniform, noise.scale)
             given = self.state, self._law, block.spec, self._step_size[place], part, block.options
@@ -209,7 +209,7 @@ class Engine(Chains):
         return trail
 
     def _carry_out(self, change: Change) -> None:
-        """Walk on as warm-up says."""
+        """Apply a change that warm-up asks for."""
         if change.step_size is not None:
             self._step_size = change.step_size
         if not change.anew:
@@ -220,13 +220,13 @@ class Engine(Chains):
         self.start(position)
 
     def _stand(self, u: Tensor, under_way: bool = False) -> None:
-        """All chains at `u`, in the metric, and this process's part of them."""
+        """Put all chains at `u`, in the metric, and expand this process's share of them."""
         state = transition.init(self._law, u, self.warmup.walked, under_way)
         self._everyone = state.position
         self._state = self._team.share(state)
 
     def _begin(self, position: Tensor) -> None:
-        """The first step size, noise and metric, for chains like these."""
+        """Set the first step size, noise and metric, for chains like these."""
         self._step_size = position.new_full((len(position), 1), self.warmup.first_step_size)
         self._noise = NoiseStream(position, self.generator, self.jitter)
         if self._compiled is not None and self.warmup.adapting:
@@ -235,7 +235,7 @@ class Engine(Chains):
             self._set_metric(torch.diag(one) if self.warmup.dense_metric else one)
 
     def _set_metric(self, factor: Tensor | None) -> None:
-        """Walk in the metric of L, the frozen curvature with it."""
+        """Set the metric to that of L, and express the frozen curvature in it."""
         self._metric = Whitened(self.score, factor)
         self._law = self._metric
         if self._fixed is not None:

@@ -1,4 +1,4 @@
-"""`ScoreLangevinKernel`: steps along the gradient."""
+"""`ScoreLangevinKernel` takes steps along the gradient."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""Metropolis corrections: how much the log density changes over a step.
+"""Metropolis corrections compute how much the log density changes over a step.
 
 ``exact`` needs a log density. ``line_integral`` needs scores only:
 log p(y) − log p(x) ≈ ∫₀¹ s1(x + tΔ)·Δ dt with Δ = y − x. Where only a part of the law has a

@@ -1,7 +1,8 @@
-"""The random numbers of a run are drawn ahead, in blocks.
+"""`NoiseStream` draws the random numbers of a run ahead, in blocks.
 
 A compiled run takes many steps at once, and another run takes them one by one. Both read the same
-block, and so the same numbers. A run that goes on from a checkpoint finds its place in the block.
+block, and so the same numbers. A run that is resumed from a checkpoint finds its place in the
+block.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUMBERS, STEPS = 2**17, 128  # in a block, at most
+NUMBERS, STEPS = 2**17, 128  # most numbers in one block
 
 
 class NoiseBlock(NamedTuple):
@@ -44,7 +45,7 @@ class NoiseStream:
         self._place, self._began = 0, self._state()
 
     def take(self, most: int) -> NoiseBlock:
-        """The noise of at most `most` steps: as many as are left in the block, and at least one."""
+        """Return the noise of at most `most` steps: those left in the block, and at least one."""
         if self._block is None or self._place == self.steps:
             self._place, self._began = 0, self._state()
             self._block = self._draw()
@@ -61,7 +62,7 @@ class NoiseStream:
         return {"began": self._began, "place": torch.tensor(self._place)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Resume from what `tensors` gave."""
         if self._generator is None or "began" not in tensors:
             return
         self._generator.set_state(tensors["began"].cpu())
@@ -72,6 +73,7 @@ class NoiseStream:
         return None if self._generator is None else self._generator.get_state()
 
     def _draw(self) -> NoiseBlock:
+        """Draw the next block; the order of the calls fixes the draws of a seed."""
         like, (chains, dim) = self._like, self._shape
         options = {"dtype": like.dtype, "device": like.device, "generator": self._generator}
         normal = torch.randn(self.steps, chains, dim, **options)

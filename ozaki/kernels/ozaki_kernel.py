@@ -1,4 +1,4 @@
-"""`ScoreOzakiKernel`: steps that read the curvature."""
+"""`ScoreOzakiKernel` takes steps that read the curvature."""
 
 from typing import ClassVar
 
@@ -72,8 +72,8 @@ class ScoreOzakiKernel(ScoreKernel):
             frozen: whether one curvature serves all points.
 
         Returns:
-            All under curvature="auto". Of a curvature that was given, those that may stand in the
-            place of a frozen one.
+            All of them under curvature="auto". Where the curvature was given, those that may take
+            the place of a frozen one.
 
         Example:
             >>> from ozaki.scores import GaussianScore

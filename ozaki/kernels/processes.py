@@ -1,7 +1,7 @@
-"""Chains shared out over processes.
+"""`Team` shares the chains of a run out over processes.
 
 Every process draws the noise of all chains and walks its own chains. Then the processes tell one
-another what their steps did. So all adapt alike, and any number of processes walks the same chains.
+another what their steps did. So all adapt alike, and any number of processes makes the same draws.
 No other file of the kernels imports torch.distributed. The messages are small, and pass through the
 host's memory.
 """
@@ -19,7 +19,7 @@ from ozaki.kernels import transition
 from ozaki.kernels.transition import Info, State, Trail
 from ozaki.linalg import SymmetricOperator
 
-FIGURES = 6  # of a chain's step beside its position
+FIGURES = 6  # numbers that a chain's step has beside its position
 
 
 class Team:
@@ -40,11 +40,11 @@ class Team:
     def walk(
         self, shape: torch.Size, own: Callable[[slice], tuple[State, Trail]]
     ) -> tuple[State, Trail]:
-        """Walk: this process's chains by `own`, all others' by the other processes.
+        """Take steps: of this process's chains by `own`, of the others by the other processes.
 
         Args:
             shape: (steps, chains, D).
-            own: from the place of some chains to their state, and the steps they made.
+            own: takes the place of some chains; returns their state and the steps they made.
 
         Returns:
             The state of this process's chains, and the steps of all.
@@ -55,11 +55,11 @@ class Team:
         return own(slice(None))
 
     def share(self, state: State) -> State:
-        """This process's chains of all."""
+        """Pick this process's chains from the state of all."""
         return state
 
     def gather(self, own: Callable[[slice], SymmetricOperator]) -> SymmetricOperator:
-        """The curvatures of all chains, those of this process's by `own`.
+        """Collect the curvatures of all chains; `own` gives those of this process.
 
         Raises:
             RuntimeError: another process could not.
@@ -67,7 +67,7 @@ class Team:
         return own(slice(None))
 
     def require_equal(self, what: Mapping[str, Any], remedy: str) -> None:
-        """Wait for all processes, and see that they were given the same.
+        """Wait for all processes, and check that they were given the same values.
 
         Raises:
             ValueError: on every process, naming what differs.
@@ -77,12 +77,12 @@ class Team:
         """Let the first process act, while the others wait for it.
 
         Raises:
-            RuntimeError: on the others, where it could not; it raises what was raised.
+            RuntimeError: on the other processes, where it failed; the first raises its own error.
         """
         act()
 
     def broadcast(self, value: Any) -> Any:
-        """The value that the first process has, given to all."""
+        """Send the value that the first process has to all."""
         return value
 
 
@@ -120,7 +120,7 @@ class _Several(Team):
             packed = _pack(trail)
             message[: len(packed)] = packed
         except Exception:
-            self._all(message)  # which begins with a zero
+            self._all(message)  # its leading zero says that this process failed
             raise
         heard = self._all(message)
         self._check(heard)
@@ -207,7 +207,7 @@ class _Several(Team):
 
 
 def team(chains: int) -> Team:
-    """The processes that `torchrun` started; this one by itself where it did not.
+    """Return the processes that `torchrun` started; this one by itself where it started none.
 
     Args:
         chains: how many are to be shared out.
@@ -227,7 +227,7 @@ _groups: list[tuple[Any, Any]] = []
 
 
 def _host_group() -> Any:
-    """A group that passes on what lies in the host's memory, made once."""
+    """Return the group that passes messages through the host's memory; it is made once."""
     world = dist.group.WORLD
     for known, group in _groups:
         if known is world:
@@ -239,9 +239,10 @@ def _host_group() -> Any:
 
 @contextmanager
 def _heard() -> Iterator[None]:
+    """Turn an error of torch.distributed into one that says what happened."""
     try:
         yield
-    except RuntimeError as error:  # of torch: a connection that was closed, or too long a silence
+    except RuntimeError as error:  # a closed connection, or too long a silence
         raise RuntimeError(
             "another process has ended or does not answer, which ended the run; its own error says "
             f"why ({error})"
@@ -249,7 +250,7 @@ def _heard() -> Iterator[None]:
 
 
 def _pack(trail: Trail) -> Tensor:
-    """(1 + steps × (chains × (D + 6) + D)): that it went well, and all of the steps."""
+    """Pack steps into (1 + steps × (chains × (D + 6) + D)); the first number says all is well."""
     info = trail.info
     zero = torch.zeros_like(info.acceptance)
     density = zero if trail.log_density is None else trail.log_density
@@ -262,13 +263,13 @@ def _pack(trail: Trail) -> Tensor:
 
 
 def _unpack(message: Tensor, steps: int, chains: int, dim: int) -> tuple[Tensor, Tensor]:
-    """What was packed, (steps, chains, D + 6), and the jumps, (steps, D)."""
+    """Unpack a message: the steps, (steps, chains, D + 6), and the jumps, (steps, D)."""
     each, jump = message[1:].split([steps * chains * (dim + FIGURES), steps * dim])
     return each.reshape(steps, chains, dim + FIGURES), jump.reshape(steps, dim)
 
 
 def _join(parts: list[tuple[Tensor, Tensor]], counts: list[int], like: Trail) -> Trail:
-    """The steps of all chains, in the dtypes of `like`."""
+    """Join the processes' steps into those of all chains, in the dtypes of `like`."""
     each = torch.cat([part for part, _ in parts], 1)
     position, figures = each[..., :-FIGURES], each[..., -FIGURES:].unbind(-1)
     density, acceptance, accepted, diverging, broken, modified = figures

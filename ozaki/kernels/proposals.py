@@ -1,4 +1,4 @@
-"""Proposals: a function of an expansion of log p gives the Gaussian that a step is drawn from.
+"""A proposal maps an expansion of log p to the Gaussian that a step is drawn from.
 
 Langevin and Ozaki discretise dX = ½ s1 dt + dW over a time h, the `step_size`. Ozaki's step has
 φ(u) = expm1(u)/u where Langevin's has 1, and reads the curvature for it.
@@ -129,7 +129,7 @@ def blend(weight: float | Tensor, shift: float | Tensor) -> Proposal:
 
     def proposal(x: Tensor, expansion: Expansion, step_size: Tensor) -> GaussianStep:
         if expansion.curvature is None:
-            return ozaki(x, expansion, step_size)  # which says what is missing
+            return ozaki(x, expansion, step_size)  # it raises the error for a missing curvature
         changed = tractable(expansion.curvature).spectral(lambda s: weight * s.clamp(max=0) + shift)
         return ozaki(x, expansion._replace(curvature=changed), step_size)
 
@@ -137,7 +137,7 @@ def blend(weight: float | Tensor, shift: float | Tensor) -> Proposal:
 
 
 def as_blend(proposal: Proposal) -> tuple[float, float] | None:
-    """The (weight, shift) whose `blend` is this proposal; None where there is none."""
+    """Return the (weight, shift) whose `blend` is this proposal; None where there is none."""
     known = ((ozaki, (1.0, 0.0)), (langevin, (0.0, 0.0)), (ornstein_uhlenbeck, (0.0, -1.0)))
     return next((weights for one, weights in known if one is proposal), None)
 
@@ -152,7 +152,7 @@ def concave(curvature: SymmetricOperator) -> SymmetricOperator:
 
 
 def modified(curvature: SymmetricOperator) -> Float[Tensor, "*batch"]:
-    """How many directions `concave` flattens: the number of positive eigenvalues, (*batch,)."""
+    """Count the directions that `concave` flattens: the positive eigenvalues, (*batch,)."""
     # the trace of the projection on them
     return tractable(curvature).spectral(lambda s: (s > 0).to(s.dtype)).trace().round()
 
@@ -161,8 +161,8 @@ def tractable(curvature: SymmetricOperator) -> SymmetricOperator:
     """The curvature, or where D > 128 a low rank whose diagonal is rounded to 8 values.
 
     Functions of diag(a) + B Bᵀ need a D × D eigendecomposition unless a has few values. A step with
-    a curvature a little off is as right: a correction weighs the step that was made, and without
-    one the law's error is of the same order in h.
+    a slightly different curvature is as valid: a correction weighs the step that was made, and
+    without one the law's error is of the same order in h.
     """
     large = isinstance(curvature, LowRank) and curvature.dim > LARGE
     if large and (tracing() or not curvature.even):  # pyright: ignore

@@ -1,7 +1,7 @@
-"""What `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` ask of a kernel.
+"""`ScoreKernel` has the methods that `pyro.infer.MCMC`, `StreamingMCMC` and `ozaki.MCMC` call.
 
-A thin face over `Engine`, in the order in which Pyro calls it. It turns whatever `model` is into a
-score over flat unconstrained points, and sites' tensors into those points and back.
+It is a thin layer over `Engine`; its methods stand in the order in which Pyro calls them. It turns
+any `model` into a score over flat unconstrained points, and sites' tensors into points and back.
 """
 
 from collections import OrderedDict
@@ -40,7 +40,7 @@ Model = Score | Distribution | Callable[..., Any]
 
 
 class Suspended(NamedTuple):
-    """Chains that were taken out of their kernel, so that another run can go on with them."""
+    """Chains that were taken out of their kernel, so that another run can resume them."""
 
     target: Target
     engine: Engine
@@ -123,14 +123,14 @@ class ScoreKernel(MCMCKernel):
         self._curvature, self._frozen, self._site = curvature, frozen, site
         self._jitter = validation.share("jitter", jitter)
         self._compile, self._compiled = compile, Compiled()
-        # read by MCMC and by converters: None where there is no Pyro model
+        # MCMC and converters read it: None where there is no Pyro model
         self.model = None if isinstance(model, (Score, Distribution)) else model
         self.transforms: dict[str, Transform] | None = None
         self._warmup_steps = 0
         self._clear()
 
     def _clear(self) -> None:
-        """Forget the chain just walked, but not what outlives it."""
+        """Forget the chains of the last run, but not the settings that outlive it."""
         self._context = LONE
         self._target: Target | None = None
         self._engine: Engine | None = None
@@ -208,7 +208,7 @@ class ScoreKernel(MCMCKernel):
 
     @ordinary()
     def bind(self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Target:
-        """The model with its arguments, as a score over flat points.
+        """Give the model its arguments, and make it a score over flat points.
 
         Args:
             args: of a Pyro model.
@@ -274,7 +274,7 @@ class ScoreKernel(MCMCKernel):
             self._engine.start(x)
 
     def walk(self, most: int) -> Trail:
-        """At most `most` steps of chains that were placed, and at least one."""
+        """Take at most `most` steps of chains that were placed, and at least one."""
         engine = self.engine
         warming_up = engine.warming_up
         trail = engine.walk(most)
@@ -298,7 +298,7 @@ class ScoreKernel(MCMCKernel):
 
     @property
     def engine(self) -> Engine:
-        """The chains in flight."""
+        """The engine that holds the current chains."""
         if self._engine is None:
             raise RuntimeError("no chain has been walked yet: call sample first")
         return self._engine
@@ -314,7 +314,7 @@ class ScoreKernel(MCMCKernel):
         return self._divergences
 
     def settings(self) -> dict[str, Any]:
-        """How it was built, as JSON would have it."""
+        """The arguments that the kernel was built with, as JSON has them."""
         return {
             "step_size": self._step_size,
             "curvature": self._curvature,
@@ -324,17 +324,17 @@ class ScoreKernel(MCMCKernel):
         }
 
     def suspend(self) -> "Suspended":
-        """The chains in flight, which `cleanup` would forget, for `take_up`."""
+        """Return the current chains, which `cleanup` would forget, for `take_up`."""
         return Suspended(self._bound(), self.engine, self._warmup_steps, self._context)
 
     def take_up(self, suspended: "Suspended") -> dict[str, Tensor]:
-        """Go on with chains that were suspended; where they are, site → unconstrained tensor."""
+        """Resume suspended chains; return where they are, site → unconstrained tensor."""
         self._target, self._engine, self._warmup_steps, self._context = suspended
         self.transforms = suspended.target.transforms
         return self._place()
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from what the engine's `tensors` and `numbers` gave; `setup` comes first."""
+        """Resume from what the engine's `tensors` and `numbers` gave; `setup` comes first."""
         target = self._bound()
         self._engine = self._make_engine(target, tensors["walk.position"].to(target.score.device))
         self._engine.restore(tensors, numbers)
@@ -343,7 +343,7 @@ class ScoreKernel(MCMCKernel):
     # -- inside -----------------------------------------------------------------------------------
 
     def _place(self) -> dict[str, Tensor]:
-        """Where the chains are, and no sign that a caller moved them."""
+        """Return where the chains are, and note it, so that `place` sees if a caller moves them."""
         self._returned = position = self.engine.position
         self._divergences = [[] for _ in range(len(position))]
         return self._bound().sites.unflatten(position)
@@ -354,6 +354,7 @@ class ScoreKernel(MCMCKernel):
         return self._target
 
     def _make_engine(self, target: Target, x: Tensor) -> Engine:
+        """Choose correction, curvature and warm-up for the model, and build the engine."""
         score = target.score
         has_density = score.expand(x[:1]).has_density
         correction: Any = self._metropolis

@@ -1,4 +1,4 @@
-"""A model as kernels see it, and the run that they walk it for."""
+"""`Target` is a model as kernels see it, and `RunContext` the run that they serve."""
 
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class Target(NamedTuple):
 
     @property
     def law_in_words(self) -> str | None:
-        """Which law the draws follow, where that is not the density that the user wrote."""
+        """Say which law the draws follow, where it is not the density that the user wrote."""
         model = self.observation
         if model is not None and model.learned:
             return (

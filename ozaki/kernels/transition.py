@@ -1,4 +1,4 @@
-"""One transition: from a state and noise to the next state and what the step did.
+"""A step maps a state and noise to the next state, and says what it did.
 
 Nothing here adapts, logs or draws random numbers. A `KernelSpec` says which kernel it is: its
 proposal, the kind of curvature that it reads, and its correction.
@@ -20,7 +20,7 @@ DIVERGENCE = -1000.0
 
 
 class KernelSpec(NamedTuple):
-    """Which kernel it is.
+    """The three choices that define a kernel.
 
     Attributes:
         proposal: expansion → Gaussian step.
@@ -63,7 +63,7 @@ class Info(NamedTuple):
 
 
 class Trail(NamedTuple):
-    """Steps in a row.
+    """The record of several steps in a row.
 
     Attributes:
         position: after each step, (steps, chains, D).
@@ -137,7 +137,7 @@ def walk(
     noise: NoiseBlock,
     options: StepOptions | None = None,
 ) -> tuple[State, Trail]:
-    """As many steps of every chain as there is noise for, one after another.
+    """Take as many steps of every chain as there is noise for, one after another.
 
     Args:
         state: where the chains are.
@@ -168,7 +168,7 @@ def step(
     uniform: Float[Tensor, "chains"],
     options: StepOptions | None = None,
 ) -> tuple[State, Info]:
-    """One step of every chain.
+    """Take one step of every chain.
 
     Proposes y ~ N(m(x), C(x)) and accepts with min(1, p(y) q(x|y) / (p(x) q(y|x))). No value is
     looked at on the way, so that the step can be traced.
@@ -236,7 +236,7 @@ def select(mask: Bool[Tensor, "chains"], a: Expansion, b: Expansion) -> Expansio
 
 
 def rows(state: State, place: slice) -> State:
-    """The chains at `place` of a state."""
+    """Pick the chains at `place` of a state."""
     position, expansion = state
     curvature = expansion.curvature
     if curvature is not None and curvature.batch:
@@ -246,7 +246,7 @@ def rows(state: State, place: slice) -> State:
 
 
 def _blank(mask: Tensor, at: Expansion) -> Expansion:
-    """Zeros in place of what was found, where `mask` is True."""
+    """Replace an expansion by zeros where `mask` is True."""
 
     def blank(t: Tensor) -> Tensor:
         return torch.where(mask.reshape(mask.shape + (1,) * (t.ndim - mask.ndim)), 0, t)
@@ -258,7 +258,7 @@ def _blank(mask: Tensor, at: Expansion) -> Expansion:
 
 
 def _finite(position: Tensor, expansion: Expansion) -> Tensor:
-    """Whether a chain can walk on from here, (chains,)."""
+    """Say for each chain whether it can walk on from here, (chains,)."""
     fine = torch.isfinite(position).all(-1) & torch.isfinite(expansion.gradient).all(-1)
     if expansion.log_density is not None:
         fine = fine & torch.isfinite(expansion.log_density)

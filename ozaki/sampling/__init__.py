@@ -1,1 +1,1 @@
-"""Runs: chains on their way, their draws, and where these are kept."""
+"""This package runs chains: it holds `MCMC`, the draws of a run, its checkpoint and its store."""

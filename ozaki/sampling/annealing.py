@@ -1,4 +1,4 @@
-"""Draws by annealing: from wide noise to narrow, over a noise-conditional estimator."""
+"""`anneal` draws from a noise-conditional estimator by lowering the noise from wide to narrow."""
 
 import math
 from statistics import NormalDist
@@ -47,12 +47,12 @@ def ladder(low: float, high: float, dim: int) -> list[float]:
         return normal.cdf(shift + 3 * ratio) - normal.cdf(shift - 3 * ratio) - 0.5
 
     ratio: Any = WIDEST if excess(WIDEST) > 0 else optimize.brentq(excess, 1.0, WIDEST)
-    # the last digits must not cost a level
+    # rounding in the last digits must not add a level
     return spaced(low, high, max(1, math.ceil(math.log(high / low) / math.log(ratio) - 1e-9)))
 
 
 def spaced(low: float, high: float, count: int) -> list[float]:
-    """Levels from `high` to `low` in `count` equal ratios, both ends exact."""
+    """Space `count` levels from `high` to `low` by equal ratios; both ends are exact."""
     return [high * (low / high) ** (i / count) for i in range(count)] + [low]
 
 

@@ -1,6 +1,6 @@
-"""Checks of what `MCMC` was given.
+"""These functions check the arguments of `MCMC`.
 
-They come before the walk: an error after it would lose the draws.
+The checks come before the run, since an error after it would lose the draws.
 """
 
 import inspect
@@ -21,7 +21,7 @@ WARMUP_LEAST = 6  # steps in which a step size can be found at all
 
 
 def check_model_arguments(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Say which arguments the model takes, where it does not take these."""
+    """Raise TypeError, naming the arguments the model takes, where it does not take these."""
     if model is None:
         return
     try:
@@ -38,7 +38,7 @@ def check_model_arguments(model: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def checked_transforms(transforms: Any) -> Any:
-    """The `transforms` of `MCMC`, which map sites to transforms of torch."""
+    """Check the `transforms` of `MCMC`, which map sites to transforms of torch."""
     if transforms is None:
         return None
     if not isinstance(transforms, Mapping):
@@ -54,7 +54,7 @@ def checked_transforms(transforms: Any) -> Any:
 
 
 def checked_names(argument: str, names: Any) -> list[str] | None:
-    """A list of the names of sites that an argument gives; None for all."""
+    """Return the site names that an argument gives, as a list; None stands for all sites."""
     if names is None:
         return None
     listed = isinstance(names, (Sequence, set, frozenset)) and not isinstance(names, str)
@@ -66,7 +66,7 @@ def checked_names(argument: str, names: Any) -> list[str] | None:
 
 
 def in_words(value: Any) -> str:
-    """What a thing is: its class, or that it is one."""
+    """Describe a value by its class, or say that the value is itself a class."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
@@ -83,7 +83,7 @@ def check_own_transforms(target: Target, given: Mapping[str, Transform]) -> None
 
 
 def try_transforms(transforms: Mapping[str, Transform], params: Mapping[str, Tensor]) -> None:
-    """Refuse transforms that cannot be inverted at the points where chains begin."""
+    """Raise ValueError for transforms that cannot be inverted where the chains begin."""
     for name, transform in transforms.items():
         try:
             transform.inv(params[name])
@@ -96,7 +96,7 @@ def try_transforms(transforms: Mapping[str, Transform], params: Mapping[str, Ten
 
 
 def check_save_params(target: Target, names: Sequence[str] | None) -> None:
-    """Refuse sites to keep that the model does not have, or gives no one value for."""
+    """Refuse sites to keep that the model does not have, or that have no single value."""
     if names is None:
         return
     known, left_out = set(target.sites.names), {}
@@ -116,19 +116,19 @@ def check_save_params(target: Target, names: Sequence[str] | None) -> None:
 def check_labels(
     target: Target, params: Mapping[str, Tensor], constrain: Callable[[Tensor], dict[str, Tensor]]
 ) -> None:
-    """Refuse sites whose draws cannot be labelled for ArviZ: one draw is tried."""
+    """Refuse sites whose draws ArviZ cannot label; one draw of each is tried."""
     one = constrain(target.sites.flatten(params)[:1].unsqueeze(1))
     observed = {} if target.observation is None else target.observation.observed
     by_draw = {name: torch.as_tensor(value)[None, None] for name, value in observed.items()}
     labelled = diagnostics.inference_data(one, None, observed, log_likelihood=by_draw)
-    if any(name.endswith("]") for name in one):  # as an entry of another is called
+    if any(name.endswith("]") for name in one):  # the name is also that of an entry of another site
         diagnostics.components(labelled)
 
 
 def starting_params(
     given: Mapping[str, Any] | None, target: Target, num_chains: int
 ) -> dict[str, Tensor] | None:
-    """`initial_params` as tensors with a leading chain dimension, where chains can begin."""
+    """Check `initial_params`; return them as tensors with a leading chain dimension."""
     if given is None:
         return None
     lone = num_chains == 1

@@ -1,4 +1,4 @@
-"""What a run keeps."""
+"""`Draws` holds the positions and the statistics of a run's draws in memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,23 +11,23 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.transition import Trail
 from ozaki.scores.base import Score
 
-DRAWS_MOST = 100_000  # looked at where a share is asked for
+DRAWS_MOST = 100_000  # at most so many draws are read to estimate a share
 
 Constrain = Callable[[Tensor], Mapping[str, Tensor]]
 """Positions (chains, draws, D) → site → what `get_samples` gives for them."""
 
 
 def every(chains: int, draws: int) -> int:
-    """Which draw of a chain is looked at where a share is asked for: every one or each n-th."""
+    """Return n, where each n-th draw of a chain is read to estimate a share of all draws."""
     return max(1, chains * draws // DRAWS_MOST)
 
 
 class Draws:
-    """What a run keeps: positions and per-draw statistics, allocated once, (chains, draws, …).
+    """The draws of a run: positions and per-draw statistics, allocated once, (chains, draws, …).
 
     Attributes:
-        count: how many draws a chain were made.
-        room: how many there will be.
+        count: how many draws each chain has made.
+        room: how many draws each chain will make.
 
     Raises:
         ValueError: they do not fit in memory.
@@ -36,7 +36,7 @@ class Draws:
     def __init__(self, chains: int, draws: int, score: Score):
         like = {"dtype": score.dtype, "device": score.device}
         self.count, self.room = 0, draws
-        self._base = 0  # the draw that the tensors below begin with
+        self._base = 0  # index of the first draw in the tensors below
         try:
             self._position = torch.empty(chains, draws, score.dim, **like)
         except (RuntimeError, TypeError):  # too large for memory, and for the sizes of torch
@@ -56,28 +56,28 @@ class Draws:
 
     @property
     def position(self) -> Tensor:
-        """In the score's own coordinates, (chains, draws, D)."""
+        """The draws in the score's own coordinates, (chains, draws, D)."""
         return self._position
 
     def spread(self) -> Tensor:
-        """Positions evenly spread over the run, so many that their shares are known."""
+        """Positions evenly spread over the run, enough of them to estimate shares."""
         return self._position[:, :: every(len(self._position), self.count)]
 
     def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep what is known of sites with draws that are on disk."""
+        """Write the facts about sites beside draws that are on disk; nothing in memory."""
 
     @property
     def stats(self) -> Mapping[str, Tensor]:
-        """What is said of each draw, by name, (chains, draws)."""
+        """The statistics of each draw, by name, (chains, draws)."""
         return self._stats
 
     @property
     def until(self) -> int:
-        """How many draws there are when no more can be taken at once."""
+        """The number of draws up to which steps can be taken at once."""
         return self.room
 
     def begin(self, engine: Engine) -> None:
-        """Make ready for the draws of chains that stand where they begin."""
+        """Prepare for draws of chains that stand at their starting points."""
 
     def take(self, trail: Trail, engine: Engine, thinning: int) -> None:
         """Keep every `thinning`-th step of a trail; what is said of a draw is said of all of them.
@@ -121,7 +121,7 @@ class Draws:
         return {"position": self._position[:, made], **stats}
 
     def fill(self, first: int, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave.
+        """Restore the draws that `tensors` gave.
 
         Raises:
             ValueError: there are more of them than there is room for.
@@ -144,41 +144,41 @@ class Draws:
             )
 
     def sync(self) -> dict[str, Any] | None:
-        """Where the draws so far are on disk; None for draws that are in memory."""
+        """Say where the draws so far are on disk; None for draws that are in memory."""
         return None
 
     def find(self, where: Mapping[str, Any]) -> None:
-        """Go on with what `sync` left on disk."""
+        """Resume from the draws that `sync` left on disk."""
         raise NotImplementedError
 
     def pending(self) -> dict[str, Tensor]:
-        """What `take` has folded in since the last draw."""
+        """The statistics that `take` has gathered since the last draw."""
         return {f"seen.{name}": value for name, value in self._seen.items()}
 
     def resume(self, seen: Mapping[str, Tensor]) -> None:
-        """Go on from what `pending` gave."""
+        """Resume from the statistics that `pending` gave."""
         self._seen = {name.removeprefix("seen."): value for name, value in seen.items()}
 
     def extended(self, more: int, score: Score) -> "Draws":
-        """These draws, with room for `more`."""
+        """Return these draws, with room for `more`."""
         longer = Draws(len(self.position), self.count + more, score)
         longer.fill(0, self.tensors(0))
         return longer
 
     def cut(self) -> None:
-        """Drop what an interrupted run did not fill."""
+        """Drop the room that an interrupted run did not fill."""
         self._position = self._position[:, : self.count]
         self._stats = {name: value[:, : self.count] for name, value in self._stats.items()}
 
     def leave(self) -> None:
-        """Put away what a run that failed has made."""
+        """Clean up after a run that failed."""
 
     def samples(self, constrain: Constrain) -> Mapping[str, Tensor]:
         """Site → draws in the model's own coordinates, (chains, draws, *shape)."""
         return constrain(self.position)
 
     def labelled(self, samples: Mapping[str, Tensor]) -> tuple[Any, Any]:
-        """The posterior, which is `samples`, and its statistics, as ArviZ would have them."""
+        """The groups of ArviZ: the posterior, which is `samples`, and the draws' statistics."""
         return samples, self.stats
 
     def figures(self) -> list[dict[str, Any]]:
@@ -195,5 +195,5 @@ class Draws:
         ]
 
     def _parts(self) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-        """The statistics, part after part, and the draw with which each begins."""
+        """Yield the statistics part by part, each with the index of its first draw."""
         yield 0, self.stats

@@ -1,4 +1,4 @@
-"""Chains on their way, from warm-up to the last draw, and their place on disk."""
+"""`SamplingLoop` takes the steps of a run, from warm-up to the last draw, and saves checkpoints."""
 
 import warnings
 from collections.abc import Callable
@@ -42,10 +42,10 @@ class SamplingLoop:
         self.warmup, self.thinning = warmup, thinning
         self._hook, self._quiet = hook, quiet
         self.step = 0
-        self.suspended: Suspended | None = None  # the chains, between a run and its extension
+        self.suspended: Suspended | None = None  # the chains between a run and its extension
 
     def extend(self, more: int) -> dict[str, Tensor]:
-        """Make room for `more` draws and wake the chains; where they are."""
+        """Make room for `more` draws, resume the suspended chains, and return where they are."""
         assert self.suspended is not None, "a run comes first"
         params = self.kernel.take_up(self.suspended)
         self.draws = self.draws.extended(more, self.kernel.target.score)
@@ -54,13 +54,13 @@ class SamplingLoop:
         return params
 
     def take_up(self) -> bool:
-        """Go on where the run that is kept stands; False where there is none."""
+        """Resume the run that the checkpoint holds; return False where it holds none."""
         step = None if self.store is None else self.store.restore(self.kernel, self.draws)
         self.step = self.step if step is None else step
         return step is not None
 
     def draws_at_half_step(self) -> Float[Tensor, "chains draws dim"]:
-        """As many draws again at half the step size; the chains themselves stay where they are.
+        """Make as many draws again at half the step size, and then put the chains back.
 
         A quarter as many steps come first, in which they forget the longer step.
         """
@@ -115,7 +115,7 @@ class SamplingLoop:
             )
 
     def _most(self, end: int) -> int:
-        """How many steps may be walked before something else is due."""
+        """Return how many steps may be taken before a draw is full or a checkpoint is due."""
         if self._hook is not None:
             return 1
         full = self.warmup + self.draws.until * self.thinning
@@ -125,6 +125,7 @@ class SamplingLoop:
         return min(stops) - self.step
 
     def _advance(self, most: int, bar: Any) -> None:
+        """Take at most `most` steps, call the hook, update the bar and keep the draws."""
         kernel = self.kernel
         trail = kernel.walk(most)
         walked, steps = self.step - self.warmup, len(trail.position)

@@ -1,7 +1,7 @@
-"""`MCMC`: chains as one batch, from kernel to report.
+"""`MCMC` runs all chains as one batch.
 
-A subclass of `pyro.infer.MCMC` with the same arguments, so that code for the one works with the
-other. The parent is told of one chain; the batch is walked here.
+It is a subclass of `pyro.infer.MCMC` with the same arguments, so that code for the one works with
+the other. The parent class is told of one chain; this class walks the batch.
 """
 
 import os
@@ -58,10 +58,10 @@ class MCMC(RunReaders, PyroMCMC):
         save_params: the latent or deterministic sites to keep; all if None.
         seed: makes the run reproducible, below 2⁶³; None draws one from torch's global generator.
         thinning: keep every `thinning`-th draw; num_samples of them are kept all the same.
-        checkpoint: a folder in which the run is kept as it goes. `run` takes up what it finds
-            there: a run that was killed goes on from its last block, to the very draws (on a CPU)
-            it would have made; one with fewer samples is extended. Another model, data or settings
-            are refused.
+        checkpoint: a folder in which the run is kept as it goes. `run` resumes the run that it
+            finds there: a run that was killed goes on from its last block, to the very draws (on a
+            CPU) it would have made; one with fewer samples is extended. Another model, data or
+            settings are refused.
         checkpoint_every: steps from one block to the next.
         store: a new folder to which draws go in blocks while they are made, as Zarr and in ArviZ's
             groups, where memory would not hold them all; needs ``ozaki[zarr]``.
@@ -186,7 +186,7 @@ class MCMC(RunReaders, PyroMCMC):
 
     @contextmanager
     def _at_work(self) -> Iterator[Team]:
-        """The processes that walk; the kernel is free before and after, the checkpoint locked."""
+        """Hold the kernel and the lock of the checkpoint while the team of processes walks."""
         kernel, folder = self.kernel, self.checkpoint
         with ExitStack() as held:
             if kernel.model is not None:
@@ -207,7 +207,7 @@ class MCMC(RunReaders, PyroMCMC):
     def _prepared(
         self, team: Team, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[SamplingLoop, int]:
-        """Chains that stand where they begin, or where a checkpoint left them, and the seed."""
+        """Return a loop whose chains are at their start or at their checkpoint, and the seed."""
         kernel, given = self.kernel, self._given_transforms
         try:
             target = kernel.bind(args, kwargs)
@@ -264,11 +264,11 @@ class MCMC(RunReaders, PyroMCMC):
         }
 
     def _constrain(self, target: Target) -> Callable[[Tensor], dict[str, Tensor]]:
-        """A function from draws in the score's coordinates to what is kept of them."""
+        """Return the function from draws in the score's coordinates to the sites to keep."""
         return partial(constrained, target, self._given_transforms, self._save_params)
 
     def _keep(self, walk: SamplingLoop, seed: int) -> None:
-        """Hold what the walk has made."""
+        """Keep the draws of the loop as the last run."""
         kernel, draws, target = walk.kernel, walk.draws, walk.kernel.target
         draws.cut()
         walk.suspended = kernel.suspend()

@@ -1,4 +1,4 @@
-"""What users read from `MCMC` after a run."""
+"""`RunReaders` gives `MCMC` the methods by which users read a finished run."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class RunReaders:
 
     @property
     def result(self) -> Run:
-        """What the last run has made.
+        """The last run: its draws, and everything that is computed from them.
 
         Raises:
             RuntimeError: `run` has not been called.

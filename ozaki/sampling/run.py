@@ -1,4 +1,4 @@
-"""What a run has made, and what is read from it."""
+"""`Run` holds the draws of a finished run, and computes samples, diagnostics and the report."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from ozaki.sampling.site_facts import site_facts
 from ozaki.scores.pyro_models import prediction
 from ozaki.scores.pyro_models.model import PyroModelScore
 
-LIKELIHOODS_MOST = 10_000_000  # numbers kept unasked
+LIKELIHOODS_MOST = 10_000_000  # most numbers of log-likelihood that are kept unasked
 SUMMARY_LEAST = 4  # draws a chain: R-hat splits them in two
 
 
@@ -36,7 +36,7 @@ def constrained(
     names: Sequence[str] | None,
     position: Tensor,
 ) -> dict[str, Tensor]:
-    """Draws in the model's own coordinates, deterministic sites among them.
+    """Map draws to the model's own coordinates; deterministic sites are among them.
 
     Args:
         target: the model.
@@ -61,7 +61,7 @@ def constrained(
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """The draws of a run, and what is said of them.
+    """The draws of a run, with the facts that are needed to judge and report them.
 
     Attributes:
         target: the model that was walked on.
@@ -211,7 +211,7 @@ class Run:
         return (clean if transform is None else transform.inv(clean)).cpu().numpy()
 
     def require_draws(self, asker: str) -> None:
-        """Refuse what needs an R-hat where there are too few draws for one.
+        """Raise ValueError where there are too few draws for an R-hat.
 
         Args:
             asker: the method that needs it.
@@ -230,7 +230,7 @@ class Run:
         posterior_predictive: bool,
         prior: int,
     ) -> dict[str, Any]:
-        """What a Pyro model says of its data."""
+        """Compute the groups that only a Pyro model has: log-likelihood, predictions, prior."""
         groups: dict[str, Any] = {}
         position = self.draws.position
         if log_likelihood is None:
@@ -263,5 +263,5 @@ class Run:
         }
 
     def _turn(self) -> AbstractContextManager[None]:
-        """Pyro held, where the draws are of a Pyro model."""
+        """Hold Pyro's lock while the draws of a Pyro model are read."""
         return nullcontext() if self.target.observation is None else pyro_turn()

@@ -1,4 +1,4 @@
-"""A run's place on disk: what it needs to go on where it stopped."""
+"""`RunCheckpoint` writes a run to a folder, so that the run can be resumed where it stopped."""
 
 import os
 import uuid
@@ -15,7 +15,7 @@ FILE = "chains.safetensors"
 
 
 class RunCheckpoint:
-    """A folder in which a run is kept, block by block, so that it can be taken up again.
+    """A folder in which a run is kept, block by block, so that it can be resumed.
 
     `chains.safetensors` is the state after some step, and `draws-N.safetensors` the draws from the
     N-th on that were made up to it. Each says of which run it is, and is written whole before the
@@ -36,7 +36,7 @@ class RunCheckpoint:
 
     def save(self, step: int, kernel: ScoreKernel, draws: Draws) -> None:
         """Write where the chains are after `step` steps, and the draws made since the last time."""
-        # from here on the run sees what a run taken up from here would see
+        # from here on the run sees what a run resumed from here would see
         kernel.engine.refresh()
         streamed = draws.sync()
         kernel.team.on_first(lambda: self._write(step, kernel.engine, draws, streamed))
@@ -44,6 +44,7 @@ class RunCheckpoint:
     def _write(
         self, step: int, engine: Engine, draws: Draws, streamed: dict[str, Any] | None
     ) -> None:
+        """Write the new draws first, and then the state that counts them."""
         first, blocks = self._written, self._blocks
         if streamed is None and draws.count > first:
             of = {"run": self._run}
@@ -61,7 +62,7 @@ class RunCheckpoint:
         self._blocks, self._written = blocks, draws.count
 
     def restore(self, kernel: ScoreKernel, draws: Draws) -> int | None:
-        """Take up the run that is kept here, under its lock.
+        """Resume the run that is kept here, under its lock.
 
         Returns:
             The step that it is at; None where there is no run.
@@ -84,6 +85,7 @@ class RunCheckpoint:
             checkpoint.clean(self.folder, stale.stem.removeprefix("."))
 
     def _read(self, kernel: ScoreKernel, draws: Draws) -> int | None:
+        """Read the files of draws in their order, and check that they follow one another."""
         found = checkpoint.read(self.folder, FILE)
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""Fingerprints of a run: from them a checkpoint tells whether the law and the data are its own."""
+"""These functions make fingerprints by which a checkpoint recognises its run's law and data."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ DIRECTIONS = 8
 def of_run(
     kernel: ScoreKernel, target: Target, data: tuple[Any, ...], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What bears on the draws of a run; one with another identity is refused.
+    """Return everything that bears on the draws; a run with another identity is refused.
 
     Args:
         kernel: its kernel.

@@ -1,4 +1,4 @@
-"""What is to be known of sites to judge their draws.
+"""`site_facts` finds the facts about sites that a verdict on their draws needs.
 
 Each fact is an attribute of the site's variable in the posterior, in the form in which files keep
 it, and is read by `ozaki.diagnostics.verdict`.
@@ -14,13 +14,13 @@ from ozaki.foundation.shapes import Float
 from ozaki.kernels.target import Target
 from ozaki.scores.bijections import WrapTransform
 
-LOST = 0.5  # of an unconstrained coordinate, which a value and its way back have lost
+LOST = 0.5  # error of an unconstrained coordinate after the transform and its inverse
 
 
 def site_facts(
     target: Target, position: Float[Tensor, "chains draws dim"]
 ) -> dict[str, dict[str, Any]]:
-    """Site → attribute → value, of sites of which there is something to know.
+    """Return site → attribute → value, for the sites about which there is a fact.
 
     - ``circular``: 1 where values are angles, in radians.
     - ``saturated``: the share of draws of which the dtype does not hold the value: back in
@@ -46,7 +46,7 @@ def site_facts(
     if model is not None:
         for name, free in model.flat().items():
             masked = model.masked.get(name, torch.tensor(True))
-            # of draws that walk off no more need be said
+            # its draws walk off without end: no other fact about them matters
             found[name] = {"flat": _places(free)}
             if own := _places(free & ~masked):
                 found[name]["masked"] = own
@@ -60,7 +60,7 @@ def _wraps(transform: Transform) -> bool:
 
 
 def _saturated(transform: Any, u: Float[Tensor, "chains draws *shape"]) -> float:
-    """The share of draws that do not come back from where a transform takes them."""
+    """Return the share of draws that a transform and its inverse do not give back."""
     with torch.no_grad():
         back = transform.inv(transform(u))
     lost = ~((back - u).abs() <= LOST)

@@ -1,4 +1,4 @@
-"""Draws that go to disk block by block, where memory would not hold them."""
+"""`ZarrDraws` writes draws to disk block by block, where memory would not hold them all."""
 
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from ozaki.sampling.draws import Constrain, Draws, every
 from ozaki.sampling.zarr_store import POSTERIOR, STATS, UNCONSTRAINED, ZarrStore
 from ozaki.scores.base import Score
 
-NUMBERS, DRAWS = 2**20, 1000  # in a block of the largest array, at most
+NUMBERS, DRAWS = 2**20, 1000  # most numbers in one block of the largest array
 
 
 class ZarrDraws(Draws):
-    """Draws of which memory holds one block, and a Zarr folder all.
+    """Draws of a run that a Zarr folder holds; memory holds one block of them.
 
     Args:
         draws: how many a chain.
@@ -40,32 +40,32 @@ class ZarrDraws(Draws):
 
     @property
     def position(self) -> Tensor:
-        """All of them, read from disk."""
+        """The draws in the score's own coordinates, read from disk."""
         read = {name: self._read(UNCONSTRAINED, name) for name in self._sites.names}
         return self._sites.flatten(read)
 
     def spread(self) -> Tensor:
-        """As of `Draws`, without those between."""
+        """Positions evenly spread over the run; the draws between them are not read."""
         step = every(self._chains, self.count)
         read = {n: self._archive.read(UNCONSTRAINED, n, step=step) for n in self._sites.names}
         return self._sites.flatten(read).to(self._score.device)
 
     def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep what is known of sites, in the store."""
+        """Write the facts about sites into the store."""
         self._team.on_first(lambda: self._archive.note(facts))
 
     @property
     def stats(self) -> Mapping[str, Tensor]:
-        """All of them, each read from disk when it is asked for."""
+        """The statistics of each draw; each is read from disk when it is asked for."""
         return _Lazy(self._archive, STATS, torch.device("cpu"))
 
     @property
     def until(self) -> int:
-        """How many draws there are when the block is full."""
+        """The number of draws at which the block is full."""
         return min(self.room, self._base + self._archive.chunk)
 
     def begin(self, engine: Engine) -> None:
-        """Make the folder, or find it; and room in it for all draws to come."""
+        """Make or find the folder, and make room in it for all draws to come."""
         archive, team = self._archive, self._team
         if not archive.opened:
             if self.count == 0:
@@ -87,7 +87,7 @@ class ZarrDraws(Draws):
         self._archive.create(one, self.room, max(1, min(DRAWS, NUMBERS // largest)))
 
     def _one(self, engine: Engine) -> dict[str, dict[str, Tensor]]:
-        """One draw of each site, by group."""
+        """Return one draw of each site, by group."""
         x = engine.position.unsqueeze(1)
         one = {
             POSTERIOR: dict(self._constrain(x)),
@@ -107,7 +107,7 @@ class ZarrDraws(Draws):
         self._base = self.count - self.count % self._archive.chunk
 
     def take(self, trail: Trail, engine: Engine, thinning: int) -> None:
-        """Keep what `Draws` keeps, and write a block that is full."""
+        """Keep the draws of a trail as `Draws` does, and write a block that is full."""
         super().take(trail, engine, thinning)
         if self.count == self.until:
             self._write()
@@ -127,7 +127,7 @@ class ZarrDraws(Draws):
         self._archive.write(self._written, groups)
 
     def sync(self) -> dict[str, Any]:
-        """Write what was drawn since, and say how a later process finds it."""
+        """Write the draws made since the last time, and say how a later process finds them."""
         if self.count > self._synced:
             self._write()
             self._team.on_first(lambda: self._archive.sync(self._synced, self.count))
@@ -135,24 +135,24 @@ class ZarrDraws(Draws):
         return {"run": self._archive.run, "draws": self.count}
 
     def find(self, where: Mapping[str, Any]) -> None:
-        """Go on with what `sync` told of; what lies beyond it is written anew."""
+        """Resume from what `sync` gave; draws beyond that point are written anew."""
         self._archive = ZarrStore(self._archive.path, where["run"])
         self.count = self._written = self._synced = where["draws"]
         self._fits(self.count)
 
     def extended(self, more: int, score: Score) -> "ZarrDraws":
-        """These draws, with room for `more`."""
+        """Return these draws, with room for `more`."""
         self.room = self.count + more
         return self
 
     def cut(self) -> None:
-        """Write the rest, and drop what an interrupted run did not fill."""
+        """Write the last draws, and drop the room that an interrupted run did not fill."""
         self._write()
         self.room = self.count
         self._resize()
 
     def leave(self) -> None:
-        """Keep what can be kept of a run that failed; where that is nothing, leave nothing."""
+        """Keep the draws of a run that failed; remove the folder where there are none."""
         if not self._team.chief:
             return
         if self.count == 0:
@@ -182,7 +182,7 @@ class ZarrDraws(Draws):
 
 
 class _Lazy(Mapping[str, Tensor]):
-    """A group's arrays, each read when it is asked for and not kept."""
+    """A mapping of a group's arrays, each read from disk when it is asked for and not kept."""
 
     def __init__(self, archive: ZarrStore, group: str, device: torch.device):
         self._archive, self._group, self._device = archive, group, device
@@ -200,7 +200,7 @@ class _Lazy(Mapping[str, Tensor]):
 
 
 def draws_of(path: Path | None, draws: int, kernel: ScoreKernel, constrain: Constrain) -> Draws:
-    """Where a run's draws go: to memory, or to the folder `path`."""
+    """Make the draws of a run: in memory, or in the folder `path`."""
     if path is None:
         assert kernel.num_chains is not None, "a batch of chains"
         return Draws(kernel.num_chains, draws, kernel.target.score)

@@ -1,4 +1,4 @@
-"""A Zarr store that draws are written to, block by block; the only file that imports Zarr.
+"""`ZarrStore` writes draws to a Zarr folder, block by block; no other file imports Zarr.
 
 The store is a folder of the groups that ArviZ knows: `posterior` and `sample_stats`, and
 `unconstrained_posterior`, where the chains were. Its arrays are as long as the run is to be; what
@@ -90,7 +90,7 @@ class ZarrStore:
             ) from error
 
     def seen(self) -> str | None:
-        """Which run of ozaki's is there; None for none."""
+        """The name of the run whose draws are in the folder; None where there are none."""
         return _run(self.path)
 
     def find(self, count: int, groups: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ class ZarrStore:
                 _check(self._root[name], sites, count, self.chunk)
 
     def sweep(self) -> None:
-        """Remove what a process that was killed left unfinished."""
+        """Remove the unfinished files of a process that was killed."""
         for stale in self.path.rglob("*.partial"):
             stale.unlink(missing_ok=True)
 
@@ -145,7 +145,7 @@ class ZarrStore:
                     array.resize((*array.shape[:axis], room, *array.shape[axis + 1 :]))
 
     def write(self, first: int, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put draws from the `first` on in their place, and count them when all are there.
+        """Write draws from the `first` on to their place, and count them once all are written.
 
         Raises:
             OSError: they could not be written. Those before them are as they were.
@@ -161,7 +161,7 @@ class ZarrStore:
             self._root.attrs["draws"] = place.stop
 
     def sync(self, first: int, stop: int) -> None:
-        """Ask the disk to hold what was written of the draws from `first` to `stop`."""
+        """Flush the files of the draws from `first` to `stop` to the disk."""
         with self._writing(first):
             for path, _, axis in self._drawn:
                 folder = path.joinpath("c", *["0"] * axis)
@@ -179,18 +179,18 @@ class ZarrStore:
     def read(
         self, group: str, name: str, first: int = 0, stop: int | None = None, step: int = 1
     ) -> Tensor:
-        """The draws from `first` to `stop` of one array, or every `step`-th."""
+        """Read the draws from `first` to `stop` of one array, or every `step`-th of them."""
         with self._reading():
             drawn = self._root[group][arviz_data.label(name)]
             return torch.from_numpy(np.asarray(drawn[:, first:stop:step]))
 
     def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep what is known of sites, in the group's attributes: an array's could change it."""
+        """Write facts about sites to the group's attributes: an array's could change the array."""
         with self._writing(self._root.attrs["draws"]):
             self._root[POSTERIOR].attrs[FACTS] = {n: dict(known) for n, known in facts.items()}
 
     def names(self, group: str) -> list[str]:
-        """What is drawn, in its order."""
+        """The names of the sites that are drawn, in their order."""
         return list(self._root[group].attrs["names"])
 
     def dataset(self, group: str) -> Any:
@@ -209,7 +209,7 @@ class ZarrStore:
         return found
 
     def remove(self) -> None:
-        """Away with a folder that holds no draws."""
+        """Remove a folder that holds no draws."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._root = None
 
@@ -225,7 +225,7 @@ class ZarrStore:
         except FileExistsError:
             raise
         except OSError as error:
-            cause = error.__cause__ or error  # what storage says of it is said here
+            cause = error.__cause__ or error  # the storage's own error tells more
             message = (
                 f"store={str(self.path)!r} could not be written ({cause}); make room on the disk "
                 f"or choose another path: the {safe} draws a chain before are there as they were"
@@ -234,7 +234,7 @@ class ZarrStore:
 
 
 def checked(store: str | os.PathLike[str] | None) -> Path | None:
-    """`store` as a path.
+    """Check the argument `store` of `MCMC`, and return it as a path.
 
     Raises:
         ValueError: it is no path.
@@ -247,7 +247,7 @@ def checked(store: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _array(group: Any, name: str, variable: Any, room: int, chunk: int) -> None:
-    """One variable of one draw → an array of `room`, or a coordinate as it is."""
+    """Turn a variable of one draw into an array of `room` draws; keep a coordinate as it is."""
     drawn, value = "draw" in variable.dims, variable.values
     longer = {"draw": room} if drawn else {}
     shape = [longer.get(dim, size) for dim, size in variable.sizes.items()]
@@ -267,7 +267,7 @@ def _array(group: Any, name: str, variable: Any, room: int, chunk: int) -> None:
 
 
 def _check(group: Any, sites: Mapping[str, Any], count: int, chunk: int) -> None:
-    """That a group's arrays are as `_array` made them, and hold `count` draws.
+    """Check that a group's arrays are as `_array` made them, and hold `count` draws.
 
     Raises:
         ValueError: naming what is not.
@@ -295,7 +295,7 @@ def _check(group: Any, sites: Mapping[str, Any], count: int, chunk: int) -> None
 
 
 def _run(path: Path) -> str | None:
-    """Which run of ozaki's a folder holds; None where it holds none."""
+    """Return the name of the run that a folder holds; None where it holds none."""
     if not (path / "zarr.json").is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Scores: of data, of models, of formulas."""
+"""This package holds scores of data, of models and of formulas."""
 
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore, LogisticMixtureScore
 from ozaki.scores.base import Expansion, Score

@@ -1,8 +1,8 @@
-"""Closed forms: Gaussian, Gaussian mixture, mixture of logistics.
+"""These scores have closed forms: Gaussian, Gaussian mixture, mixture of logistics.
 
 Each gives gradient, log density, full and diagonal curvature, exact draws, and, where the
-convolution with Gaussian noise is closed, its own smoothing. They are the oracles of the tests and
-may stand wherever a trained estimator or a model may.
+convolution with Gaussian noise is closed, its own smoothing. They are the oracles of the tests, and
+can take the place of a trained estimator or a model.
 """
 
 from abc import abstractmethod
@@ -22,7 +22,7 @@ Array = Tensor | Sequence[Any] | Any
 
 
 class _ClosedForm(Score):
-    """What closed forms share: where they start and which curvature they prefer."""
+    """The base of closed forms: where they start and which curvature they prefer."""
 
     def _place(self, like: Tensor) -> None:
         self.dim = like.shape[-1]
@@ -154,7 +154,7 @@ class GaussianScore(_ClosedForm):
 
 
 class _Components(NamedTuple):
-    """Each component at x: its weighted log density, gradient and curvature."""
+    """The components at x: the weighted log density, gradient and curvature of each."""
 
     log_density: Tensor  # (*batch, K), weight included
     gradient: Tensor  # (*batch, K, D)
@@ -335,7 +335,7 @@ class LogisticMixtureScore(_Mixture):
 
 
 def _even(covariance: Tensor) -> Tensor:
-    """In float64, symmetric but for more than the rounding of its own dtype.
+    """Return a matrix in float64, made symmetric if rounding in its own dtype is the cause.
 
     A Cholesky factor or eigenvalues in float32 lose all variances below 1e-7 of the largest.
     """
@@ -346,7 +346,7 @@ def _even(covariance: Tensor) -> Tensor:
 
 
 def _noise(sigma: Array, like: Tensor) -> Tensor:
-    """diag(σ²) as a (D, D) matrix, from a number or one value a dimension."""
+    """Return diag(σ²) as a (D, D) matrix, from a number or one value a dimension."""
     value = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
     if bool((value < 0).any()) or not bool(torch.isfinite(value).all()):
         raise ValueError(f"sigma must be finite and at least 0, but was {sigma!r}")

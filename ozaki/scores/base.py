@@ -1,4 +1,4 @@
-"""What a score is: the gradient of a log density at any point, and its second derivative."""
+"""`Score` is the interface of scores: the gradient of a log density, and its second derivative."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard
@@ -140,7 +140,7 @@ class Score(ABC):
         return self.expand(x).densityless_gradient
 
     def check(self, x: Tensor, curvature: str | None) -> None:
-        """What `expand` of a score that gives "diagonal" and "dense" may be asked for.
+        """Check the arguments of `expand`, for a score that gives "diagonal" and "dense".
 
         Args:
             x: points, (*batch, D).

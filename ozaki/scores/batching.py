@@ -1,7 +1,7 @@
-"""A function evaluated over batches, by whichever route is right.
+"""`Batching` evaluates a log density over batches, by vmap where vmap is right and else by a loop.
 
-torch.func.vmap is some twenty times faster than a loop, fails for some models, and is tried against
-the loop before it is trusted: once for the gradient, once for each kind of curvature asked for.
+torch.func.vmap is some twenty times faster than a loop, but fails for some models. It is compared
+with the loop before it is trusted: once for the gradient, and once for each kind of curvature.
 """
 
 import warnings
@@ -38,7 +38,7 @@ class Batching:
         near: candidate points for the comparison, (n, D); the first finite ones are used.
         vectorize: "auto" falls back to the loop with one warning, True raises instead, False loops.
         hindrance: why batching need not even be tried; None where it may work.
-        remedy: what would be batched in its place.
+        remedy: a form of the model that could be batched.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Batching:
         self._remedy = "" if remedy is None else f"; {remedy}"
         self._found: dict[CurvatureKind | None, bool] = {}
         self._warned = False
-        self._untrue: str | None = None  # what is wrong with its curvature, if something is
+        self._untrue: str | None = None  # the objection to its curvature, if there is one
 
     def expand(
         self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
@@ -75,7 +75,7 @@ class Batching:
         return values_looped(self._f, x)
 
     def possible(self, curvature: CurvatureKind | None = None) -> bool:
-        """Whether the batched route is right for this kind; found out at the first call.
+        """Say whether the batched route is right for this kind; it is tried at the first call.
 
         Raises:
             ValueError: it is not, and vectorize=True.
@@ -87,7 +87,7 @@ class Batching:
             self._found[curvature] = cause is None
             if cause is not None:
                 if self._hindrance is None:
-                    self.check_repeatable()  # it may be no function any more, and that the cause
+                    self.check_repeatable()  # a function that has changed may be the cause
                 self._complain(cause)
         return self._found[curvature]
 
@@ -122,7 +122,7 @@ class Batching:
             raise ValueError(no_curvature("model", self._untrue))
 
     def _cause(self, curvature: CurvatureKind | None) -> str | None:
-        """Why the batched route is not right; None where it is."""
+        """Say why the batched route is not right; None where it is right."""
         if self._hindrance is not None:
             return self._hindrance
         if curvature is not None and not self.possible(None):
@@ -133,7 +133,7 @@ class Batching:
             looped = [derivatives(self._f, point, rows) for point in points]
             try:
                 batch = expand_vectorised(self._f, points, curvature)
-            except Exception as error:  # models raise anything, and the loop has just succeeded
+            except Exception as error:  # models may raise anything, and the loop has just succeeded
                 return f"under torch.func.vmap it raises {first_line(error)}"
         value, gradient, hessian = (torch.stack(part) for part in zip(*looped, strict=True))
         assert batch.log_density is not None
@@ -148,7 +148,7 @@ class Batching:
         return "batched by torch.func.vmap it gives other values than point by point"
 
     def _points(self) -> Tensor:
-        """Of the candidates some that are finite, if any are."""
+        """Return some candidates at which the density is finite, if there are any."""
         good: list[Tensor] = []
         for point in self._near:
             value, gradient, _ = derivatives(self._f, point)

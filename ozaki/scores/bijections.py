@@ -1,4 +1,7 @@
-"""The bijection from unconstrained coordinates to where a law lives, and its trial."""
+"""`law_transform` finds the bijection from unconstrained coordinates to a law's support.
+
+Each bijection is tried on its law before it is used.
+"""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Estimates of s2 ranked by their loss on held-out data, without knowing the true s2."""
+"""`compare` ranks estimates of s2 by their loss on held-out data, without knowing the true s2."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ DENSE_UP_TO = 256  # dimensions at which D × D matrices are compared
 
 
 class Candidate(NamedTuple):
-    """One s2 and how it did.
+    """An estimate of s2, with its held-out loss.
 
     Attributes:
         name: of the candidate.
@@ -132,7 +132,7 @@ def compare(
 
 
 class _Block(NamedTuple):
-    """Some of the pairs: x± and x, (3, n, D); the noise ±z and s1 at x± in units of it."""
+    """A block of the pairs: x± and x, (3, n, D); the noise ±z, and s1 at x± in its units."""
 
     points: Tensor
     noise: Tensor
@@ -150,14 +150,14 @@ def _blocks(estimator: ScoreEstimator, x: Tensor, z: Tensor) -> Iterator[_Block]
 def _in_noise(
     score: Score, points: Tensor, kind: CurvatureKind, noise: Tensor
 ) -> SymmetricOperator:
-    """s2 at the points in units of the noise, in which σ is 1."""
+    """Evaluate s2 at the points in units of the noise, in which σ is 1."""
     operator = score.expand(points, _asked(score, kind)).curvature
     assert operator is not None
     return operator.astype(torch.float64).scale(noise.double())
 
 
 def _asked(score: Score, kind: CurvatureKind) -> CurvatureKind:
-    """The curvature that says as much as `kind`, and that the score has."""
+    """Choose a curvature that the score has and that holds the entries of `kind`."""
     return kind if kind in ("diagonal", score.default_curvature) else "dense"
 
 
@@ -167,13 +167,13 @@ def _entries(score: Score, points: Tensor, kind: CurvatureKind, noise: Tensor) -
 
 
 def _constant(mean: Tensor, points: Tensor) -> SymmetricOperator:
-    """The same operator at every point."""
+    """Repeat one operator at every point."""
     values = mean.expand(*points.shape[:-1], *mean.shape)
     return Diagonal(values) if mean.ndim == 1 else Dense(values)
 
 
 def _loss(operator: SymmetricOperator, block: _Block) -> Tensor:
-    """The residual-VR loss of each pair."""
+    """Compute the residual-VR loss of each pair."""
     pair, clean = operator[:2], operator[2]
     loss = objectives.second_order("residual", block.s1, pair, block.noise, 1.0).mean(0)
     return loss + objectives.control("residual", block.s1[0], clean, block.noise[0], 1.0)
@@ -192,6 +192,7 @@ def _check_curvature(name: str, score: Score, point: Tensor, kind: CurvatureKind
 
 
 def _same_law(name: str, score: Score, estimator: ScoreEstimator) -> None:
+    """Raise ValueError unless the score has the estimator's shape and noise."""
     if score.event_shape != estimator.event_shape:
         raise ValueError(
             f"others[{name!r}] must have event shape {tuple(estimator.event_shape)}, but had "

@@ -1,4 +1,4 @@
-"""A denoiser that someone else trained, as a score."""
+"""`DenoiserScore` makes a score of a denoiser that someone else trained."""
 
 from typing import Any
 
@@ -78,12 +78,12 @@ class DenoiserScore(JacobianScore):
         return (self._trial(points) - points) / self.sigma**2
 
     def _trial(self, points: Tensor) -> Tensor:
-        # not s1, in which the identity may hide a Jacobian that is missing
+        # D and not s1: in s1 the identity could hide that the Jacobian of D is missing
         x = points.reshape(-1, *self.event_shape)
         return self.denoiser(x, self.sigma).reshape(points.shape)
 
     def _check(self) -> None:
-        """Denoise two points, so that what is wrong is said here and not in the middle of a run."""
+        """Denoise two points, so that an error comes here and not in the middle of a run."""
         with isolated_rng(0), ordinary(), torch.no_grad():
             points = recordable(self.start(2, torch.Generator().manual_seed(0)))
             x = points.reshape(2, *self.event_shape)

@@ -1,4 +1,4 @@
-"""Scores of any density written in torch: a function, or a distribution."""
+"""These scores differentiate a density that is written in torch: a function, or a distribution."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -69,8 +69,8 @@ class LogDensityScore(Score):
         like = like_start(start, self.event_shape, dtype, device)
         self.dtype, self.device = like.dtype, like.device
         self.log_density, self._start = log_density, start
-        self._shape = self.event_shape  # of what log_density is given
-        self._tried: str | None = None  # what is wrong with its curvature, if something is
+        self._shape = self.event_shape  # the shape of the point that log_density is given
+        self._tried: str | None = None  # the objection to its curvature, if there is one
         self._check()
 
     @property
@@ -112,7 +112,7 @@ class LogDensityScore(Score):
         return draw_from(self._start, n, generator, self._shape, like)
 
     def _check_curvature(self) -> None:
-        """Refuse a second derivative that is not that of the first."""
+        """Refuse a second derivative that is not how the gradient changes."""
         if self._tried is None and not tracing():
             with isolated_rng(0), ordinary():
                 near = self._draw(NEAR, torch.Generator().manual_seed(1)).to(self.dtype)
@@ -128,7 +128,7 @@ class LogDensityScore(Score):
             raise ValueError(no_curvature("log_density", self._tried))
 
     def _check(self) -> None:
-        """Evaluate it, so that what is wrong is said here and not in the middle of a run."""
+        """Evaluate the density, so that an error comes here and not in the middle of a run."""
         with isolated_rng(0), ordinary():
             points = recordable(self._draw(2, torch.Generator().manual_seed(0)).detach())
             point = points[0].clone().requires_grad_()
@@ -169,7 +169,7 @@ class LogDensityScore(Score):
                 )
 
     def _evaluate(self, points: Tensor) -> Tensor:
-        """Log density and gradient at points (n, D), side by side."""
+        """Return log density and gradient at points (n, D), in one tensor."""
         found = expand_vectorised(self._flat, points)
         assert found.log_density is not None
         return torch.cat([found.log_density.unsqueeze(-1), found.gradient], -1)

@@ -1,9 +1,9 @@
-"""From a scalar function of one point to the expansion of a batch.
+"""These functions expand a scalar function of one point over a batch of points.
 
-Two routes stand here, and every density that is differentiated takes one of them:
-`expand_vectorised` (torch.func over the batch) and `expand_looped` (plain autograd, point by point,
-for what cannot be batched). Second derivatives are reverse over reverse: some functions have no
-forward mode. Beside them, what such densities need to begin a chain.
+Every density that is differentiated takes one of two routes: `expand_vectorised` (torch.func over
+the batch) or `expand_looped` (plain autograd, point by point, for functions that cannot be
+batched). Second derivatives are reverse over reverse: some functions have no forward mode. The
+module also finds points at which such a density can begin a chain.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,11 +32,11 @@ StartSampler = Callable[[int, torch.Generator | None], Tensor]
 T = TypeVar("T")
 
 TRIES = 100
-CHUNK = 2**22  # numbers held at once by the diagonal's basis vectors
+CHUNK = 2**22  # most numbers that the diagonal's basis vectors hold at once
 
 
 def evaluated(compute: Callable[[], T]) -> T:
-    """What `compute` gives, its densities without checks that branch on values.
+    """Call `compute` while its densities make no checks that branch on values.
 
     Where a matrix cannot be factorised it is called again, and that density is NaN.
     """
@@ -46,7 +46,7 @@ def evaluated(compute: Callable[[], T]) -> T:
                 return compute()
             except LinAlgError:
                 pass
-        with singular_is_nan():  # costs a little: not where nothing fails
+        with singular_is_nan():  # slower: only where something fails
             return compute()
 
 
@@ -199,7 +199,7 @@ def uniform(
 def like_start(
     start: Any, shape: torch.Size, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> Tensor:
-    """A scalar of the dtype and on the device of points: as told, else those of a tensor `start`.
+    """Return a scalar of the dtype and device of points: as given, else those of `start`.
 
     Raises:
         ValueError: a tensor `start` that does not hold points of that shape.
@@ -219,7 +219,7 @@ def draw_from(
     shape: torch.Size,
     like: Tensor,
 ) -> Float[Tensor, "n dim"]:
-    """`n` flat points to begin from, in the dtype and on the device of `like`.
+    """Return `n` flat points to begin from, in the dtype and on the device of `like`.
 
     Args:
         source: a function of n and generator, a tensor of points of which some are picked, again
@@ -276,6 +276,6 @@ def finite_start(
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its message."""
+    """Return the kind of an error and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Scores whose s1 is a function in torch and whose s2 is the Jacobian of that."""
+"""`JacobianScore` is the base of scores whose s1 is a torch function, and s2 its Jacobian."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ class JacobianScore(Score):
         self.event_shape = torch.Size(event_shape)
         self.dim = self.event_shape.numel()
         self.dtype, self.device = dtype, device
-        self._tried: str | None = None  # what is wrong with its curvature, if something is
+        self._tried: str | None = None  # the objection to its curvature, if there is one
 
     @property
     def default_curvature(self) -> CurvatureKind:
@@ -72,7 +72,7 @@ class JacobianScore(Score):
 
         if points.numel():
             jacobian, s1 = torch.func.vmap(torch.func.jacrev(first, has_aux=True))(points)
-        else:  # of no points networks cannot tell the shape
+        else:  # networks cannot infer the shape of an empty batch
             jacobian, s1 = points.new_zeros(0, self.dim, self.dim), points
         j = jacobian.detach().reshape(*x.shape, self.dim)
         operator: SymmetricOperator
@@ -92,7 +92,7 @@ class JacobianScore(Score):
             raise ValueError(no_curvature(self._name, self._tried))
 
     def _trial(self, points: Tensor) -> Tensor:
-        """What is differentiated, at points (n, D)."""
+        """The function that is differentiated, at points (n, D)."""
         return self._first(points)
 
     def _values(self, points: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class JacobianScore(Score):
             return self._trial(points).to(points.dtype)
 
     def _pulled(self, points: Tensor, directions: Tensor) -> Tensor:
-        """Jᵀv of what is differentiated, at each point, (n, D), as `expand` forms it."""
+        """Jᵀv of the function that is differentiated, at each point, (n, D), as in `expand`."""
 
         def pull(point: Tensor, v: Tensor) -> Tensor:
             def one(p: Tensor) -> Tensor:

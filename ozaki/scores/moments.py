@@ -1,4 +1,4 @@
-"""Posterior moments: what scores of every order say of the point behind a noisy one.
+"""These functions compute moments of the clean point behind a noisy one, from scores.
 
 Let x̃ = x + σz with z standard normal, and s_n the n-th derivative tensor of log p_σ at x̃, the
 smoothed law, never p. The cumulants of x given x̃ are, for noise of any size in each dimension and
@@ -143,7 +143,7 @@ def _scaled(score: Tensor, axes: int, order: int, sigma: float | Tensor) -> Tens
 
 
 def _is_full(scores: Sequence[Tensor], x: Tensor) -> bool:
-    """Whether the scores are full tensors; raises ValueError unless all are of one form."""
+    """Say whether the scores are full tensors; raise ValueError unless all are of one form."""
     if isinstance(scores, Tensor) or not scores:
         was = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else "empty"
         raise ValueError(f"scores must be a tuple (s1, …, sn) of tensors, but was {was}")

@@ -1,10 +1,10 @@
-"""Matrices that cannot be factorised give NaN, as numbers that cannot be divided do.
+"""`singular_is_nan` makes torch return NaN for a matrix that cannot be factorised.
 
 `torch.linalg.cholesky`, `inv` and `solve` raise where a matrix is not positive definite or is
-singular, and over a batch they raise for all because of one. A density that uses them would stop
-every chain where one proposes such a point. Inside `singular_is_nan` that one has the density NaN,
-which a kernel refuses and counts as a divergence. Nor can a raise that depends on a value be
-compiled.
+singular. Over a batch, one such matrix makes them raise for all. A density that uses them would so
+stop every chain where one chain proposes such a point. Inside `singular_is_nan` that chain has the
+density NaN, which a kernel refuses and counts as a divergence. An error that depends on a value
+could not be compiled either.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class singular_is_nan(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """What torch calls in place of each of its functions."""
+        """Torch calls this in place of each of its functions."""
         kwargs = kwargs or {}
         if func in _LENIENT and kwargs.get("out") is None:
             func = _LENIENT[func]

@@ -1,7 +1,7 @@
-"""Where a law lives: a support is what its transforms make of that of its base.
+"""`support_of` finds the support of a law, by mapping its base's support through its transforms.
 
-`law.support` alone does not say it: that of torch's TransformedDistribution is the codomain of its
-last transform, which an affine of a positive law does not fill.
+`law.support` alone does not tell: for torch's TransformedDistribution it is the codomain of the
+last transform, which an affine transform of a positive law does not fill.
 """
 
 import math
@@ -28,7 +28,7 @@ WRONG_SUPPORT = "let its class say where it lives, by `support`"
 
 
 class NoBijection(NotImplementedError):
-    """Why no bijection leads from unconstrained coordinates to a law's support.
+    """The error where no bijection leads from unconstrained coordinates to a law's support.
 
     Args:
         cause: in words.
@@ -48,7 +48,7 @@ class Ends(NamedTuple):
 
 
 class Image(Constraint):
-    """What a bijection makes of a set.
+    """The image of a set under a bijection.
 
     Args:
         base: the set.
@@ -62,17 +62,17 @@ class Image(Constraint):
 
     @property
     def event_dim(self) -> int:  # pyright: ignore
-        """How many dimensions on the right belong to one value."""
+        """The number of dimensions on the right that belong to one value."""
         more = max(0, self.base.event_dim - self.transform.domain.event_dim)
         return self.transform.codomain.event_dim + more
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether each value lies in it."""
+        """Say whether each value lies in the image."""
         return self.base.check(self.transform.inv(value))
 
 
 def support_of(law: Distribution) -> Constraint:
-    """The set in which a law has its density: `law.support`, or what transforms make of the base's.
+    """Return the set in which a law has its density: `law.support`, or the image of the base's.
 
     Raises:
         NoBijection: a transform that takes several points to one, or values it is not defined for.
@@ -105,7 +105,7 @@ def _own_support(law: Distribution) -> Constraint:
 
 
 def unwrapped(law: Any) -> Any:
-    """The law inside of masks, expansions and `.to_event`."""
+    """Return the law inside of masks, expansions and `.to_event`."""
     while isinstance(base := getattr(law, "base_dist", None), Distribution) and not isinstance(
         law, TransformedDistribution
     ):
@@ -127,7 +127,7 @@ def ends_of(support: Constraint) -> Ends | None:
 
 
 def _pushed(support: Constraint, transform: Transform) -> Constraint:
-    """What a transform makes of a set."""
+    """Return the image of a set under a transform."""
     if isinstance(transform, ComposeTransform):
         for part in transform.parts:
             support = _pushed(support, part)
@@ -224,7 +224,7 @@ def _bare(support: Constraint) -> Constraint:
 
 
 def named(support: Constraint) -> str:
-    """A set in words, an interval by its bounds."""
+    """Name a set in words, an interval by its bounds."""
     ends = ends_of(support)
     if ends is None:
         return str(_bare(support))
@@ -237,7 +237,7 @@ def _number(value: Tensor) -> str:
 
 
 def kind(transform: Transform) -> str:
-    """A transform in words."""
+    """Name a transform in words."""
     inverse = getattr(transform, "_inv", None)
     if type(transform).__name__ == "_InverseTransform" and inverse is not None:
         return f"the inverse of {type(inverse).__name__}"

@@ -1,4 +1,4 @@
-"""Scores seen another way, so that the kernels need not know.
+"""These scores wrap another score, so that kernels need not know the difference.
 
 * `Whitened`: the same law in u = L⁻¹x, the metric that warm-up finds;
 * `Frozen`: one curvature for every point, factorised once;
@@ -89,7 +89,7 @@ class Whitened(_Wrapper):
 
 
 def _detached(at: Expansion) -> Expansion:
-    """Without the graph of a score whose own tensors ask for gradients: a chain would keep all."""
+    """Detach an expansion from the graph of a score's own tensors, which a chain would keep."""
     curvature = at.curvature
     found = [at.gradient, *(t for t in at[2:] if t is not None)]
     if not any(t.requires_grad for t in (*found, *(curvature.tensors if curvature else ()))):

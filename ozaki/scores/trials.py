@@ -1,9 +1,9 @@
-"""What is tried of a function of the user's before it is trusted.
+"""These functions try out a user's function before it is trusted.
 
-* `changes`: whether it is a function of its argument, without memory and without chance;
-* `untrue_curvature`: whether what autograd gives for its second derivative is how its gradient
+* `changes` finds out whether its values depend on its argument alone, without memory and chance;
+* `untrue_curvature` finds out whether the second derivative by autograd is how its gradient
   changes. A gradient that was saved, detached or computed elsewhere is a constant to autograd,
-  which then finds no curvature, or that of the rest alone, and says nothing.
+  which then finds no curvature, or that of the rest alone, and does not warn.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ozaki.foundation.shapes import Float
 
-POINTS, ENOUGH = 6, 3  # tried at most; so many, and most of those that tell, must object
+POINTS, ENOUGH = 6, 3  # most points tried; so many, and most of the conclusive ones, must object
 NEAR = 20  # points to take them from, and their spread
 STEPS = 6  # of each difference, from a quarter of the spread down to what rounding leaves
 ROUGH = 1e-5  # relative noise of a gradient, above which its differences are not read
@@ -34,12 +34,12 @@ Product = Callable[[Tensor, Tensor], Tensor]
 def changes(
     evaluate: Callable[[Tensor], Tensor], points: Float[Tensor, "n dim"], together: bool = True
 ) -> str | None:
-    """How what `evaluate` gives for one point changes; None where it does not.
+    """Say how the value of `evaluate` at one point changes; None where it does not.
 
     Args:
         evaluate: points, (n, D) → numbers, (n, …).
-        points: at least two; of the first it is asked twice, after the others, and among them.
-        together: whether it is asked for several at once.
+        points: at least two; the first is evaluated twice, after the others, and among them.
+        together: whether several points are evaluated at once.
 
     Returns:
         A clause with the two numbers that should be one.
@@ -61,7 +61,7 @@ def changes(
 
 
 def agree(a: Tensor, b: Tensor, rounding: float = 0.0) -> bool:
-    """Whether two routes gave the same numbers, up to what rounding, here the least, may do."""
+    """Say whether two routes gave the same numbers, up to rounding or `rounding` if larger."""
     if a.shape != b.shape:
         return False
     if not b.is_floating_point():
@@ -76,14 +76,14 @@ def _same(a: Tensor, b: Tensor, tolerance: float, least: float = 0.0) -> bool:
 
 
 def _differ(a: Tensor, b: Tensor) -> str:
-    """The entry in which two tensors differ most."""
+    """Return the entry in which two tensors differ most."""
     a, b = a.flatten(), b.flatten()
     worst = int((a - b).abs().nan_to_num(math.inf).argmax())
     return f"{float(a[worst]):.6g} and {float(b[worst]):.6g}"
 
 
 class _Evidence(NamedTuple):
-    """Of entries of J v at one point.
+    """The evidence on entries of J v at one point.
 
     Attributes:
         claim: what autograd gives.
@@ -96,7 +96,7 @@ class _Evidence(NamedTuple):
     error: Tensor
 
     def objects(self) -> Tensor:
-        """Which entries speak against the claim; kernels themselves name one that is not finite."""
+        """Which entries speak against the claim; kernels report those that are not finite."""
         claim, truth, error = self
         usual = torch.finfo(claim.dtype).eps ** SLACK * (claim.abs() + truth.abs())
         off = (claim - truth).abs() > usual + CERTAIN * error
@@ -109,7 +109,7 @@ class _Evidence(NamedTuple):
 
 
 def no_curvature(what: str, complaint: str) -> str:
-    """The words for a curvature that is asked for and untrue."""
+    """Return the message for a curvature that is asked for and untrue."""
     return (
         f"{what} must have derivatives that give a curvature where one is asked for, but "
         f"{complaint}; write it in torch operations, without a part that is saved, detached or "
@@ -120,13 +120,13 @@ def no_curvature(what: str, complaint: str) -> str:
 def untrue_curvature(
     first: First, product: Product, near: Float[Tensor, "n dim"], gradient: bool = True
 ) -> str | None:
-    """What speaks against the second derivative that autograd gives; None where nothing does.
+    """Say what speaks against the second derivative by autograd; None where nothing does.
 
-    Jᵀv by autograd is held against (s1(x + h v) − s1(x − h v))/2h, entry by entry, for steps h over
-    several orders of magnitude. Their differences from one another tell the error of the best of
-    them, of truncation and of rounding; where that is too large, as beside a kink, where steps
-    contradict one another, or where s1 is rough on every scale, a point tells nothing. An entry is
-    wrong where it is so at most points that tell.
+    Jᵀv by autograd is compared with (s1(x + h v) − s1(x − h v))/2h, entry by entry, for lengths h
+    over several orders of magnitude. The differences between these lengths give the error of the
+    best one, from truncation and from rounding. Where the error is too large, a point is not
+    conclusive: beside a kink, where lengths contradict one another, or where s1 is rough on every
+    scale. An entry is wrong where it is wrong at most of the conclusive points.
 
     Args:
         first: s1; it may be called with many points.
@@ -139,7 +139,7 @@ def untrue_curvature(
         A clause with the two numbers that should be one, or with the error it raised.
     """
     eps = torch.finfo(near.dtype).eps
-    if eps > ROUGH:  # half precision tells nothing
+    if eps > ROUGH:  # half precision is never conclusive
         return None
     generator = torch.Generator().manual_seed(7)
 
@@ -153,7 +153,7 @@ def untrue_curvature(
     spread = torch.where(spread > 0, spread, torch.where(middle == 0, 1.0, middle.abs()))
     found: list[_Evidence] = []
     for point in near[:POINTS]:
-        x = point + 0.01 * spread * random(0.0, 1.0)  # users begin at points that are special
+        x = point + 0.01 * spread * random(0.0, 1.0)  # users begin at special points
         v, w = spread * random(0.5, 1.5), spread * random(0.5, 1.5)
         try:
             here = _evidence(first, product, x, (v, w), None if gradient else spread)
@@ -169,13 +169,13 @@ def untrue_curvature(
 
 
 class _Underivable(Exception):
-    """What a derivative raised."""
+    """Raised with the error of a derivative."""
 
 
 def _evidence(
     first: First, product: Product, x: Tensor, along: tuple[Tensor, Tensor], unit: Tensor | None
 ) -> _Evidence | None:
-    """What one point says; None where s1 is not finite there.
+    """Return the evidence of one point; None where s1 is not finite there.
 
     Args:
         first, product: as in `untrue_curvature`.
@@ -217,7 +217,7 @@ def _evidence(
 
 
 def _difference(change: Tensor, largest: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of differences over several steps, and its error.
+    """Return the best of differences over several lengths, and its error.
 
     Args:
         change: differences, (steps, m), the longest first; NaN where there is none.
@@ -242,13 +242,13 @@ def _difference(change: Tensor, largest: Tensor, steps: Tensor) -> tuple[Tensor,
 
 
 def _votes(found: list[_Evidence]) -> tuple[Tensor, Tensor]:
-    """How many points speak against each entry, and how many for it."""
+    """Count the points that speak against each entry, and those that speak for it."""
     against = torch.stack([e.objects() for e in found]).sum(0)
     return against, torch.stack([e.confirms() for e in found]).sum(0)
 
 
 def _verdict(found: list[_Evidence], gradient: bool) -> str | None:
-    """The entry that most points speak against, if there is one."""
+    """Return the entry that most points speak against, if there is one."""
     if len(found) < ENOUGH:
         return None
     against, in_favour = _votes(found)

@@ -1,4 +1,4 @@
-"""Warm-up: what is learned of a law before the draws begin."""
+"""Warm-up finds the step size, the metric and the proposal before the draws begin."""
 
 from ozaki.kernels.warmup.blocks import Block, Chains, Change
 from ozaki.kernels.warmup.candidates import (

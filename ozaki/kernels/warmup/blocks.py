@@ -1,6 +1,7 @@
-"""What passes between warm-up and what walks the chains.
+"""These types carry what `Warmup` and `Engine` tell each other.
 
-`Warmup` plans a `Block`, shown the `Chains` it learns of it, and answers with a `Change`.
+`Warmup` plans a `Block` of steps. The engine takes them and shows the `Chains`. `Warmup` learns
+from them, and answers with a `Change`.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from ozaki.scores.base import CurvatureKind
 
 
 class Chains(ABC):
-    """What warm-up asks of the chains that it learns from.
+    """The questions that warm-up asks of the chains it learns from.
 
     Attributes:
         count: how many steps were walked.
@@ -33,11 +34,11 @@ class Chains(ABC):
     @property
     @abstractmethod
     def step_sizes(self) -> Float[Tensor, "chains 1"]:
-        """H of each chain, in the metric."""
+        """The h of each chain, in the metric."""
 
     @abstractmethod
     def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Points of a trail, in the coordinates of the law."""
+        """Map points of a trail to the coordinates of the law."""
 
     @abstractmethod
     def curvature_here(self, kind: CurvatureKind | None) -> SymmetricOperator:
@@ -45,7 +46,7 @@ class Chains(ABC):
 
 
 class Block(NamedTuple):
-    """The next steps.
+    """A block of steps, as warm-up plans it.
 
     Attributes:
         spec: proposal, curvature and correction of all of them.
@@ -54,7 +55,8 @@ class Block(NamedTuple):
         scales: what h is multiplied by, one a step; there are as many steps as scales.
         trials: which candidate is tried at how many halvings of h, one a step.
         short: whether the step is a short one, from which nothing is learned of the others.
-        excused: whether the step may end far below and be no divergence, one a step.
+        excused: whether the step may end at a far lower density without being a divergence, one a
+            step.
     """
 
     spec: KernelSpec
@@ -66,10 +68,10 @@ class Block(NamedTuple):
     excused: list[bool]
 
     def judged(self, trail: Trail) -> Trail:
-        """The trail, in which an excused step diverged only if its proposal was not finite.
+        """Return the trail, in which an excused step diverged only if its proposal was not finite.
 
-        Where some steps are short, that an ordinary one would end far below is no more than a step
-        refused: it is a divergence if the short ones cannot be taken.
+        Where some steps are short, an ordinary step that would end at a far lower density is only
+        refused. It is a divergence if the short ones cannot be taken either.
         """
         excused = self.excused[: len(trail.position)]
         if not any(excused):
@@ -81,13 +83,13 @@ class Block(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What is changed before the next block; None leaves it as it is.
+    """The changes to make before the next block; None leaves a thing as it is.
 
     Attributes:
         step_size: h of each chain, (chains, 1).
         metric: L, the factor of the metric.
         frozen: the one curvature for all points, in the coordinates of the law.
-        anew: whether the chains look again from where they are, as in a new metric.
+        anew: whether the score is expanded anew where the chains are, as in a new metric.
     """
 
     step_size: Tensor | None = None

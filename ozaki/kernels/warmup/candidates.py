@@ -1,4 +1,4 @@
-"""The contest of steps: which of several moves the chains furthest.
+"""`Contest` chooses the step that moves the chains furthest.
 
 A kernel class declares the steps that may take the place of its own. Warm-up tries all of them and
 keeps the one whose jumps are the longest for what they cost.
@@ -90,21 +90,21 @@ class JumpDistances:
         self._handicap = handicap
         self._choices = [(c, k) for c in range(candidates) for k in range(self.HALVINGS + 1)]
         self._count = torch.zeros(len(self._choices), dtype=torch.int64)
-        self._sum: Tensor | None = None  # of jumps, (choices, D)
+        self._sum: Tensor | None = None  # sums of squared jumps, (choices, D)
 
     def trial(self, step: int) -> Trial:
-        """What warm-up step `step` tries: (0, 0) at even ones, else all others in turn."""
+        """Return what warm-up step `step` tries: (0, 0) at even ones, else the others in turn."""
         others = len(self._choices) - 1
         return self._choices[0 if step % 2 == 0 else 1 + (step // 2) % others]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What was folded in."""
+        """The sums of the jumps so far."""
         count = {"count": self._count}
         return count if self._sum is None else {**count, "sum": self._sum}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Resume from what `tensors` gave."""
         self._count, self._sum = tensors["count"].cpu(), tensors.get("sum")
 
     def add(self, trial: Trial, jump: Float[Tensor, "dim"]) -> None:
@@ -116,7 +116,7 @@ class JumpDistances:
         self._count[place] += 1
 
     def enough(self, chains: int) -> bool:
-        """Whether every choice was tried often enough to be judged now."""
+        """Say whether every choice was tried often enough to be judged now."""
         return int(self._count.min()) * chains >= self.ENOUGH
 
     def best(self) -> Trial:
@@ -135,7 +135,7 @@ class JumpDistances:
 
 
 class Contest:
-    """Which candidates are walked in a window, and which of them wins.
+    """The contest: which candidates are tried in a window, and which of them wins.
 
     Args:
         own: the kernel's own proposal.
@@ -143,7 +143,7 @@ class Contest:
 
     Attributes:
         candidates: the own step and the others; the winner alone once there is one.
-        running: those that are walked in this window.
+        running: those that are tried in this window.
         jumps: how far they moved in it.
         settled: the place of the winner among all, 0 for the kernel's own.
         halvings: how often the winner's h is halved.
@@ -155,12 +155,12 @@ class Contest:
         self.open(None)
 
     def open(self, alone: Candidate | None, handicap: float = 1.0) -> None:
-        """Begin a window, in which all are walked, or one alone and none is judged."""
+        """Begin a window in which all candidates are tried, or one alone and none is judged."""
         self.running = self.candidates if alone is None else (alone,)
         self.jumps = JumpDistances(len(self.running), handicap)
 
     def weights(self, place: int) -> tuple[float, float] | None:
-        """A running step as a `blend`, so that one compiled loop serves all that compete.
+        """Write a running step as a `blend`, so that one compiled loop serves all that compete.
 
         It is None where none competes, or one of them is no `blend`.
         """
@@ -168,7 +168,7 @@ class Contest:
         return None if len(blends) == 1 or None in blends else blends[place]
 
     def decided(self, chains: int) -> bool:
-        """Whether one can be told to be better than the kernel's own step already."""
+        """Say whether some candidate is clearly better than the kernel's own step already."""
         several = len(self.running) > 1 and self.jumps.enough(chains)
         return several and self.jumps.best()[0] > 0
 

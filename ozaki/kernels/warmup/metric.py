@@ -1,4 +1,4 @@
-"""The metric: estimates of it from the chains' positions, and from curvatures."""
+"""These classes estimate the metric from the chains' positions and from curvatures."""
 
 import math
 from collections.abc import Mapping
@@ -143,7 +143,7 @@ def precision_factor(curvature: SymmetricOperator, dense: bool) -> Float[Tensor,
 
 
 def _finite_concave(curvature: SymmetricOperator) -> tuple[Tensor, SymmetricOperator]:
-    """Which chains have a finite curvature, and min(s2, 0), 0 for the others."""
+    """Return which chains have a finite curvature, and min(s2, 0), with 0 for the others."""
     fine = torch.isfinite(curvature.frobenius_squared())
 
     def blank(t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The schedule of warm-up: which step does what.
+"""`WarmupSchedule` says what each step of warm-up is for.
 
 First a transient walks to the typical set. Then come windows: at the end of each the pooled
 covariance of the chains becomes the metric, and dual averaging finds the step size anew. A last
@@ -10,11 +10,11 @@ Source: the Stan reference manual, "Automatic parameter tuning".
 import math
 from typing import NamedTuple
 
-AT_ONCE = 8  # steps between two changes of the step size, once a window has seen some
+AT_ONCE = 8  # steps between two changes of the step size, after the first steps of a window
 
 
 class WarmupSchedule(NamedTuple):
-    """Which warm-up step does what.
+    """The purpose of each step of warm-up.
 
     Attributes:
         transient: steps of phase (a).
@@ -45,10 +45,10 @@ class WarmupSchedule(NamedTuple):
         return max((end for end in ends if end < self.freezing), default=self.transient // 2)
 
     def at_once(self, count: int, every: int | None = None) -> int:
-        """How many steps of a window may be walked before the step size changes.
+        """Return how many steps of a window may be taken before the step size changes.
 
         Args:
-            count: how many steps were walked, the transient among them.
+            count: how many steps were taken, the transient among them.
             every: a block ends where the count is a multiple of it; None for no such end.
         """
         began = max(end for end in (self.transient, *self.windows) if end <= count)

@@ -1,4 +1,4 @@
-"""The search for the step size h.
+"""These functions find the step size h.
 
 In the transient every chain has its own h, which grows when a step is accepted and shrinks when it
 is refused. After it all chains share one h, found by Nesterov's dual averaging on log h.
@@ -33,7 +33,7 @@ class DualAveraging(NamedTuple):
 
 
 def dual_averaging(step_size: float) -> DualAveraging:
-    """Begin at `step_size`, drawn towards ten times it."""
+    """Begin dual averaging at `step_size`; it is drawn towards ten times that size."""
     log_step = math.log(step_size)
     return DualAveraging(log_step, log_step, 0.0, 0, log_step + math.log(10))
 
@@ -62,7 +62,7 @@ def update(
 def transient_step_size(
     step_size: Float[Tensor, "chains 1"], accepted: Bool[Tensor, "chains"]
 ) -> Float[Tensor, "chains 1"]:
-    """The next h of each chain: longer where the last step was accepted, else shorter.
+    """Return the next h of each chain: longer where the last step was accepted, else shorter.
 
     Args:
         step_size: h of the last step, (chains, 1).

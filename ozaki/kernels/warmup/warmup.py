@@ -1,7 +1,7 @@
-"""The decisions of a run: how the next steps are made, and what is learned of them.
+"""`Warmup` decides how the next steps are made, and learns from them.
 
-`Warmup` plans a block of steps. An engine walks it and shows what the chains did. `Warmup` then
-says what changes: the step size, the metric, the frozen curvature, the proposal. It never walks by
+It plans a block of steps. An engine takes them and shows what the chains did. `Warmup` then says
+what changes: the step size, the metric, the frozen curvature, the proposal. It never takes a step
 itself. After warm-up it goes on planning, and learns no more.
 """
 
@@ -41,7 +41,7 @@ SHORT, SHORT_EVERY = 1 / 8, 16
 all but never accepted far out in a tail whose gradient rises steeply: chains stood still for whole
 runs at a tau of 20 in eight schools, where a step of h/8 is accepted four times in five."""
 
-COLLECTED = 4  # curvatures a step, on average over the steps, of those that are frozen as a mean
+COLLECTED = 4  # curvatures that a frozen mean collects, per step on average
 
 
 class Warmup:
@@ -77,20 +77,20 @@ class Warmup:
         self.spec, self.plan, self.target = spec, schedule(steps), target
         self.adapting, self.frozen, self.dense_metric = step_size is None, frozen, dense_metric
         self.first_step_size = 1.0 if step_size is None else step_size
-        self.until = 0  # where the block of steps ends, of which something is learned
-        self.walked = spec  # in this window: without a curvature where none is read
+        self.until = 0  # the step at which the block ends that is learned from
+        self.walked = spec  # the kernel of this window: without a curvature where none is read
         self._dim = dim
         self._contest = Contest(spec.proposal, candidates)
-        # walks with a curvature only to judge it
+        # whether steps without a curvature take its place until it is judged
         self._sparing = bool(candidates) and self.adapting and spec.curvature is not None
         self._froze = False
-        self._rates: list[float] = []  # of acceptance, in the block
+        self._rates: list[float] = []  # the acceptances of the block so far
         self._averaging = dual_averaging(self.first_step_size)
 
     def open(self, like: Float[Tensor, "chains dim"], count: int = 0) -> None:
         """Begin a window after `count` steps, of chains like these.
 
-        While the curvature is yet to be judged, steps that need none are walked in its place.
+        Until the curvature is judged, steps that need none are taken in its place.
         """
         self._every = max(1, len(like) // COLLECTED)
         alone = None
@@ -104,7 +104,7 @@ class Warmup:
         self._curvature = MeanCurvature()
 
     def look(self, chains: Chains) -> Change:
-        """Before a step: early in the transient, make the metric of the mean curvature."""
+        """Before a step early in the transient, make a metric from the mean curvature."""
         early = chains.count < self.plan.transient and chains.count in LOOKS
         if not (early and self._sparing):
             return Change()
@@ -114,11 +114,11 @@ class Warmup:
         return Change(torch.ones_like(chains.step_sizes), metric=factor, anew=True)
 
     def next_block(self, count: int, most: int, in_draws: int = 1) -> Block:
-        """The steps after the first `count`: at most `most`, and at least one.
+        """Plan the steps after the first `count`: at most `most`, and at least one.
 
         Args:
-            count: how many steps were walked.
-            most: how many may be walked now.
+            count: how many steps were taken.
+            most: how many may be taken now.
             in_draws: the length of a block after warm-up.
         """
         plan, uncorrected = self.plan, self.spec.correction == "none"
@@ -153,7 +153,7 @@ class Warmup:
         )
 
     def _length(self, count: int, in_draws: int) -> int:
-        """How many steps may be walked before something is learned of them."""
+        """Return how many steps may be taken before something is learned from them."""
         plan = self.plan
         if count >= plan.total:
             return in_draws
@@ -163,17 +163,17 @@ class Warmup:
         return plan.at_once(count, self._every if collecting else None)
 
     def _short(self, step: int) -> bool:
-        """Whether a step is a short one, from which nothing is learned of the others."""
-        # an even one: odd ones are the trials of warm-up
+        """Say whether a step is a short one, which teaches nothing about the others."""
+        # a short step is an even one: odd ones are the trials of warm-up
         return step % SHORT_EVERY == SHORT_EVERY - 2 and self._shortens(step)
 
     def _shortens(self, step: int) -> bool:
-        """Whether a step is of a stretch in which some are short."""
+        """Say whether a step lies in a stretch in which some are short."""
         corrected = self.spec.correction != "none" or step < self.plan.settled
         return corrected and self.adapting and step >= self.plan.transient
 
     def learn(self, block: Block, trail: Trail, chains: Chains) -> Change:
-        """What a block that was walked changes.
+        """Learn from a block whose steps were taken, and say what it changes.
 
         Args:
             block: from `next_block`.
@@ -214,7 +214,7 @@ class Warmup:
                 self._rates.append(rates[step])
         if count < self.until:
             return Change()
-        # once for a block: several changes on what one step size did would swing
+        # once a block: several changes from the acceptances of one step size would oscillate
         if self._rates:
             seen = sum(self._rates) / len(self._rates)
             self._averaging = update(self._averaging, seen, self.target)
@@ -246,7 +246,7 @@ class Warmup:
         return Change(step_size, metric=factor, frozen=frozen, anew=True)
 
     def _take(self, winner: Candidate | None) -> None:
-        """From now on walk by the winner, which reads no curvature; None is the kernel's own."""
+        """Settle on the winner, which reads no curvature; None is the kernel's own step."""
         if winner is None:
             return
         self.spec = self.spec._replace(proposal=winner.proposal, curvature=None)
@@ -262,7 +262,7 @@ class Warmup:
         }
 
     def numbers(self) -> dict[str, Any]:
-        """The rest of what it depends on, as JSON would have it."""
+        """The numbers the next decision depends on beside the tensors, as JSON has them."""
         return {
             "rival": self._contest.settled,
             "halvings": self._contest.halvings,
@@ -272,7 +272,7 @@ class Warmup:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Go on from what `tensors` and `numbers` of an engine gave, on the device to work on."""
+        """Resume from what an engine's `tensors` and `numbers` gave, on the device to work on."""
         self._froze = "frozen" in tensors
         self._contest.halvings = numbers["halvings"]
         if numbers["rival"] or numbers["count"] >= self.plan.last_window:

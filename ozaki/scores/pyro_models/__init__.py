@@ -1,1 +1,1 @@
-"""Pyro models as scores, and scores as sites of Pyro models."""
+"""This package makes scores of Pyro models, and makes sites of Pyro models from scores."""

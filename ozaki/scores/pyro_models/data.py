@@ -1,6 +1,7 @@
-"""Data of a Pyro model that are no tensors: arrays, frames and numbers.
+"""`with_tensors` turns data of a Pyro model that are no tensors into tensors.
 
-Pyro computes with tensors alone, and where it meets another thing it raises an error from inside.
+Pyro computes with tensors alone, and where it meets arrays, frames or numbers it raises an error
+from deep inside.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from ozaki.scores.supports import unwrapped
 
 
 def with_tensors(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The model with its arguments and what it observes as tensors.
+    """Return the model with its arguments and its observations as tensors.
 
     NumPy's arrays and the columns of frames become tensors, their floating-point numbers of torch's
     default dtype, in lists and dicts too; so do arrays and numbers given to `obs=`.
@@ -28,12 +29,12 @@ def with_tensors(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 
 def has_others(values: Any) -> bool:
-    """Whether there are data that `as_tensors` changes."""
+    """Say whether there are data that `as_tensors` changes."""
     return any(as_tensors(leaf) is not leaf for leaf in tree_leaves(values))
 
 
 def as_tensors(value: Any) -> Any:
-    """Arrays and frames as tensors, in lists, tuples and dicts too; anything else as it is."""
+    """Turn arrays and frames into tensors, in lists, tuples and dicts too; keep all else."""
     if isinstance(value, dict):
         return {name: as_tensors(each) for name, each in value.items()}
     if type(value) in (list, tuple):
@@ -43,26 +44,26 @@ def as_tensors(value: Any) -> Any:
         return type(value)(*map(as_tensors, value))
     if isinstance(value, Tensor):
         return value
-    if hasattr(value, "to_numpy"):  # of a frame or one of its columns
+    if hasattr(value, "to_numpy"):  # a frame or one of its columns
         value = value.to_numpy()
     if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "biuf":
         return value
-    tensor = torch.from_numpy(np.array(value))  # copied: it may be read-only, or run backwards
+    tensor = torch.from_numpy(np.array(value))  # copied: it may be read-only, or strided
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def observing(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model with what it observes as tensors that its laws take."""
+    """Return the model with its observations as tensors that its laws take."""
     return _Observing()(model)
 
 
 def taken(fn: Any, value: Any) -> bool:
-    """Whether a law takes an observed value as it is."""
+    """Say whether a law takes an observed value as it is."""
     return isinstance(value, Tensor) and _as_law_takes(fn, value) is value
 
 
 def _as_law_takes(fn: Any, value: Tensor) -> Tensor:
-    """Truth values, and of laws of 0 and 1 whole numbers too, as floating-point numbers."""
+    """Turn flags into floats, and whole numbers too where the law is of 0 and 1."""
     law, kind = unwrapped(fn), value.dtype
     if kind in (torch.uint16, torch.uint32, torch.uint64):
         value = value.long()
@@ -74,7 +75,7 @@ def _as_law_takes(fn: Any, value: Tensor) -> Tensor:
 
 
 class _Observing(Messenger):
-    """Makes tensors of what `obs=` is given."""
+    """A Pyro handler that makes tensors of the values given to `obs=`."""
 
     def _pyro_sample(self, msg: Mapping[str, Any]) -> None:
         value = msg["value"]

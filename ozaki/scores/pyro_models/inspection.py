@@ -1,4 +1,4 @@
-"""What a Pyro model is made of, read from one run of it."""
+"""`inspect` runs a Pyro model once and sorts its sites."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -33,7 +33,7 @@ differ elsewhere."""
 
 
 class Latents(NamedTuple):
-    """One run of a model, sorted.
+    """The sites of a Pyro model, sorted by their role.
 
     Attributes:
         values: continuous latent site → a constrained value.
@@ -41,15 +41,15 @@ class Latents(NamedTuple):
         enumerated: finite discrete latent sites.
         observed: observed site → value.
         deterministic: deterministic site → shape.
-        undetermined: those of them that have no one value or no one shape → why.
-        moving: observed sites whose value changes with the latent ones, as that of a residual.
+        undetermined: deterministic sites without a single value or shape → why.
+        moving: observed sites whose value changes with the latent ones, such as a residual.
         unbounded: latent sites that are numbers on a line or half of one.
         masked: latent site → where its own density counts, of its value's shape, if not everywhere.
-        max_plate_nesting: how many dimensions to the left its plates take.
-        priors: latent site → its `ScoreDistribution`, where chains begin in a way of their own.
-        learned: sites of whose density only the score is known.
-        complaint: what distributions objected to at draws from the prior, if they did.
-        untaken: observed sites whose value is no tensor, or not one that their law takes.
+        max_plate_nesting: how many dimensions on the left its plates take.
+        priors: latent site → its `ScoreDistribution`, which has its own starting points.
+        learned: sites of which only the score is known, and no density.
+        complaint: the objection that distributions raised at draws from the prior, if any.
+        untaken: observed sites whose value is no tensor, or a tensor that their law refuses.
     """
 
     values: dict[str, Tensor]
@@ -163,13 +163,13 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
 
 
 def has_density(score: Score) -> bool:
-    """Whether a score comes with the log density it is of."""
+    """Say whether a score comes with its log density."""
     point = torch.zeros(1, score.dim, dtype=score.dtype, device=score.device)
     return score.expand(point).has_density
 
 
 def _score_of(fn: Any) -> Score | None:
-    """The score of a `ScoreDistribution`, masked, reshaped or not; None of anything else."""
+    """Return the score of a `ScoreDistribution`, masked, reshaped or not; None for other laws."""
     while not isinstance(fn, ScoreDistribution):
         # a Jacobian has a density: it is not the score's alone
         fn = None if isinstance(fn, TransformedDistribution) else getattr(fn, "base_dist", None)
@@ -179,7 +179,7 @@ def _score_of(fn: Any) -> Score | None:
 
 
 def _leans_on_scores(fn: Any) -> bool:
-    """Whether a distribution is made of a `ScoreDistribution` that has no density."""
+    """Say whether a distribution is built on a `ScoreDistribution` that has no density."""
     if isinstance(fn, ScoreDistribution):
         return not has_density(fn.score)
     parts = (part for part in vars(fn).values() if isinstance(part, Distribution))
@@ -212,13 +212,13 @@ def _refuse_subsampling(name: str, fn: Any) -> None:
 
 
 def _is_copy(fn: Any, value: Tensor) -> bool:
-    """Whether a site is a point mass at its own value, as reparametrisers leave."""
+    """Say whether a site is a point mass at its own value, as reparametrisers leave one."""
     law = unwrapped(fn)
     return isinstance(law, dist.Delta) and law.v.numel() == value.numel() and law.v is not None
 
 
 def _mask(node: Mapping[str, Any]) -> Tensor | None:
-    """Where a latent site's own density counts, if it does not everywhere."""
+    """Return where a latent site's own density counts, if it does not count everywhere."""
     masks = [node["mask"], getattr(node["fn"], "_mask", None)]
     mask: Any = True
     for found in masks:
@@ -231,7 +231,7 @@ def _mask(node: Mapping[str, Any]) -> Tensor | None:
 
 
 class _Seen:
-    """What changes from run to run.
+    """The sites that change from one run of the model to another.
 
     Attributes:
         moving: observed sites whose value does.
@@ -251,19 +251,19 @@ class _Seen:
 
     @property
     def bounded(self) -> list[str]:
-        """Sites with bounds that others could move, if there are others."""
+        """The sites whose bounds other sites could move, if there are other sites."""
         if len(self._found.values) + len(self._enumerated) < 2:
             return []
         supports = {n: support_of(self._trace.nodes[n]["fn"]) for n in self._supports}
         return [name for name, support in supports.items() if _has_bounds(support)]
 
     def same_bounds(self, laws: Mapping[str, Any]) -> None:
-        """Compare supports alone with those of other laws, each of which may be of many at once."""
+        """Compare only the supports with those of other laws; a law may stand for many at once."""
         for name, law in laws.items():
             self._fixed(name, self._supports[name], law, near=True)
 
     def add(self, trial: Trial) -> None:
-        """Compare one more run."""
+        """Compare one more run of the model."""
         if trial.near:
             self._same_sites(trial.nodes)
         for name, transform in self._supports.items():
@@ -279,6 +279,7 @@ class _Seen:
                 self._determined(name, shape, trial)
 
     def _same_sites(self, nodes: Mapping[str, Any]) -> None:
+        """Refuse a run that has other sites than the first run."""
         for name in self._found.values:
             if name not in nodes:
                 raise ValueError(
@@ -293,12 +294,12 @@ class _Seen:
                 )
 
     def _fixed(self, name: str, transform: Transform, law: Any, near: bool) -> None:
-        """Refuse a support that other sites move: Pyro would fix it where it is first."""
+        """Refuse a support that other sites move: Pyro would keep the first one it sees."""
         try:
             other = support_transform(support_of(law))
             u: Any = transform.inv(self._found.values[name])
             pairs: Any = [(transform(p), other(p)) for p in (torch.full_like(u, v) for v in POINTS)]
-        except (NotImplementedError, ValueError, RuntimeError):  # where no chain need go
+        except (NotImplementedError, ValueError, RuntimeError):  # no chain need go there
             return
         if not near and not all(bool(there.isfinite().all()) for _, there in pairs):
             return  # where numbers overflow
@@ -310,7 +311,7 @@ class _Seen:
             )
 
     def _covered(self, name: str, trial: Trial) -> None:
-        """Refuse a density that data have where their law has none."""
+        """Refuse observed data that have a density where their law has none."""
         node = trial.nodes[name]
         fn, value = node["fn"], node["value"]
         try:
@@ -336,6 +337,7 @@ class _Seen:
             )
 
     def _determined(self, name: str, shape: torch.Size, trial: Trial) -> None:
+        """Note deterministic sites whose value or shape is not the same in this run."""
         value = torch.as_tensor(trial.nodes[name]["value"])
         if value.shape != shape:
             self.undetermined.setdefault(name, "change their shape with the latent sites")
@@ -348,7 +350,7 @@ class _Seen:
 
 
 def _has_bounds(support: Any) -> bool:
-    """Whether a support is one that a law computes, and not that of its class."""
+    """Say whether a law computes its support, rather than having that of its class."""
     while (inner := getattr(support, "base_constraint", None)) is not None:
         support = inner
     parts = vars(support).values()
@@ -356,7 +358,7 @@ def _has_bounds(support: Any) -> bool:
 
 
 def _all_equal(one: Tensor, others: Tensor) -> bool:
-    """Whether `others`, which may have more dimensions in front, are `one` up to rounding."""
+    """Say whether `others`, perhaps with more dimensions in front, equal `one` up to rounding."""
     try:
         one = one.expand_as(others)
     except RuntimeError:

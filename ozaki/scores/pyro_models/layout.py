@@ -1,4 +1,4 @@
-"""Named sites and flat points: one layout, used by models and by kernels alike."""
+"""`Sites` maps named sites to flat points and back; models and kernels share this layout."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -105,6 +105,7 @@ def check_initial_params(
 
 
 def _same_names(argument: str, params: Mapping[str, Tensor], sites: Sites) -> None:
+    """Raise ValueError for sites that are missing or unknown."""
     missing = sorted(set(sites.names) - set(params))
     unknown = sorted(set(params) - set(sites.names), key=str)
     if missing or unknown:

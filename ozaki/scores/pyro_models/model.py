@@ -1,8 +1,8 @@
-"""A Pyro model as a score over all its continuous latent sites.
+"""`PyroModelScore` makes a Pyro model a score over all its continuous latent sites.
 
-Pyro's own `initialize_model` gives the potential, in unconstrained coordinates and with the
-Jacobians in it; here it is laid flat and batched over chains. Whether a model can be batched is
-tried against one looped evaluation, never assumed.
+Pyro's own `initialize_model` gives the potential in unconstrained coordinates, with the Jacobians
+in it. This module lays the sites flat and batches the potential over chains. It never assumes that
+a model can be batched: it compares one batch with a loop.
 """
 
 import warnings
@@ -118,7 +118,7 @@ class PyroModelScore(Score):
         self.moving, self.masked, self._open = found.moving, found.masked, found.unbounded
         self._undetermined = dict(found.undetermined)
         for name, shape in found.deterministic.items():
-            # what depends on a summed-out site has one value for each of its values here
+            # a value that depends on a summed-out site has here an entry for each value of it
             if prototype.nodes[name]["value"].shape != shape:
                 self._undetermined.setdefault(
                     name,
@@ -144,11 +144,11 @@ class PyroModelScore(Score):
     def _inspected(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Callable[[], Any], Latents]:
-        """The model with its arguments, and its sites."""
+        """Bind the model to its arguments, and sort its sites."""
         given, tensors = partial(model, *args, **kwargs), with_tensors(model, args, kwargs)
         try:
             found, failed = inspect(given, self._transforms), None
-        except Exception as error:  # Pyro raises several where data are no tensors
+        except Exception as error:  # Pyro raises several kinds of error where data are no tensors
             found, failed = None, error
             if has_others((args, kwargs)) or not isinstance(error, ValueError):
                 with suppress(Exception):
@@ -163,7 +163,7 @@ class PyroModelScore(Score):
         return tensors, inspect(tensors, self._transforms)
 
     def _settle(self, found: Latents) -> None:
-        """Lay the sites out."""
+        """Lay the sites out in one flat point, and choose its dtype and device."""
         unconstrained: dict[str, Any] = {
             name: found.transforms[name](value) for name, value in found.values.items()
         }
@@ -194,7 +194,7 @@ class PyroModelScore(Score):
         )
 
     def _check_curvature(self) -> None:
-        """Refuse a second derivative that is not that of the gradient, of what has a density."""
+        """Refuse a second derivative of the density that is not how its gradient changes."""
         with self._same_sites():
             with reading_scores():
                 self._batching.possible()  # of all of it: remembered, and asked of a part below
@@ -202,7 +202,7 @@ class PyroModelScore(Score):
                 self._batching.check_curvature()
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
-        """The log density of its part that has one at `x`, (*batch, D)."""
+        """The log density, of the part that has one, at `x`, (*batch, D)."""
         with reading_scores(False), self._same_sites():
             return self._batching.values(x)
 
@@ -231,15 +231,15 @@ class PyroModelScore(Score):
 
     @property
     def data(self) -> dict[str, Tensor]:
-        """Observed site → value, of those whose value does not change with the latent sites.
+        """Observed site → value, for sites whose value does not change with the latent sites.
 
-        What is observed of a residual, as `obs=y - f(x)`, has a likelihood and is no data.
+        An observed residual, such as `obs=y - f(x)`, has a likelihood and is no data.
         """
         return {name: v for name, v in self.observed.items() if name not in self.moving}
 
     @ordinary()
     def flat(self) -> dict[str, Tensor]:
-        """Where the density leaves a site free: site → entries, of its own shape, with no law.
+        """Find entries of sites on which the density does not depend: site → mask of its shape.
 
         An entry of a half-bounded or unbounded site on which the density does not depend at any of
         some points, near 0 and far from it, is improper: chains walk off in it without end.
@@ -268,7 +268,7 @@ class PyroModelScore(Score):
 
     @property
     def blamed(self) -> str:
-        """What could make the density NaN everywhere, in words; empty where nothing is known."""
+        """Say what could make the density NaN everywhere; empty where nothing is known."""
         missing = [
             name
             for name, value in self.observed.items()
@@ -304,7 +304,7 @@ class PyroModelScore(Score):
 
     @property
     def left_out(self) -> dict[str, list[str]]:
-        """Why deterministic sites have no one value, in words → which."""
+        """Why deterministic sites have no single value, in words → the sites."""
         found: dict[str, list[str]] = {}
         for name, why in self._undetermined.items():
             found.setdefault(why, []).append(name)
@@ -313,7 +313,7 @@ class PyroModelScore(Score):
     def at_points(
         self, f: Callable[[Tensor], dict[str, Tensor]], x: Float[Tensor, "*batch dim"]
     ) -> dict[str, Tensor]:
-        """What `f` gives for each point, batched over them where that agrees with a loop.
+        """Evaluate `f` at each point, batched over them where that agrees with a loop.
 
         Args:
             f: one point, (D,) → name → tensor; it draws no random numbers.
@@ -338,7 +338,7 @@ class PyroModelScore(Score):
             found = vmap(f, chunk_size=1000)(points)
         except LinAlgError:
             raise
-        except Exception:  # whatever a model raises under vmap, the loop answers it
+        except Exception:  # a model may raise anything under vmap; the loop is the answer to all
             return None
         first = f(points[0])
         return found if all(agree(v[0], first[n]) for n, v in found.items()) else None
@@ -349,7 +349,7 @@ class PyroModelScore(Score):
 
     @contextmanager
     def _same_sites(self) -> Iterator[None]:
-        """Tell of a model that has changed, where it fails."""
+        """Where the block fails, raise an error that says whether the model's sites changed."""
         try:
             yield
         except Exception as error:  # whatever a model raises
@@ -375,7 +375,7 @@ class PyroModelScore(Score):
             return -self._potential(self.sites.unflatten(point))
 
     def _learned_density(self, point: Tensor) -> Tensor:
-        """A number whose gradient is that of the part without a density."""
+        """Return a number whose gradient is that of the part without a density."""
         with reading_scores(False):
             trace = self.trace_at(point)
             trace.compute_log_prob(lambda name, node: name in self.learned)
@@ -388,7 +388,7 @@ class PyroModelScore(Score):
         return self._near(n, generator)
 
     def _begun(self, strategy: InitStrategy) -> Float[Tensor, "dim"]:
-        """Where a chain begins by one of Pyro's strategies."""
+        """Return the point where a chain begins by one of Pyro's strategies."""
         values = begun(self.model, strategy, self.names)
         for name, value in values.items():
             if tuple(value.shape) != self._latent_shapes[name]:
@@ -401,7 +401,7 @@ class PyroModelScore(Score):
         )
 
     def _near(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """Uniform(−2, 2), and where learned priors begin."""
+        """Draw uniform(−2, 2), and for learned priors their own starting points."""
         like = torch.empty((), dtype=self.dtype, device=self.device)
         points = uniform(n, self.dim, generator, like)
         if not self._priors:
@@ -413,17 +413,17 @@ class PyroModelScore(Score):
         return self.sites.flatten(params)
 
     def _probe(self) -> Tensor:
-        """Twenty points, (20, D), near where chains begin."""
+        """Draw twenty points, (20, D), near where chains begin."""
         near = self._near(20, torch.Generator().manual_seed(1))
         return near if self._initial is None else self._initial + 0.01 * near
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pyro's potential and what was learned of it are made anew
+        # a copy builds Pyro's potential, and all that was found about it, anew
         return _rebuild, (*self._made_of, self._init_strategy, self._vectorize)
 
 
 def _stacked(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What all points have in one shape; the rest is left out with a warning."""
+    """Stack the values that have one shape at all points; leave out the rest with a warning."""
     uneven = [n for n in each[0] if len({e[n].shape for e in each}) > 1]
     if uneven:
         warnings.warn(
@@ -464,7 +464,7 @@ def unconstrain(
         )
     u: dict[str, Any] = {name: score.transforms[name](samples[name]) for name in score.names}
     for name, value in u.items():
-        # a bijection takes values outside its range to the nearest inside
+        # a bijection takes values outside its range to the nearest ones inside
         back: Any = score.transforms[name].inv(value)
         if not torch.allclose(back, samples[name], rtol=1e-3, atol=1e-3):
             raise ValueError(

@@ -1,6 +1,6 @@
-"""What a Pyro model says of data, at draws of its latent sites.
+"""These functions compute likelihoods and predictions of a Pyro model at draws of its sites.
 
-Pointwise log-likelihoods and predictive draws, as ArviZ's `loo` and `plot_ppc` read them.
+They give pointwise log-likelihoods and predictive draws, as ArviZ's `loo` and `plot_ppc` read them.
 """
 
 import warnings
@@ -20,8 +20,8 @@ from ozaki.scores.pyro_models.runs import unvalidated
 def pointwise(fn: Any, value: Tensor) -> Float[Tensor, "*points"]:
     """The log density of each observation in `value`, (*points,).
 
-    Observations are what the plates and batch dimensions of `fn` say they are. Where there are none
-    and `to_event` made one event of independent entries, the entries are the observations.
+    The plates and batch dimensions of `fn` tell observations apart. Where there are none and
+    `to_event` made one event of independent entries, the entries are the observations.
     """
     events = getattr(fn, "reinterpreted_batch_ndims", 0)
     if events and not fn.batch_shape and value.ndim <= len(fn.event_shape):
@@ -97,7 +97,7 @@ def posterior_predictive(
 
 
 def _shared(score: PyroModelScore) -> list[str]:
-    """The summed-out sites that several observations have in common."""
+    """Name the summed-out sites that several observations have in common."""
     if not score.enumerated:
         return []
     with isolated_rng(0), unvalidated():

@@ -1,7 +1,7 @@
-"""Runs of a Pyro model in many places, to see what changes with its latent sites.
+"""These functions run a Pyro model in many places, to see what changes with its latent sites.
 
-What a run fixes once, a support, a shape, an observation, may be another where latent sites have
-other values. Two draws from the prior seldom show it.
+A support, a shape or an observation may be another where latent sites have other values. Two draws
+from the prior seldom show it. Here a *run* is one call of the model, and not a whole MCMC.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ from ozaki.scores.supports import support_of, unwrapped
 Model = Callable[[], Any]
 
 NEAR = 2.0  # how far from 0, unconstrained, chains begin
-FAR = (2.0, 8.0, 100.0)  # where a model is run besides, and may fail
+FAR = (2.0, 8.0, 100.0)  # further distances at which a model is run, and may fail
 SCATTERED = 100  # runs near 0, to see whether bounds move
-RANDOM = 8  # runs with discrete sites at any of their values; half as many near 0
+RANDOM = 8  # runs with discrete sites at random values; half as many near 0
 
 
 class Trial(NamedTuple):
@@ -46,22 +46,22 @@ class Trial(NamedTuple):
 
     @property
     def nodes(self) -> Mapping[str, Any]:
-        """Site → what Pyro knows of it."""
+        """Site → Pyro's record of it."""
         return self.trace.nodes
 
 
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """Leave the arguments and values of distributions unchecked for a while, and matrices too.
+    """Leave the arguments and values of distributions, and matrices, unchecked for a while.
 
-    A prior may draw what its own model cannot take; the chains then start elsewhere.
+    A prior may draw values that its own model cannot take; the chains then start elsewhere.
     """
     with unchecked(), singular_is_nan():
         yield
 
 
 def drawn(site: Mapping[str, Any]) -> Tensor:
-    """A value for a site: a draw, or T(u) with u uniform(−2, 2) of a law that cannot be drawn from.
+    """Return a value for a site: a draw, or T(u) with u uniform(−2, 2) where none can be drawn.
 
     It has the form of Pyro's init strategies.
     """
@@ -78,7 +78,7 @@ def drawn(site: Mapping[str, Any]) -> Tensor:
 
 
 def site_transform(name: str, fn: Any) -> Transform:
-    """From where a site lives to unconstrained coordinates.
+    """Return the transform from a site's support to unconstrained coordinates.
 
     Raises:
         ValueError: no bijection leads there.
@@ -109,7 +109,7 @@ def site_transform(name: str, fn: Any) -> Transform:
 
 
 class _Fill(Messenger):
-    """Gives a value to each site of a law that cannot be drawn from."""
+    """A handler that gives a value to each site whose law cannot be drawn from."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["value"] is None and not isinstance(msg["fn"], _Subsample):
@@ -117,7 +117,7 @@ class _Fill(Messenger):
 
 
 def run(model: Model) -> Any:
-    """One run of a model by itself, laws that cannot be drawn from included."""
+    """Run a model once by itself, even where some of its laws cannot be drawn from."""
     with poutine.block():
         try:
             return poutine.trace(model).get_trace()
@@ -126,7 +126,7 @@ def run(model: Model) -> Any:
 
 
 def begun(model: Model, strategy: Callable[..., Any], names: Sequence[str]) -> dict[str, Tensor]:
-    """Where one of Pyro's init strategies begins a chain: site → constrained value.
+    """Return where one of Pyro's init strategies begins a chain: site → constrained value.
 
     Raises:
         ValueError: the strategy failed.
@@ -155,12 +155,12 @@ def trials(
     transforms: Mapping[str, Transform],
     enumerated: list[str],
 ) -> Iterator[Trial]:
-    """Runs with the latent sites elsewhere than in `trace`; those that fail are left out.
+    """Run a model with the latent sites elsewhere than in `trace`; leave out runs that fail.
 
     The continuous sites are at uniform(−2, 2) and at ±2, ±8 and ±100, unconstrained. All discrete
-    sites take their first value, their second, … to the last, and then any of their values alike:
-    what is the same for equal values, as their spread, is not for mixed ones, and the prior may
-    hardly ever draw some.
+    sites take their first value, their second, … to the last, and then random values with equal
+    chances. Equal values hide what depends on their spread, and the prior may hardly ever draw
+    some of the values.
 
     Args:
         model: with its arguments bound.
@@ -192,7 +192,7 @@ def trials(
 def scattered(
     values: Mapping[str, Tensor], transforms: Mapping[str, Transform]
 ) -> Iterator[dict[str, Any]]:
-    """Values of the continuous sites, each at uniform(−2, 2) unconstrained, many times over."""
+    """Yield values of the continuous sites, each at uniform(−2, 2) unconstrained, many times."""
     us: dict[str, Any] = {name: transforms[name](value) for name, value in values.items()}
     for _ in range(SCATTERED):
         yield {n: transforms[n].inv((2 * torch.rand_like(u) - 1) * NEAR) for n, u in us.items()}
@@ -201,9 +201,9 @@ def scattered(
 def laws(
     model: Model, values: Mapping[str, Any], names: Collection[str], depth: int | None
 ) -> dict[str, Any]:
-    """The laws of some sites, for all combinations of the discrete sites at once.
+    """Return the laws of some sites, for all combinations of the discrete sites at once.
 
-    The run ends at the last of them: what comes after is no matter.
+    The run ends at the last of these sites: what comes after does not matter.
 
     Args:
         model: with its arguments bound.
@@ -225,7 +225,7 @@ def laws(
 
 
 class _Laws(Messenger):
-    """Keeps the laws of some sites, and ends the run when it has them all."""
+    """A handler that keeps the laws of some sites, and ends the run when it has them all."""
 
     def __init__(self, names: Collection[str]):
         super().__init__()
@@ -240,7 +240,7 @@ class _Laws(Messenger):
 
 
 class _Enough(Exception):
-    """All that was wanted of a run is there."""
+    """Raised to end a run that has given all that was wanted."""
 
 
 def _attempt(model: Model) -> Any:
@@ -264,7 +264,7 @@ class _Discrete:
             self._shapes[name] = fn.batch_shape
 
     def mixed(self) -> dict[str, Tensor]:
-        """Each entry at any of its values."""
+        """Give each entry one of its values at random."""
         return self._taking(torch.randint)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:

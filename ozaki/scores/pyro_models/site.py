@@ -1,9 +1,9 @@
-"""A score as a site of a Pyro model.
+"""`ScoreDistribution` makes a score a site of a Pyro model.
 
-`log_prob` has no need of a value: what a kernel walks on are derivatives. Under ozaki's kernels it
-is a number whose gradient is s1 and whose Hessian is s2, by two autograd Functions: a value, whose
-backward is a gradient, whose backward is s2 times what comes in. They hold under torch.func's grad,
-jacrev and vmap, and under make_fx.
+Its `log_prob` needs no true value, since a kernel reads only derivatives. Under ozaki's kernels it
+is a number whose gradient is s1 and whose Hessian is s2. Two autograd Functions make it so: the
+backward of the value is the gradient, and the backward of the gradient multiplies by s2. They hold
+under torch.func's grad, jacrev and vmap, and under make_fx.
 """
 
 from collections.abc import Iterator
@@ -25,11 +25,11 @@ _READER: ContextVar[str | None] = ContextVar("reader of log_prob", default=None)
 
 @contextmanager
 def reading_scores(second: bool = True) -> Iterator[None]:
-    """Let `log_prob` of a score without a density give its derivatives: a kernel is reading.
+    """Let `log_prob` of a score without a density give derivatives, while a kernel reads them.
 
     Args:
-        second: whether second derivatives will be read; inside another `reading_scores` that
-            one's word holds.
+        second: whether second derivatives will be read; inside another `reading_scores` the
+            value of the outer one holds.
     """
     token = _READER.set(_READER.get() or ("second" if second else "first"))
     try:
@@ -40,7 +40,7 @@ def reading_scores(second: bool = True) -> Iterator[None]:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Leave every `ScoreDistribution` out of a density: what is tried is the rest of it.
+    """Leave every `ScoreDistribution` out of a density while the rest of it is tried.
 
     A learned s2 is not the Jacobian of s1, and is not meant to be.
     """
@@ -138,14 +138,14 @@ class ScoreDistribution(TorchDistribution):
             NotImplementedError: no log density, and a reader that is none of ozaki's kernels.
         """
         reader, kind = _READER.get(), self.score.default_curvature
-        if self._validate_args and reader is None:  # a kernel's points are finite, or its own care
+        if self._validate_args and reader is None:  # a kernel sees to it that its points are finite
             self._validate_sample(value)
         events = len(self.event_shape)
         if reader == "none":
             return value.new_zeros(value.shape[: value.ndim - events])
         x = value.reshape(*value.shape[: value.ndim - events], self.score.dim)
         if reader == "first" or (reader is None and kind != "dense"):
-            kind = None  # a Hessian that is not all of s2 is for those who know of it
+            kind = None  # only who knows that s2 is not whole may read it
         # at the present level of torch.func: called inside a Function the score would crash
         with torch.no_grad():
             at = self.score.expand(x.to(self.score.dtype), kind)
