@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from ozaki.kernels import proposals
 from ozaki.kernels.metropolis import Correction
-from ozaki.kernels.score_kernel import Model, ScoreKernel
+from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.target import Model
 from ozaki.scores.base import Score
 from ozaki.scores.pyro_models.model import InitStrategy
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 from ozaki.foundation import validation
 from ozaki.kernels import proposals
 from ozaki.kernels.metropolis import Correction
-from ozaki.kernels.score_kernel import Model, ScoreKernel
+from ozaki.kernels.score_kernel import ScoreKernel
+from ozaki.kernels.target import Model
 from ozaki.kernels.warmup import LANGEVIN, ORNSTEIN_UHLENBECK, Candidate
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.pyro_models.model import InitStrategy

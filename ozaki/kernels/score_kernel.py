@@ -5,7 +5,7 @@ any `model` into a score over flat unconstrained points, and sites' tensors into
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,22 +21,17 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.processes import Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.target import LONE, RunContext, Target
+from ozaki.kernels.target import LONE, Model, RunContext, Target, bind, check_model
 from ozaki.kernels.transition import Info, KernelSpec, Trail
 from ozaki.kernels.warmup import Candidate, Warmup
 from ozaki.scores.base import CurvatureKind, Score
-from ozaki.scores.density import DistributionScore
-from ozaki.scores.pyro_models.inspection import has_density
-from ozaki.scores.pyro_models.layout import Sites, check_initial_params
-from ozaki.scores.pyro_models.model import InitStrategy, PyroModelScore
-from ozaki.scores.pyro_models.site import ScoreDistribution
+from ozaki.scores.pyro_models.layout import check_initial_params
+from ozaki.scores.pyro_models.model import InitStrategy
 from ozaki.scores.transformed import Guided
 
 LOCAL = 10
 """Dimensions up to which a density's dense Hessian is worth reading at every point: beyond, the D
 products that it takes and the roots of a matrix a step cost as much as ten steps and more."""
-
-Model = Score | Distribution | Callable[..., Any]
 
 
 class Suspended(NamedTuple):
@@ -91,13 +86,7 @@ class ScoreKernel(MCMCKernel):
         jitter: float = 0.0,
         init_strategy: InitStrategy | None = None,
     ):
-        if not (isinstance(model, (Score, Distribution)) or callable(model)):
-            raise ValueError(
-                "model must be a score, a distribution or a Pyro model, but was "
-                f"{type(model).__name__}"
-            )
-        if score is not None and not isinstance(score, Score):
-            raise ValueError(f"score must be a Score, but was {type(score).__name__}")
+        check_model(model, score, init_strategy)
         if step_size is not None:
             step_size = validation.positive("step_size", step_size)
         validation.choice("metropolis", metropolis, ("auto", "none", "exact", "line_integral"))
@@ -106,17 +95,6 @@ class ScoreKernel(MCMCKernel):
         validation.flag("compile", compile)
         if not isinstance(site, str) or not site:
             raise ValueError(f"site must be a name, but was {site!r}")
-        if init_strategy is not None:
-            if not callable(init_strategy):
-                raise ValueError(
-                    "init_strategy must be one of Pyro's, as init_to_median or "
-                    f"init_to_value(values=...), but was {init_strategy!r}"
-                )
-            if isinstance(model, (Score, Distribution)):
-                raise ValueError(
-                    "init_strategy must be left out where model is no Pyro model, but model was a "
-                    f"{type(model).__name__}; give MCMC initial_params"
-                )
         self._init_strategy = init_strategy
         self._source, self.guide = model, score
         self._step_size, self._metropolis = step_size, metropolis
@@ -217,28 +195,7 @@ class ScoreKernel(MCMCKernel):
         Raises:
             ValueError: what cannot be walked on.
         """
-        kwargs = kwargs or {}
-        source = self._source
-        if isinstance(source, (Score, Distribution)) and (args or kwargs):
-            raise ValueError(
-                f"run must be called without arguments for a {type(source).__name__}, but got "
-                f"{len(args) + len(kwargs)}; only a Pyro model takes data"
-            )
-        if isinstance(source, ScoreDistribution) and not source.batch_shape:
-            source = source.score
-        if isinstance(source, Score):
-            return Target(source, Sites({self._site: source.event_shape}), {})
-        if isinstance(source, ScoreDistribution) and not has_density(source.score):
-            raise ValueError(
-                "model must be one ScoreDistribution where its score has no density, but its "
-                f"batch_shape was {tuple(source.batch_shape)}; sample it in a plate of a Pyro model"
-            )
-        if isinstance(source, Distribution):
-            score = DistributionScore(source)
-            sites = Sites({self._site: score.unconstrained_shape})
-            return Target(score, sites, {self._site: score.transform.inv})
-        score = PyroModelScore(source, args, kwargs, init_strategy=self._init_strategy)
-        return Target(score, score.sites, score.transforms, score)
+        return bind(self._source, args, kwargs or {}, self._site, self._init_strategy)
 
     @property
     def num_chains(self) -> int | None:

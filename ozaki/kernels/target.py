@@ -1,15 +1,22 @@
 """`Target` is a model as kernels see it, and `RunContext` the run that they serve."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Distribution, Transform
 
 from ozaki.kernels.processes import ALONE, Team
 from ozaki.scores.base import Score, is_smoothed
+from ozaki.scores.density import DistributionScore
+from ozaki.scores.pyro_models.inspection import has_density
 from ozaki.scores.pyro_models.layout import Sites
-from ozaki.scores.pyro_models.model import PyroModelScore
+from ozaki.scores.pyro_models.model import InitStrategy, PyroModelScore
+from ozaki.scores.pyro_models.site import ScoreDistribution
+
+Model = Score | Distribution | Callable[..., Any]
+"""What a kernel may be given: a score, a distribution, or a Pyro model."""
 
 
 class Target(NamedTuple):
@@ -68,3 +75,71 @@ class RunContext(NamedTuple):
 
 LONE = RunContext()
 """One chain in one process, as Pyro's own `MCMC` walks it."""
+
+
+def check_model(model: Any, score: Any, init_strategy: Any) -> None:
+    """Refuse what no kernel can walk on.
+
+    Args:
+        model: as of a kernel.
+        score: of the proposal, likewise.
+        init_strategy: likewise.
+    """
+    if not (isinstance(model, (Score, Distribution)) or callable(model)):
+        raise ValueError(
+            f"model must be a score, a distribution or a Pyro model, but was {type(model).__name__}"
+        )
+    if score is not None and not isinstance(score, Score):
+        raise ValueError(f"score must be a Score, but was {type(score).__name__}")
+    if init_strategy is not None:
+        if not callable(init_strategy):
+            raise ValueError(
+                "init_strategy must be one of Pyro's, as init_to_median or "
+                f"init_to_value(values=...), but was {init_strategy!r}"
+            )
+        if isinstance(model, (Score, Distribution)):
+            raise ValueError(
+                "init_strategy must be left out where model is no Pyro model, but model was a "
+                f"{type(model).__name__}; give MCMC initial_params"
+            )
+
+
+def bind(
+    source: Model,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    site: str,
+    init_strategy: InitStrategy | None,
+) -> Target:
+    """Give a model its arguments, and make it a score over flat points.
+
+    Args:
+        source: a score, a distribution or a Pyro model.
+        args: of a Pyro model.
+        kwargs: of it, by name.
+        site: the name of the draws of a score or a distribution.
+        init_strategy: where chains of a Pyro model begin.
+
+    Raises:
+        ValueError: what cannot be walked on.
+    """
+    if isinstance(source, (Score, Distribution)) and (args or kwargs):
+        raise ValueError(
+            f"run must be called without arguments for a {type(source).__name__}, but got "
+            f"{len(args) + len(kwargs)}; only a Pyro model takes data"
+        )
+    if isinstance(source, ScoreDistribution) and not source.batch_shape:
+        source = source.score
+    if isinstance(source, Score):
+        return Target(source, Sites({site: source.event_shape}), {})
+    if isinstance(source, ScoreDistribution) and not has_density(source.score):
+        raise ValueError(
+            "model must be one ScoreDistribution where its score has no density, but its "
+            f"batch_shape was {tuple(source.batch_shape)}; sample it in a plate of a Pyro model"
+        )
+    if isinstance(source, Distribution):
+        score = DistributionScore(source)
+        sites = Sites({site: score.unconstrained_shape})
+        return Target(score, sites, {site: score.transform.inv})
+    score = PyroModelScore(source, args, kwargs, init_strategy=init_strategy)
+    return Target(score, score.sites, score.transforms, score)
