@@ -33,8 +33,8 @@ def rounding(dtype: torch.dtype, terms: int = 1) -> dict[str, float]:
 MIXTURE_SHARE = 0.02  # s1 and s2 of a mixture at one sigma: the bar that was asked for
 
 # The others are not bars of anyone's: a few hundred steps of a small network are to leave far less
-# than 1, which is the share of a score of 0. What they leave today, at most, stands beside all but the
-# last; what is above it is room for another build of torch.
+# than 1, which is the share of a score of 0. What they leave today, at
+# most, stands beside all but the last; what is above it is room for another build of torch.
 RANGE_SHARE = 0.05  # s1 at each level of a range: 0.02
 RANGE_CURVATURE_SHARE = 0.15  # s2 there: 0.04
 LOW_RANK_SHARE = 0.05  # a whole s2 of low rank: 0.001
