@@ -16,11 +16,11 @@ from ozaki.cli import application as shared
 from ozaki.io.tables import named_table, table
 from ozaki.laws import two_sample_test
 from ozaki.scores.learned.trainer import DSMTrainer
+from tests.kit.tolerances import MCSE
 
 pytestmark = pytest.mark.usefixtures("unchecked", "undrawn")
 
 MODEL = """
-from tests.kit.tolerances import MCSE
 import pyro, pyro.distributions as dist
 
 def line(x, y):

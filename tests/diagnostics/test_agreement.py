@@ -143,6 +143,7 @@ def test_so_many_more_draws_settle_an_r_hat():
     more = [more_draws(found, int(i), components, 1.01) for i in np.flatnonzero(found.rhat > 1.01)]
     longer = draws + int(np.median([n for n in more if n]))
     after = agreement(list(ar1(rng, 400, 4, longer, worth=300 * longer / draws)))
+    # 1.01 is the threshold that the library has
     assert (after.rhat > 1.01).mean() <= most(ALARMS / components, 400)
     # and it asks for no more than that takes: with half of them some are above still
     half = draws + (longer - draws) // 2

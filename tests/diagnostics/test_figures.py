@@ -156,6 +156,7 @@ def test_the_summary_is_arvizs():
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-10)
     # of the 5% and 95% quantiles, as in the paper of ESS; from ArviZ 1.0 on others are the default
     tails = az.ess(idata["posterior"], method="tail", prob=(0.05, 0.95))
+    # float64, as above
     np.testing.assert_allclose(ours["ess_tail"], [*tails["x"].values, tails["y"]], rtol=1e-10)
 
 
@@ -318,6 +319,7 @@ def test_chains_that_have_not_quite_mixed_are_not_trusted_yet():
     x[1] += 0.3
     early = judge(x)
     rhat = diagnostics.summary(inference_data({"x": x}))["r_hat"]
+    # 1.01 is the threshold that the library has, here and below
     assert 1.01 < rhat.max() < 1.05
     assert not early.trusted
     assert early.headline.startswith(

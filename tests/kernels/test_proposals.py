@@ -38,6 +38,7 @@ def test_dense_ozaki_leaves_a_gaussian_invariant(score, h):
     sigma, size = score.covariance, score.covariance.abs().amax()
     # float64, of covariances of condition 100: stricter than the policy's
     assert_close((m @ sigma @ m.mT + c) / size, sigma / size, atol=1e-9, rtol=1e-9)
+    # as above
     assert_close(m @ score.mean + b, score.mean, atol=1e-9, rtol=1e-9)
 
 

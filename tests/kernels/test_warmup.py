@@ -341,7 +341,7 @@ def test_jitter_scales_each_step_about_the_one_that_was_found():
     gauss = GaussianScore(torch.zeros(2).double(), torch.eye(2).double())
     noise = NoiseStream(torch.zeros(4, 2).double(), generator(0), jitter=0.3)
     scales = torch.cat([noise.take(128).scale for _ in range(20)])
-    # 0.02 short of an end, a thirtieth of the range: (29/30)^2560 = 2e-38 by chance
+    # 0.02 short of an end, a 30th of the range, as below: (29/30)^2560 = 2e-38 by chance
     assert 0.7 <= scales.min() < 0.72
     assert 1.28 < scales.max() <= 1.3
     # 0.3/√3 is the deviation of one of 2,560 scales
@@ -382,6 +382,7 @@ def test_a_short_step_now_and_then_brings_chains_home_from_a_steep_tail(monkeypa
     # of 50 chains: nearly none, and nearly all where short steps help
     assert steep_tail(monkeypatch, 1.0)[0] < 0.1
     moved, diverging = steep_tail(monkeypatch, 1 / 8)
+    # of 50 chains, 47 or fewer would fail: nearly all are home
     assert moved > 0.95
     # that the long steps end far below is a step refused, and no divergence
     assert diverging == 0

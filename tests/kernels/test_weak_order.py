@@ -197,6 +197,7 @@ def test_the_reference_diffusion_keeps_its_law_and_composes(law):
     # float64's rounding of an eigendecomposition, of weights below 1; so is the next
     torch.testing.assert_close(weight @ whole, weight, atol=1e-11, rtol=0)
     f = (weight.unsqueeze(-1) * half) @ (half @ X)
+    # float64, as above
     torch.testing.assert_close(f, weight * (whole @ X), atol=1e-11, rtol=0)
 
 

@@ -187,6 +187,7 @@ def test_leading_pairs_of_many_dimensions_without_the_matrix(case, monkeypatch):
     want = torch.linalg.eigvalsh(matrix).flip(-1)[..., :12]
     # float64, of values about 1: stricter than the policy's; so is the next
     assert_close(values, want, atol=1e-10, rtol=0)
+    # float64, as above
     assert_close(matrix @ vectors, vectors * values.unsqueeze(-2), atol=1e-10, rtol=0)
 
 

@@ -92,6 +92,7 @@ def test_neighbours_on_the_ladder_overlap():
         assert max(ratios) / min(ratios) < 1 + 1e-9
         ratio, root = ratios[0], math.sqrt(2 * dim)
         shift = root * (ratio - 1)
+        # the widest step that a ladder has
         assert ratio <= 1.5
         # rounding of equality
         assert norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio) >= 0.5 - 1e-9

@@ -314,6 +314,7 @@ def test_an_error_in_a_lower_order_moves_the_optimum_at_second_order(law, n, at,
     torch.testing.assert_close(optimum(law, point, tuple(lower)), s_n, rtol=1e-7, atol=1e-7)
     shifted = (lower[0] + delta, *lower[1:])
     power = (-delta) ** n
+    # of the quadrature, as above
     torch.testing.assert_close(optimum(law, point, shifted), s_n + power, rtol=1e-7, atol=1e-7)
     step = 1e-3
     for k in range(n - 1):

@@ -16,7 +16,13 @@ from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.learned.estimator import ScoreEstimator
 from ozaki.scores.learned.mlp import Trunks
 from ozaki.scores.learned.trainer import DSMTrainer
-from tests.kit.tolerances import MIXTURE_SHARE
+from tests.kit.tolerances import (
+    HIGH_ORDER_SHARE,
+    LOW_RANK_SHARE,
+    MIXTURE_SHARE,
+    RANGE_CURVATURE_SHARE,
+    RANGE_SHARE,
+)
 
 
 def mixture(dim: int, modes: int, seed: int) -> GaussianMixtureScore:
@@ -55,6 +61,7 @@ def test_mixtures_are_learned_to_two_per_cent(dim: int, modes: int, steps: int, 
     first, second = relative_errors(estimator, law, generator)
     assert first <= MIXTURE_SHARE
     assert second <= MIXTURE_SHARE
+    # 2,000 rows are held out: 2 standard errors of 4,000 squares, 5 of 20,000
     assert estimator.metrics["calibration_mean"] == pytest.approx(1, abs=0.05)
 
 
@@ -66,6 +73,7 @@ def test_few_real_data_do_not_overfit():
     estimator = DSMTrainer(seed=0).fit(rows.double())
     assert estimator.sigma == pytest.approx(272 ** (-1 / 6))
     assert estimator.metrics["steps"] < 2500
+    # of 27 rows held out, 54 squares have a standard error of 0.19
     assert estimator.metrics["calibration_mean"] == pytest.approx(1, abs=0.2)
     assert estimator.metrics["dsm"] < -1.0  # that of a normal
 
@@ -477,8 +485,8 @@ def test_a_range_learns_the_score_at_every_level(generator: torch.Generator):
     estimator = trainer.fit(law.sample(20_000, generator))
     for sigma in (0.2, 0.45, 1.0):
         first, second = relative_errors(estimator.at(sigma), law, generator)
-        assert first <= 0.05, sigma
-        assert second <= 0.15, sigma
+        assert first <= RANGE_SHARE, sigma
+        assert second <= RANGE_CURVATURE_SHARE, sigma
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -498,7 +506,7 @@ def test_low_rank_learns_a_whole_hessian(generator: torch.Generator):
         truth = law.smooth(estimator.noise_scale).expand(x, "dense").curvature.dense()
         found = estimator.expand(x, "low_rank").curvature
         error = (found.dense() - truth).square().sum() / truth.square().sum()
-        assert float(error) <= 0.05
+        assert float(error) <= LOW_RANK_SHARE
         # the diagonal alone, and a kernel's own choice
         torch.testing.assert_close(
             estimator.expand(x, "diagonal").curvature.diagonal(), found.diagonal()
@@ -538,7 +546,7 @@ def test_orders_three_and_four_meet_the_closed_form(order: int, generator: torch
         f = torch.func.grad(f)
     truth = torch.func.vmap(f)(x.squeeze(-1).float()).unsqueeze(-1)
     found = estimator.derivatives(x)[-1]
-    assert float((found - truth).square().mean() / truth.square().mean()) <= 0.1
+    assert float((found - truth).square().mean() / truth.square().mean()) <= HIGH_ORDER_SHARE
     # Lemma 1: Tweedie's mean and variance
     mean, variance = estimator.moments(x)[0], estimator.moments(x, central=True)[1]
     s1, s2, *_ = estimator.derivatives(x)

@@ -18,6 +18,7 @@ from ozaki.scores.learned.estimator import ScoreEstimator
 from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 from ozaki.scores.learned.trainer import DSMTrainer
 from ozaki.scores.learned.unet import UNet, channels_of
+from tests.kit.tolerances import IMAGE_SHARE
 
 UNSIGNED = {"curvature": "low_rank", "rank": 3, "signed": False, "objective": "likelihood"}
 
@@ -77,6 +78,7 @@ def test_the_noise_and_each_pixel_bear_on_the_outputs(generator):
     for before, after, louder in zip(
         net(u, noise), net(moved, noise), net(u, noise / 2), strict=True
     ):
+        # what moves, moves by more than a rounding of float32, here and below
         assert not torch.allclose(before[0], after[0], atol=1e-5)
         torch.testing.assert_close(before[1], after[1])
         assert not torch.allclose(before, louder, atol=1e-5)
@@ -96,10 +98,12 @@ def test_a_field_of_smooth_images_is_learned(generator):
     estimator = tiny(learning_rate=6e-3, **options).fit(rows)
     found = estimator.expand(x.float(), "low_rank")
     alike = -(x - 0.5) / (0.25 + 0.3**2)
-    assert error(found.gradient.double(), truth.gradient) < 0.1
+    assert error(found.gradient.double(), truth.gradient) < IMAGE_SHARE
+    # a network that learned each pixel alone would be told
     assert error(alike, truth.gradient) > 0.5
     exact = 0.09 * (1 + 0.09 * truth.curvature.diagonal().mean())
     posterior = ozaki.denoise(estimator, x.float().reshape(-1, 1, 8, 8))
+    # guards the size alone: what the network makes of s2 is loose at so few steps
     assert float(posterior.variance.mean()) == pytest.approx(float(exact), rel=0.5)
 
 

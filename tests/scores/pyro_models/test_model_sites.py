@@ -428,6 +428,7 @@ def test_arrays_and_frames_as_data(x, y):
     u = torch.randn(4, 2)
     # float32: sums of few terms, and second, their derivatives
     assert torch.allclose(found.log_prob(u), expected.log_prob(u), rtol=1e-5)
+    # float32's policy, of a derivative
     assert torch.allclose(found.expand(u).gradient, expected.expand(u).gradient, rtol=1e-4)
     assert all(v.dtype == torch.float32 for v in found.observed.values())
 
