@@ -1,4 +1,4 @@
-"""Real data sets: one shipped with the package, two read from a folder.
+"""This module reads real data sets: one shipped with the package, two from a folder.
 
 `old_faithful` needs nothing. `mnist` reads the four IDX files of LeCun et al., as they are or
 gzipped; `cifar10_subset` reads one .npz of CIFAR-10 images. `table`, of `ozaki.io.tables`, reads a
