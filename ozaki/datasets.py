@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 OLD_FAITHFUL_COLUMNS = ("eruption_minutes", "waiting_minutes")
-"""What the columns of `old_faithful` hold."""
+"""The names of the columns of `old_faithful`."""
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-"""What the labels of `cifar10_subset` stand for, by number."""
+"""The names of the labels of `cifar10_subset`, by number."""
 
 _MNIST_PREFIX = {"train": "train", "test": "t10k"}
 

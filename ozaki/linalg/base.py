@@ -169,12 +169,26 @@ class SymmetricOperator(ABC):
 
     @deprecated("sqrt_matmul", "0.3")
     def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
-        """The old name of `sqrt_matmul`."""
+        """The old name of `sqrt_matmul`.
+
+        Args:
+            z: vectors, (*batch, D).
+
+        Returns:
+            (*batch, D).
+        """
         return self.sqrt_matmul(z)
 
     @deprecated("clamp_eigenvalues", "0.3")
     def raised(self, least: float) -> "SymmetricOperator":
-        """The old name of `clamp_eigenvalues`."""
+        """The old name of `clamp_eigenvalues`.
+
+        Args:
+            least: above 0, in the units of S.
+
+        Returns:
+            An operator of the same kind.
+        """
         return self.clamp_eigenvalues(least)
 
     @abstractmethod
