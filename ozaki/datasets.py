@@ -1,4 +1,4 @@
-"""Real data sets: one shipped with the package, two read from a folder.
+"""This module reads real data sets: one shipped with the package, two from a folder.
 
 `old_faithful` needs nothing. `mnist` reads the four IDX files of LeCun et al., as they are or
 gzipped; `cifar10_subset` reads one .npz of CIFAR-10 images. `table`, of `ozaki.io.tables`, reads a
@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 OLD_FAITHFUL_COLUMNS = ("eruption_minutes", "waiting_minutes")
-"""What the columns of `old_faithful` hold."""
+"""The names of the columns of `old_faithful`."""
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-"""What the labels of `cifar10_subset` stand for, by number."""
+"""The names of the labels of `cifar10_subset`, by number."""
 
 _MNIST_PREFIX = {"train": "train", "test": "t10k"}
 

@@ -1,4 +1,4 @@
-"""Whether several sets of draws are from one law."""
+"""This module has the public tests of whether sets of draws are from one law."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The command line: ``ozaki demo | train | sample | denoise | report | compare``.
+"""This package is the command line: ``ozaki demo | train | sample | denoise | report | compare``.
 
 A command is a file in this folder. `ozaki` offers it because it is imported here.
 """

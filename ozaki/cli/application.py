@@ -1,8 +1,8 @@
-"""What the commands share: the application, configuration files, and how a command ends.
+"""This module has what the commands share: the application, configuration files, and errors.
 
-A command is a function with ``@command("name")``. What a person reads goes through `typer.echo`,
-what a program reads through `tell`. Whatever is raised ends in one sentence: a person at a command
-line has no use for a traceback, and who has sets ``OZAKI_DEBUG=1``.
+A command is a function with ``@command("name")``. Text for people goes through `typer.echo`, and
+text for programs through `tell`. Every error ends in one sentence, since few users of a command
+line need a traceback; ``OZAKI_DEBUG=1`` shows it.
 """
 
 import difflib
@@ -41,18 +41,18 @@ app = typer.Typer(
 )
 
 
-INTERRUPTED = "interrupted: "  # how the warning of MCMC begins
-_DIGITS = {"mean": ".6g", "sd": ".4g", "mcse_mean": ".4g", "r_hat": ".3f"}  # others are whole
-_held = ExitStack()  # what a command keeps to its end
-_own: list[Path] = []  # files of the person's own code that the command runs
-_told: set[str] = set()  # warnings: what runs under several filters would give them again
+INTERRUPTED = "interrupted: "  # the beginning of the warning of MCMC
+_DIGITS = {"mean": ".6g", "sd": ".4g", "mcse_mean": ".4g", "r_hat": ".3f"}  # others: no digits
+_held = ExitStack()  # contexts that a command keeps open to its end
+_own: list[Path] = []  # files of the user's own code that the command runs
+_told: set[str] = set()  # warnings that were shown already
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose errors are sentences."""
+    """A command of Typer whose errors become sentences."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run it; what it raises becomes a sentence on standard error and an exit status."""
+        """Run the command; an error becomes a sentence on standard error and an exit status."""
         _own.clear()
         _told.clear()
         try:
@@ -77,12 +77,12 @@ class Command(typer.core.TyperCommand):
 
 
 def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A function as the command of that name."""
+    """Make a function the command of that name."""
     return app.command(name, cls=Command)
 
 
 def _kept(given: Mapping[str, Any]) -> str:
-    """How to go on with a run that was stopped, where it is kept."""
+    """Say how to resume a run that was stopped, if it is kept."""
     folder = given.get("checkpoint")
     if folder is None or not any(folder.glob("*.safetensors")):
         return ""
@@ -91,12 +91,12 @@ def _kept(given: Mapping[str, Any]) -> str:
 
 
 def runs(path: Path) -> None:
-    """Note that the command runs code of the person's own, so that errors say where in it."""
+    """Note that the command runs the user's own code, so that errors say where in it."""
     _own.append(path.resolve())
 
 
 def place_of(error: BaseException) -> str:
-    """Where it was raised in code of the person's own, the deepest such line; or nothing.
+    """Return the deepest line of the user's own code where an error was raised; or nothing.
 
     Of a file beside the one that was given also where that file called it.
     """
@@ -110,16 +110,17 @@ def place_of(error: BaseException) -> str:
 
 
 def _sentence(error: BaseException) -> str:
+    """Write an error as one sentence, with its place in the user's own code."""
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror and error.filename is None:
-        text = error.strerror  # a sentence of ozaki's, without the number
+        text = error.strerror  # ozaki's sentence, without the error number
     ours = isinstance(error, ValueError) and _is_raised_by_ozaki(error)
     if place := place_of(error):
         return f"{place}: {text if ours else first_line(error)}"  # Pyro adds lines of shapes
     if (cause := error.__cause__) is not None and (place := place_of(cause)):
         text += f" ({place})"
     elif (first := error.__context__) is not None and (place := place_of(first)) and not ours:
-        return f"{place}: {first_line(first)}"  # which a library could not hand on
+        return f"{place}: {first_line(first)}"  # a library replaced the user's error
     if text and isinstance(error, (ValueError, OSError, ImportError, ArithmeticError)):
         return text
     return f"{first_line(error)} (set {DEBUG}=1 to see where)"
@@ -131,13 +132,13 @@ def _is_raised_by_ozaki(error: BaseException) -> bool:
 
 
 def _is_own(filename: str) -> bool:
-    """Whether it is a file of theirs or stands beside one."""
+    """Say whether a file is the user's own, or lies beside one."""
     folder = Path(filename).resolve().parent
     return not filename.startswith("<") and any(folder == own.parent for own in _own)
 
 
 def _shown(path: Path) -> str:
-    """As one would write it here."""
+    """Write a path relative to the current folder, if it lies inside."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -150,7 +151,7 @@ def _warned(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    """A warning as a sentence, with its place where that is in code of the person's own."""
+    """Show a warning as a sentence, with its place where that is in the user's own code."""
     text = " ".join(str(message).split())
     if _is_own(filename):
         place = f"{_shown(Path(filename).resolve())}, line {lineno}"
@@ -173,7 +174,7 @@ def free(
     *,
     read: Iterable[Path | None] = (),
 ) -> None:
-    """Refuse, before any work is done, to write where something is, or where nothing can be.
+    """Refuse, before any work is done, a path that is taken or cannot be written.
 
     Until the command ends, no other can write there.
 
@@ -200,9 +201,9 @@ def free(
 
 
 def drawn(mcmc: MCMC, **arguments: Any) -> Any:
-    """Walk to the end, and give the draws for ArviZ.
+    """Run the chains to the end, and return the draws for ArviZ.
 
-    Some of the draws would pass for all of them: Ctrl-C ends the command, as anywhere else.
+    Ctrl-C ends the command, as anywhere else: a part of the draws could pass for all of them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", INTERRUPTED)
@@ -216,11 +217,12 @@ def drawn(mcmc: MCMC, **arguments: Any) -> Any:
 
 
 def tell(found: Mapping[str, Any]) -> None:
-    """One line of JSON on standard output; what is not a finite number is null."""
+    """Write one line of JSON to standard output, with null for numbers that are not finite."""
     typer.echo(json.dumps(_plain(found), allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
+    """Write a value in the types of JSON."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -233,7 +235,7 @@ def _plain(value: Any) -> Any:
 def judged(
     idata: Any, verdict: Verdict, as_json: bool, written: list[str], *, fails: bool = True
 ) -> None:
-    """Say what draws are worth; with `fails`, exit with 1 where they are not to be trusted."""
+    """Print the verdict on draws; with `fails`, exit with 1 where they are not to be trusted."""
     table = summary(idata)
     if as_json:
         tell(
@@ -256,7 +258,7 @@ def judged(
 
 
 def _configured(ctx: Any, path: Path | None) -> Path | None:
-    """The file's table of this command, as its defaults."""
+    """Make the configuration file's table of this command its defaults."""
     if path is None:
         return None
     try:
@@ -299,7 +301,7 @@ def _configured(ctx: Any, path: Path | None) -> Path | None:
 
 
 def _as_typed(parameter: Any, value: Any) -> Any:
-    """A value of a configuration file as the command line would give it.
+    """Turn a value of a configuration file into the one that the command line would give.
 
     Raises:
         ValueError: what it must be, and what it was.
@@ -314,12 +316,12 @@ def _as_typed(parameter: Any, value: Any) -> Any:
             raise ValueError(f"one value, but was a list, {validation.short(str(value))}")
         if any(isinstance(v, (bool, list, dict)) for v in value):
             raise ValueError(f"a number, or [low, high], but was {validation.short(str(value))}")
-        return ":".join(map(str, value))  # as LOW:HIGH is written on the command line
+        return ":".join(map(str, value))  # a pair is LOW:HIGH on the command line
     if getattr(parameter, "is_flag", False):
         return value
     if isinstance(value, bool):
         raise ValueError(f"a value other than true or false, but was {str(value).lower()}")
-    return str(value)  # a fraction given for a whole number is then refused, not cut off
+    return str(value)  # so that a fraction given for a whole number is refused and not truncated
 
 
 Config = Annotated[
@@ -358,4 +360,4 @@ def options(
         typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version."),
     ] = False,
 ) -> None:
-    """Options that stand before a command."""
+    """Handle the options that stand before a command."""

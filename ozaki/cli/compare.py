@@ -1,4 +1,4 @@
-"""``ozaki compare``: sets of draws beside one another, or estimators by their s2."""
+"""``ozaki compare`` compares sets of draws with one another, or estimators by their s2."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from ozaki.io.tables import headers, named_table
 from ozaki.scores.comparison import compare as compare_curvature
 from ozaki.scores.learned.estimator import ScoreEstimator
 
-SHOWN = 20  # columns, the furthest apart first
+SHOWN = 20  # most columns shown, the furthest apart first
 
 
 @command("compare")
@@ -62,6 +62,7 @@ def compare(
 
 
 def _estimators(folders: list[Path], data: Tensor, seed: int, as_json: bool) -> None:
+    """Rank the s2 of estimators on held-out data, and print the table."""
     first, *rest = (ScoreEstimator.load(folder) for folder in folders)
     others = {str(f): e for f, e in zip(folders[1:], rest, strict=True)}
     found = compare_curvature(
@@ -77,7 +78,7 @@ def _estimators(folders: list[Path], data: Tensor, seed: int, as_json: bool) -> 
 
 
 def _read(path: Path, header: bool | None) -> dict[str, np.ndarray]:
-    """Columns (chains, draws) by name; the rows of a table are one chain."""
+    """Read columns (chains, draws) by name; the rows of a table are one chain."""
     if format_of(path):
         idata = load(path)
         for note in notes(idata):
@@ -90,6 +91,7 @@ def _read(path: Path, header: bool | None) -> dict[str, np.ndarray]:
 
 
 def _draws(paths: list[Path], header: Mapping[Path, bool | None], seed: int, as_json: bool) -> None:
+    """Compare sets of draws with the first, and print the table."""
     first = _read(paths[0], header[paths[0]])
     all_draws = [first]
     notes = []
@@ -153,6 +155,7 @@ _HEADS = (
 def _as_json(
     paths: list[Path], figures: list[Any], apart: list[Any], distances: list[laws.Difference]
 ) -> dict[str, Any]:
+    """Put the figures of all sets into the types of JSON."""
     sets = []
     for i, (path, columns) in enumerate(zip(paths, figures, strict=True)):
         told = {"source": str(path), "columns": columns}

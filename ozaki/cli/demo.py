@@ -1,4 +1,4 @@
-"""``ozaki demo``: Old Faithful, from data to a report."""
+"""``ozaki demo`` goes from the data of Old Faithful to a report."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ from ozaki.sampling.mcmc import MCMC
 from ozaki.scores.learned.trainer import DSMTrainer
 
 QUICK = {"max_steps": 200, "num_samples": 200, "warmup_steps": 200, "thinning": 1}
-# the eruptions have two modes: neighbouring draws are alike, so one in five is kept
+# the eruptions have two modes, and neighbouring draws are alike: one in five is kept
 FULL = {"max_steps": 2500, "num_samples": 1000, "warmup_steps": 1000, "thinning": 5}
 
 
@@ -35,7 +35,7 @@ def demo(
 
     For example: ozaki demo --quick --out try
     """
-    free(out, force=True)  # of another demo under way; what is there is looked at next
+    free(out, force=True)  # reserved against another demo; what the folder holds is checked next
     _prepare(out, force)
     free(out / WRITTEN[0], force=True)
     size = QUICK if quick else FULL

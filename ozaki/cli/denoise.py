@@ -1,4 +1,4 @@
-"""``ozaki denoise``: clean points behind noisy ones."""
+"""``ozaki denoise`` estimates the clean points behind noisy ones."""
 
 from pathlib import Path
 from typing import Annotated

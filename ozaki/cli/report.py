@@ -1,4 +1,4 @@
-"""``ozaki report``: the page of draws that were made before."""
+"""``ozaki report`` writes the page about draws that were made before."""
 
 from pathlib import Path
 from typing import Annotated

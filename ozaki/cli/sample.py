@@ -1,4 +1,4 @@
-"""``ozaki sample``: chains of an estimator or a Pyro model, and their verdict."""
+"""``ozaki sample`` draws from an estimator or a Pyro model, and says whether to trust the draws."""
 
 import inspect
 import sys
@@ -38,7 +38,7 @@ from ozaki.scores.learned.standardisation import resolution
 
 DRAWS, REPORT = "draws.nc", "report.html"
 MODEL = ".py:"  # FILE.py:NAME
-MODULE = "__ozaki_model__"  # whatever the file is called: json.py must not stand for json
+MODULE = "__ozaki_model__"  # the name of any model's module: a json.py must not replace json
 REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # *args, **kwargs
 
 
@@ -148,6 +148,7 @@ def _check_names_a_folder(source: str) -> None:
 
 
 def _estimator(folder: Path, sigma: float | None) -> ScoreEstimator:
+    """Load an estimator, at the given σ if it has a range."""
     estimator = ScoreEstimator.load(folder)
     if sigma is not None:
         return estimator.at(sigma)
@@ -161,7 +162,7 @@ def _estimator(folder: Path, sigma: float | None) -> ScoreEstimator:
 
 
 def _function(source: str) -> Callable[..., Any]:
-    """The model of that name, from its file, run as ``python FILE.py`` would run it.
+    """Load the model of that name from its file, run as ``python FILE.py`` would run it.
 
     Its folder stays the first of `sys.path`: a model may import only when it is called.
     """
@@ -177,7 +178,7 @@ def _function(source: str) -> Callable[..., Any]:
     assert spec is not None
     module = module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))
-    sys.modules[module_name] = module  # where dataclasses look their annotations up
+    sys.modules[module_name] = module  # dataclasses look their annotations up there
     runs(path)
     try:
         loader.exec_module(module)
@@ -197,11 +198,12 @@ def _function(source: str) -> Callable[..., Any]:
 
 
 def _needed(model: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The arguments of a model, without *args and **kwargs."""
+    """Return the arguments of a model, without *args and **kwargs."""
     return [p for p in inspect.signature(model).parameters.values() if p.kind not in REST]
 
 
 def _check_needs_nothing(model: Callable[..., Any], source: str) -> None:
+    """Raise ValueError for a model that needs data where none are given."""
     if names := [p.name for p in _needed(model) if p.default is p.empty]:
         raise ValueError(
             f"--data must be given, since {source} is a model with the argument(s) "
@@ -211,7 +213,7 @@ def _check_needs_nothing(model: Callable[..., Any], source: str) -> None:
 
 
 def _arguments(model: Callable[..., Any], source: str, found: Table) -> dict[str, Any]:
-    """The model's arguments, in torch's default dtype."""
+    """Return the model's arguments, in torch's default dtype."""
     values = found.values
     needed = _needed(model)
     if not needed:

@@ -1,4 +1,4 @@
-"""``ozaki train``: an estimator of a table or of images."""
+"""``ozaki train`` trains an estimator on a table or on images."""
 
 import os
 from pathlib import Path
@@ -118,7 +118,7 @@ def train(
 
 
 def _sigma(text: str) -> float | str | tuple[float, ...]:
-    """A number, a range, or the word."""
+    """Parse --sigma: a number, a range, or the word "auto"."""
     try:
         parts = tuple(float(part) for part in text.split(":"))
     except ValueError:

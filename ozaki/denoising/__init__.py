@@ -1,4 +1,4 @@
-"""Clean points from noisy ones, and what is not known of them."""
+"""This package estimates clean points from noisy ones, with the uncertainty of each."""
 
 from ozaki.denoising.clean_points import denoise, find_sigma
 from ozaki.denoising.posterior import Posterior

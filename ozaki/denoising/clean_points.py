@@ -1,4 +1,4 @@
-"""`denoise`: the mean and the covariance of the clean points behind noisy ones.
+"""`denoise` gives the mean and the covariance of the clean points behind noisy ones.
 
 Given x̃ = x + noise and the score of the noisy law p_σ, the mean of x is x̃ + N s1 and its covariance
 N + N s2 N, with N = diag(noise_scale²): one expansion of the score gives both.
@@ -30,9 +30,9 @@ from ozaki.scores.base import CurvatureKind, Score, is_smoothed
 
 optimize = lazy("scipy.optimize")
 
-LEVELS = 17  # of σ at which J is looked at before its minimum is narrowed down
-POINTS = 512  # that σ is found from
-FAR = 5.0  # times the reach of the training points and their noise: other units, not noise
+LEVELS = 17  # values of σ at which J is evaluated before its minimum is narrowed down
+POINTS = 512  # most points from which σ is found
+FAR = 5.0  # points beyond so many times the reach of training points and noise have other units
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def find_sigma(estimator: Any, noisy: Float[Tensor, "*batch dim"]) -> float:
             warnings.warn(
                 f"the noisy points fit best at sigma = {end:g}, an end of the range of training: "
                 f"they may have {word} noise than the estimator knows; give sigma if it is known",
-                stacklevel=5,  # whoever called denoise
+                stacklevel=5,  # the caller of `denoise`
             )
             return float(end)
     return sigma
@@ -172,7 +172,7 @@ def check_floats(name: str, noisy: Any) -> None:
 
 
 def _points(estimator: Any, noisy: Any) -> tuple[Tensor, torch.Size]:
-    """Flat points (*batch, D), and the shape that they came in."""
+    """Flatten points to (*batch, D), and return the shape that they came in as well."""
     check_floats("noisy", noisy)
     x = validation.single(validation.floating("noisy", noisy)).to(estimator.device)
     event, dim = torch.Size(estimator.event_shape), estimator.dim
@@ -189,7 +189,7 @@ def _points(estimator: Any, noisy: Any) -> tuple[Tensor, torch.Size]:
 
 
 def _at(estimator: Any, sigma: Any) -> tuple[Score, Tensor]:
-    """The score at one σ, and the standard deviation of the noise, (D,)."""
+    """Return the score at one σ, and the standard deviation of the noise, (D,)."""
     if hasattr(estimator, "at"):
         score = estimator if sigma is None else estimator.at(sigma)
         return score, score.noise_scale
@@ -220,12 +220,12 @@ def _at(estimator: Any, sigma: Any) -> tuple[Score, Tensor]:
 
 
 def _own_noise(score: Any) -> Tensor | None:
-    """The standard deviation of the noise that a score was smoothed by, (D,), if it knows it."""
+    """Return the standard deviation of a score's smoothing noise, (D,), if the score knows it."""
     return score.noise_scale if is_smoothed(score) else None
 
 
 def _check_units(estimator: Any, x: Tensor, noise: Tensor) -> None:
-    """Raise ValueError for points that no noise can have brought there from the training data."""
+    """Raise ValueError for points too far from the training data for noise to explain it."""
     points = getattr(estimator, "points", None)
     if points is None or len(points) < 2:
         return

@@ -1,4 +1,4 @@
-"""Denoising files: noisy points are read, and what is known of the clean ones is written.
+"""`run` reads noisy points from files, denoises them, and writes the results to a folder.
 
 ``denoised.npz`` holds, a row a point: mean, standard_deviation, components (rows, k, *event_shape)
 and component_variances (rows, k), samples (n, rows, *event_shape) if asked for, noise_scale, sigma,
@@ -26,13 +26,13 @@ from ozaki.report.image_sheets import calibration, contact_sheet
 from ozaki.scores.learned.estimator import ScoreEstimator
 
 ARRAYS, SHEET, FIGURE = "denoised.npz", "contact-sheet.png", "calibration.png"
-BATCH = 256  # points a time
-SHOWN, SHOWN_COMPONENTS = 8, 5  # rows and components on the sheet
-CUT = 0.05  # of the pixels at an end of the range, above which a person is told
+BATCH = 256  # points denoised at a time
+SHOWN, SHOWN_COMPONENTS = 8, 5  # most rows and components on the sheet
+CUT = 0.05  # share of pixels at an end of the range above which a note is given
 
 
 class Done(NamedTuple):
-    """What `run` did, for the person who asked for it.
+    """The results of `run`, for the user.
 
     Attributes:
         points: how many were denoised.
@@ -41,7 +41,7 @@ class Done(NamedTuple):
         repaired: of how many points the covariance had to be made positive definite.
         calibration: how the uncertainty agrees with the true points, where they were given.
         failed: what was wrong, by the name of an image that could not be read.
-        notes: what else a person should know.
+        notes: further remarks for the user.
         written: names of the files in the folder.
     """
 
@@ -55,7 +55,7 @@ class Done(NamedTuple):
     written: list[str]
 
     def summary(self) -> dict[str, Any]:
-        """The same, as JSON can say it."""
+        """The results in the types of JSON."""
         return {
             "points": self.points,
             "sigma": self.sigma,
@@ -142,7 +142,7 @@ def _denoised(
     samples: int,
     generator: torch.Generator,
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The arrays of all points, and of how many points the covariance was repaired."""
+    """Denoise all points; return their arrays, and how many covariances were repaired."""
     parts, repaired = [], 0
     for rows in noisy.split(BATCH):
         posterior = denoise(estimator, rows, sigma)
@@ -176,7 +176,7 @@ def _write(
 def _read(
     source: Path, header: bool | None, estimator: ScoreEstimator, failed: dict[str, str]
 ) -> tuple[Tensor, list[str]]:
-    """Points, and of images their names; those that cannot be read are noted in `failed`."""
+    """Read points, and the names of images; images that cannot be read are noted in `failed`."""
     if source.is_dir() or source.suffix.lower() == ".png":
         return _images(source, estimator, failed)
     return _array(source, header, estimator), []
@@ -189,10 +189,10 @@ def _truth(
     noisy: Tensor,
     names: list[str],
 ) -> Tensor:
-    """The true points, (n, D)."""
+    """Read the true points, (n, D)."""
     failed: dict[str, str] = {}
     truth, same = _read(clean, header, estimator, failed)
-    if names and same:  # by name: some may be broken
+    if names and same:  # matched by name, since some may be broken
         missing = [name for name in names if name not in same]
         if missing:
             why = failed.get(missing[0], f"{clean} holds none of that name")
@@ -207,6 +207,8 @@ def _truth(
 
 
 def _calibration(truth: Tensor, arrays: Mapping[str, np.ndarray]) -> Calibration:
+    """Compare the uncertainty with the errors at the true points."""
+
     def flat(name: str) -> Tensor:
         return torch.from_numpy(arrays[name]).double().reshape(truth.shape)
 
@@ -222,7 +224,7 @@ def _calibration(truth: Tensor, arrays: Mapping[str, np.ndarray]) -> Calibration
 def _level(
     estimator: ScoreEstimator, noisy: Tensor, sigma: float | None
 ) -> tuple[float | None, list[str]]:
-    """σ, one for all points, and what was said while it was looked for."""
+    """Return σ, one for all points, and the warnings that the search for it gave."""
     if sigma is not None or not isinstance(estimator.sigma, tuple):
         return sigma, []
     with warnings.catch_warnings(record=True) as said:
@@ -234,7 +236,7 @@ def _level(
 def _images(
     source: Path, estimator: ScoreEstimator, failed: dict[str, str]
 ) -> tuple[Tensor, list[str]]:
-    """The images that can be read, (n, *event_shape), and their names; the others are noted."""
+    """Read images, (n, *event_shape), and their names; note those that cannot be read."""
     shape = image_shape(estimator.event_shape)
     read: dict[str, Tensor] = {}
     for path in png_files(source):
@@ -251,7 +253,7 @@ def _images(
 
 
 def _array(source: Path, header: bool | None, estimator: ScoreEstimator) -> Tensor:
-    """Points (n, *event_shape) or (n, D)."""
+    """Read points from a file of numbers, (n, *event_shape) or (n, D)."""
     if not source.exists():
         raise FileNotFoundError(
             f"{source} does not exist; give a .csv, .npy or .npz, a .png, or a folder of .png"
@@ -279,6 +281,7 @@ def _array(source: Path, header: bool | None, estimator: ScoreEstimator) -> Tens
 def _arrays(
     posterior: Posterior, k: int, samples: int, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
+    """Compute the arrays that are written for one posterior."""
     found = {"mean": posterior.mean.numpy()}
     if posterior.has_covariance:
         found["standard_deviation"] = posterior.standard_deviation.numpy()
@@ -294,7 +297,7 @@ def _arrays(
 def _sheet(
     noisy: Tensor, arrays: Mapping[str, np.ndarray], event_shape: torch.Size, names: Sequence[str]
 ) -> Any:
-    """A figure of the first images, or None where points are none."""
+    """Draw the first images, or return None where points are no images."""
     try:
         shape = image_shape(event_shape)
     except ValueError:
@@ -321,5 +324,5 @@ def _sheet(
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds what `run` writes and nothing else."""
+    """Say whether a folder holds what `run` writes and nothing else."""
     return {p.name for p in folder.iterdir()} <= {ARRAYS, SHEET, FIGURE}

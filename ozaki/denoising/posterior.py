@@ -1,4 +1,4 @@
-"""The posterior of clean points given noisy ones: a mean and a covariance.
+"""`Posterior` is the law of clean points given noisy ones: a mean and a covariance.
 
 `ozaki.denoise` makes it. With N = diag(noise_scale²), the mean is x̃ + N s1 (Tweedie, eq. 4) and the
 covariance C = N + N s2 N (eq. 18): the exact moments of p(x | x̃) where s1 and s2 are exact. The
@@ -24,7 +24,7 @@ from ozaki.foundation import validation
 from ozaki.foundation.shapes import Bool, Float
 from ozaki.linalg import SymmetricOperator
 
-LEAST = 1e-4  # of the noise's variance: what `repaired` leaves to a direction that had nothing
+LEAST = 1e-4  # share of the noise's variance that `repaired` leaves to a direction without any
 
 
 class Posterior:
@@ -285,7 +285,7 @@ class Posterior:
         return calibrate(error, deviation, self.noise_scale.to(error), along, bins)
 
     def _own_definite(self) -> Tensor:
-        """As `definite`, but one entry an operator: of a C that all points share, one."""
+        """As `definite`, but with one entry for each operator: one for a C that all share."""
         if self._definite is None:
             self._definite = self.covariance.definite()
         return self._definite
@@ -297,6 +297,7 @@ class Posterior:
         return flat.reshape(*flat.shape[:-1], *self.event_shape)
 
     def _flat(self, name: str, value: Any) -> Tensor:
+        """Flatten points of the event shape to (..., D)."""
         points = validation.floating(name, value).to(self._mean)
         last = points.shape[max(0, points.ndim - len(self.event_shape)) :]
         if last != self.event_shape:
@@ -307,6 +308,7 @@ class Posterior:
         return points.reshape(*points.shape[: points.ndim - len(self.event_shape)], self.dim)
 
     def _rooted(self, what: str) -> SymmetricOperator:
+        """Return C if it is positive definite at all points; raise ValueError otherwise."""
         bad = int((~self.definite).sum())
         if bad:
             raise ValueError(

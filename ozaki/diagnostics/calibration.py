@@ -30,7 +30,7 @@ class Bin(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How the stated uncertainty compares with true errors; printed as a table.
+    """The comparison of a stated uncertainty with true errors; printed as a table.
 
     Attributes:
         ratio: the mean squared error over the mean predicted variance, of all coordinates, each in

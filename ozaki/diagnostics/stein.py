@@ -164,6 +164,7 @@ def stein_test(
 def _kernel_matrix(
     x: Tensor, gradient: Tensor, scale: Tensor | None, bandwidth: float, max_points: int
 ) -> Tensor:
+    """Check and thin the draws, whiten them, and return u(x_i, x_j), (n, n)."""
     validation.shape("x", x, (None, None))
     validation.shape("gradient", gradient, tuple(x.shape))
     validation.positive("bandwidth", bandwidth)

@@ -30,8 +30,8 @@ from ozaki.scores.pyro_models.model import InitStrategy
 from ozaki.scores.transformed import Guided
 
 LOCAL = 10
-"""Dimensions up to which a density's dense Hessian is worth reading at every point: beyond, the D
-products that it takes and the roots of a matrix a step cost as much as ten steps and more."""
+"""Dimensions up to which a density's dense Hessian is worth reading at every point. Beyond, its D
+products and the roots of a matrix cost as much as ten steps and more."""
 
 
 class Suspended(NamedTuple):
@@ -44,7 +44,7 @@ class Suspended(NamedTuple):
 
 
 class ScoreKernel(MCMCKernel):
-    """What all kernels share; build one of them, not this, or derive your own.
+    """The base of all kernels; build one of them, not this, or derive your own.
 
     Attributes:
         proposal: points, their expansion and a step size → a Gaussian step; a staticmethod.
@@ -369,7 +369,7 @@ class ScoreKernel(MCMCKernel):
         self._counted += len(info.acceptance)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process needs: the model and the settings, not the chain."""
+        """Return what a worker process needs: the model and the settings, not the chain."""
         state = self.__dict__.copy()
         state.update(_target=None, _engine=None, _returned=None, _context=LONE)
         return state

@@ -60,7 +60,7 @@ class Target(NamedTuple):
 
 
 class RunContext(NamedTuple):
-    """What a kernel is told of the run that it walks for.
+    """The facts about a run that a kernel needs.
 
     Attributes:
         num_chains: how many chains one step moves; None for Pyro's lone chain, without a batch.

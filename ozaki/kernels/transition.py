@@ -34,14 +34,14 @@ class KernelSpec(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where each chain is, (chains, D), and log p near there."""
+    """The state of chains: where each is, (chains, D), and log p near there."""
 
     position: Tensor
     expansion: Expansion
 
 
 class Info(NamedTuple):
-    """What one step did, each (chains,) but the jump; of several steps, (steps, chains).
+    """The record of a step, each (chains,) but the jump; of several steps, (steps, chains).
 
     Attributes:
         acceptance: min(1, ratio); for an unadjusted chain the pseudo-acceptance, what Metropolis
@@ -77,7 +77,7 @@ class Trail(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-    """How the steps of a phase of a run are accepted; the flags may be tensors.
+    """The options for accepting the steps of a phase of a run; the flags may be tensors.
 
     Attributes:
         unadjusted: accept whatever is finite.

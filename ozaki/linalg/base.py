@@ -1,4 +1,4 @@
-"""What every symmetric operator can do."""
+"""`SymmetricOperator` is the interface of every kind of symmetric operator."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from ozaki.foundation.shapes import Bool, Float
 class SymmetricOperator(ABC):
     """A batch of symmetric D × D matrices, known by what it does and not by how it is stored.
 
-    What each method takes and gives is said here; of each kind, by which formula. The batch
-    dimensions of vectors broadcast against those of the operators.
+    The arguments and results of each method are documented here; each kind documents its formula.
+    The batch dimensions of vectors broadcast against those of the operators.
 
     Example:
         >>> from ozaki.linalg import LowRank
@@ -27,7 +27,7 @@ class SymmetricOperator(ABC):
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What it is stored as, each with the batch dimensions in front."""
+        """The tensors it is stored as, each with the batch dimensions in front."""
         return self._parts
 
     @classmethod
@@ -169,12 +169,26 @@ class SymmetricOperator(ABC):
 
     @deprecated("sqrt_matmul", "0.3")
     def colour(self, z: Float[Tensor, "*vbatch dim"]) -> Float[Tensor, "*obatch dim"]:
-        """The old name of `sqrt_matmul`."""
+        """The old name of `sqrt_matmul`.
+
+        Args:
+            z: vectors, (*batch, D).
+
+        Returns:
+            (*batch, D).
+        """
         return self.sqrt_matmul(z)
 
     @deprecated("clamp_eigenvalues", "0.3")
     def raised(self, least: float) -> "SymmetricOperator":
-        """The old name of `clamp_eigenvalues`."""
+        """The old name of `clamp_eigenvalues`.
+
+        Args:
+            least: above 0, in the units of S.
+
+        Returns:
+            An operator of the same kind.
+        """
         return self.clamp_eigenvalues(least)
 
     @abstractmethod
@@ -289,7 +303,7 @@ class SymmetricOperator(ABC):
 
 
 def check_vector(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, refused unless it holds vectors."""
+    """Return the tensor if it holds vectors of the right size; raise ValueError otherwise."""
     if tensor.ndim < 1 or tensor.shape[-1] < 1:
         raise ValueError(
             f"{name} must have shape (*batch, dim) with dim ≥ 1, but had {tuple(tensor.shape)}"

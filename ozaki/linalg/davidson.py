@@ -1,4 +1,4 @@
-"""The largest eigenpairs of a diagonal plus low rank, without its D × D matrix.
+"""`leading_pairs` finds the largest eigenpairs of a diagonal plus low rank without its matrix.
 
 With a varying diagonal, S = diag(a) + B diag(e) Bᵀ has no closed eigendecomposition. Its largest
 pairs are found by Rayleigh and Ritz on a growing subspace, after Davidson: a pair (θ, u) that is
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from ozaki.foundation.shapes import Float
 
-ROUNDING = 30.0  # residuals that count as none, in units of rounding
+ROUNDING = 30.0  # largest residual that counts as zero, in units of rounding
 ROUNDS = 300
-WIDENED = 3  # times that more pairs are sought because one was missed
+WIDENED = 3  # how often more pairs are sought because one was missed
 
 
 def leading_pairs(
     a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim rank"], e: Float[Tensor, "n rank"], k: int
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n dim k"]]:
-    """The k largest eigenvalues, descending, and their eigenvectors, to the rounding of the dtype.
+    """Find the k largest eigenvalues, descending, and their eigenvectors, up to rounding.
 
     Args:
         a, b, e: the parts of n operators.
@@ -51,6 +51,7 @@ def leading_pairs(
 
 
 def _iterate(a: Tensor, b: Tensor, e: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Grow the subspace until the residuals of the k largest pairs are rounding."""
     dim = b.shape[-2]
     eps = torch.finfo(a.dtype).eps
     size = _size(a, b, e)
@@ -74,7 +75,7 @@ def _iterate(a: Tensor, b: Tensor, e: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if basis.shape[-1] + more.shape[-1] > widest:
             basis = basis @ weights[..., : max(k, widest - 4 * more.shape[-1])]
         room = dim - basis.shape[-1]
-        # Householder's Q is orthonormal whatever the columns: those of pairs that are done are 0
+        # Householder's Q is orthonormal even where columns are 0, as those of finished pairs are
         basis = torch.linalg.qr(torch.cat((basis, more[..., :room]), -1))[0]
     raise ArithmeticError(
         f"the {k} largest eigenpairs of a low-rank operator of {dim} dimensions did not settle in "
@@ -83,6 +84,7 @@ def _iterate(a: Tensor, b: Tensor, e: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _start(a: Tensor, b: Tensor, k: int) -> Tensor:
+    """Make the first subspace: B, and the unit vectors of the largest a."""
     dim, rank = b.shape[-2:]
     if 2 * rank + k >= dim:
         return torch.eye(dim, dtype=a.dtype, device=a.device).expand(len(a), dim, dim)
@@ -93,7 +95,7 @@ def _start(a: Tensor, b: Tensor, k: int) -> Tensor:
 
 
 def _size(a: Tensor, b: Tensor, e: Tensor) -> Tensor:
-    """A bound of ‖S‖, seldom far above it, (n,)."""
+    """Return a bound of ‖S‖, which is seldom far above it, (n,)."""
     thin = b * e.abs().sqrt().unsqueeze(-2)
     return a.abs().amax(-1) + torch.linalg.eigvalsh(thin.mT @ thin)[:, -1]
 
@@ -107,7 +109,7 @@ def _unit(v: Tensor) -> Tensor:
 
 
 def _count_above(a: Tensor, b: Tensor, e: Tensor, least: Tensor) -> Tensor:
-    """How many eigenvalues of each operator lie clearly above `least`, (n,)."""
+    """Count the eigenvalues of each operator that lie clearly above `least`, (n,)."""
     level = (least + torch.finfo(a.dtype).eps ** 0.5 * _size(a, b, e)).unsqueeze(-1)
     signs = torch.where(e < 0, -1.0, 1.0).to(a.dtype)
     thin = b * e.abs().sqrt().unsqueeze(-2)

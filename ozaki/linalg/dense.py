@@ -1,4 +1,4 @@
-"""A symmetric matrix, or its eigendecomposition."""
+"""`Dense` is a symmetric matrix, kept as it is or as its eigendecomposition."""
 
 from collections.abc import Callable
 
@@ -179,7 +179,7 @@ class Dense(SymmetricOperator):
     def leading(self, k: int) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch dim k"]]:
         """The k largest eigenvalues of the eigendecomposition, and their columns."""
         values, vectors = self.eigen()
-        # an operator made of its eigenpairs has them in any order
+        # an operator that was made from eigenpairs has them in any order
         values, order = values.topk(k, -1)
         vectors = vectors.expand(*values.shape[:-1], *vectors.shape[-2:])
         return values, vectors.gather(-1, order.unsqueeze(-2).expand(*vectors.shape[:-1], k))

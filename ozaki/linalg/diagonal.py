@@ -1,4 +1,4 @@
-"""A diagonal matrix."""
+"""`Diagonal` is a diagonal matrix."""
 
 from collections.abc import Callable
 

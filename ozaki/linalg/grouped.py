@@ -1,4 +1,4 @@
-"""A diagonal of few different values and a factor of few columns, by eigenpairs.
+"""`Grouped` is a diagonal of few different values and a factor of few columns, by eigenpairs.
 
 f(diag(a) + B diag(e) Bᵀ) is diagonal plus low rank only where a is constant. Where a has K values,
 coordinates fall into K groups; within a group what is orthogonal to its rows of B, B_g, has the

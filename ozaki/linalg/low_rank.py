@@ -1,4 +1,4 @@
-"""A diagonal and a factor of few columns, never built as a D × D matrix."""
+"""`LowRank` is a diagonal and a factor of few columns, never built as a D × D matrix."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -14,7 +14,7 @@ from ozaki.linalg.dense import Dense
 from ozaki.linalg.diagonal import Diagonal
 from ozaki.linalg.grouped import Grouped
 
-SPACE = 2**26  # numbers that a search for eigenpairs may hold at a time
+SPACE = 2**26  # most numbers that a search for eigenpairs may hold at a time
 
 
 class LowRank(SymmetricOperator):
@@ -121,7 +121,7 @@ class LowRank(SymmetricOperator):
         With another a, f(S) is not diagonal plus low rank: it is exact all the same, as a `Dense`
         operator by a D × D eigendecomposition.
         """
-        # a traced step must not depend on values, and the dense way is right for all of them
+        # a traced step must not depend on values, and the dense way is right for all values
         if tracing() or not self.even:
             return Dense(self.dense()).spectral(f)
         a, q, shift = self._decomposed()

@@ -1,4 +1,4 @@
-"""Reports: one page that says whether to trust the draws."""
+"""This package writes reports: one page that says whether to trust the draws."""
 
 from ozaki.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""Figures of denoised points: a contact sheet of images, and calibration."""
+"""These functions draw figures of denoised points: a contact sheet of images, and calibration."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ def contact_sheet(
     names: Sequence[str] = (),
     note: str = "",
 ) -> Figure:
-    """Images side by side: a row a point, a column a kind, such as noisy, mean, first component.
+    """Draw images side by side: a row a point, a column a kind, such as noisy, mean, component.
 
     Args:
         columns: by name, images (rows, channels, height, width) with one channel or three.
@@ -67,7 +67,7 @@ def contact_sheet(
 
 
 def calibration(found: Calibration) -> Figure:
-    """Observed against predicted variance, by bin; and the error that the components hold.
+    """Draw observed against predicted variance, by bin; and the error that the components hold.
 
     Args:
         found: what `Posterior.calibration` returned.
@@ -97,5 +97,5 @@ def calibration(found: Calibration) -> Figure:
 
 
 def _largest(values: np.ndarray) -> float:
-    """The greatest size, of nothing but zeros a number that may be divided by."""
+    """Return the greatest absolute value; where all are zero, a number to divide by."""
     return max(float(np.abs(values).max()), np.finfo(float).tiny)

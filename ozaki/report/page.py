@@ -1,4 +1,4 @@
-"""One self-contained HTML page that says whether to trust the draws.
+"""`write_report` writes one self-contained HTML page that says whether to trust the draws.
 
 The verdict comes first, in plain words, with what to do about each problem; then the table, the
 figures, the learned score's held-out figures, and the run's settings and versions.
@@ -28,7 +28,7 @@ from ozaki.report import image_sheets, plots
 
 ROWS = 50
 CHAINS_SHOWN, DRAWS_SHOWN = 4, 8  # of images
-SIDE = 4  # pixels, from which an array is shown as an image
+SIDE = 4  # least pixels of an array that is shown as an image
 PACKAGES = ("ozaki", "torch", "pyro-ppl", "arviz", "numpy")
 METRICS = {
     "dsm": "Denoising loss of s1 (lower is better; its best value is below 0)",
@@ -158,6 +158,7 @@ def _tone(judged: Verdict) -> str:
 
 
 def _rows(table: Any) -> list[tuple[str, list[str]]]:
+    """Format the rows of the table; of many, those with the smallest ESS."""
     if len(table) > ROWS:
         table = table.sort_values("ess_bulk", na_position="last").head(ROWS)
     shown = []
@@ -170,7 +171,7 @@ def _rows(table: Any) -> list[tuple[str, list[str]]]:
 
 
 def _matching(data: Any, count: int) -> np.ndarray | None:
-    """The data as an array (N, D), where D is the number of components; None otherwise."""
+    """Return the data as an array (N, D) if D is the number of components; None otherwise."""
     if data is None:
         return None
     array = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
@@ -180,6 +181,7 @@ def _matching(data: Any, count: int) -> np.ndarray | None:
 def _figures(
     draws: Mapping[str, np.ndarray], data: np.ndarray | None, columns: Sequence[str] | None
 ) -> list[_Figure]:
+    """Draw the figures of the page, each with its description and advice."""
     names = ", ".join(list(draws)[: plots.PANELS])
     chains = len(next(iter(draws.values())))
     lines = f"{chains} chains"
@@ -235,7 +237,7 @@ def _figures(
 
 
 def _pictures(idata: Any, denoised: Callable[[np.ndarray], np.ndarray] | None) -> list[_Figure]:
-    """A few draws of a few chains of each site that holds images of one channel or three."""
+    """Show a few draws of a few chains of each site that holds images."""
     found = []
     for name, draws in drawn(idata).items():
         shape = draws.shape[2:]
@@ -254,6 +256,7 @@ def _pictures(idata: Any, denoised: Callable[[np.ndarray], np.ndarray] | None) -
 
 
 def _sheet(heading: str, few: np.ndarray, places: np.ndarray) -> _Figure:
+    """Draw one contact sheet: a row a chain, a column a draw."""
     if few.ndim == 4:
         few = few[:, :, None]
     columns = {f"draw {place + 1}": few[:, i] for i, place in enumerate(places)}
@@ -269,6 +272,7 @@ def _sheet(heading: str, few: np.ndarray, places: np.ndarray) -> _Figure:
 
 
 def _denoising(calibration: Calibration | None) -> list[_Figure]:
+    """Draw the calibration of denoising, where it is known."""
     if calibration is None:
         return []
     inside = ", ".join(
@@ -292,6 +296,7 @@ def _number(value: float, form: str) -> str:
 
 
 def _text(value: Any) -> str:
+    """Write a setting as the page shows it."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, float):
@@ -303,6 +308,7 @@ def _text(value: Any) -> str:
 
 
 def _versions() -> list[tuple[str, str]]:
+    """List the versions of Python and of the packages that are installed."""
     found = [("python", platform.python_version())]
     for name in PACKAGES:
         try:

@@ -1,9 +1,9 @@
-"""Figures of draws.
+"""These functions draw figures of draws.
 
 Each function takes components by name, each (chains, draws), and returns a matplotlib `Figure`
-that no global state knows of. Only the first `PANELS` components are drawn, and of many chains the
-lines of `CHAINS`. Colours are Okabe and Ito's, told apart by colour-blind readers; the ground is
-white, so that a figure reads on any page (the report turns it dark where the page is).
+outside of matplotlib's global state. Only the first `PANELS` components are drawn, and lines of at
+most `CHAINS` chains. Colours are Okabe and Ito's, which colour-blind readers can tell apart. The
+ground is white, so that a figure reads on any page (the report turns it dark where the page is).
 """
 
 import base64
@@ -26,9 +26,9 @@ mpl_lines = lazy("matplotlib.lines")
 stats = lazy("scipy.stats")
 
 PANELS = 8
-CHAINS = 40  # with a line: more are not told apart
+CHAINS = 40  # most chains with a line: more cannot be told apart
 CHAINS_IN_LEGEND = 8
-POINTS = 1000  # drawn per line or cloud
+POINTS = 1000  # most points drawn per line or cloud
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 INK, FAINT = "#222222", "#8a8a8a"
 _WIDTH = 5.0
@@ -37,7 +37,7 @@ Components = Mapping[str, np.ndarray]
 
 
 def trace(components: Components) -> Figure:
-    """The draws of each chain in order, one panel a component."""
+    """Draw the draws of each chain in order, one panel a component."""
     figure, panels = _panels(components, 1.5)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
         step = max(1, draws.shape[1] // POINTS)
@@ -51,14 +51,14 @@ def trace(components: Components) -> Figure:
 
 
 def rank(components: Components, bins: int = 20) -> Figure:
-    """How often each chain holds each rank among all draws, with the 95% band of equal chains.
+    """Draw how often each chain holds each rank among all draws, with a 95% band for equal chains.
 
     Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021).
     """
     figure, panels = _panels(components, 1.6)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
         count = draws.shape[1]
-        # shuffled first: ties that are ranked by chain would part chains that are equal
+        # shuffled first: ranking ties by chain would make equal chains look different
         shuffled = np.random.default_rng(0).permutation(draws.size)
         order = np.empty(draws.size, int)
         order[shuffled[np.argsort(draws.ravel()[shuffled], kind="stable")]] = np.arange(draws.size)
@@ -82,7 +82,7 @@ def rank(components: Components, bins: int = 20) -> Figure:
 
 
 def autocorrelation(components: Components, lags: int = 60) -> Figure:
-    """The correlation of draws k apart within each chain, against the lag k."""
+    """Draw the correlation of draws k apart within each chain, against the lag k."""
     figure, panels = _panels(components, 1.4)
     for axes, (name, draws) in zip(panels, _shown(components), strict=True):
         axes.axhline(0, color=FAINT, lw=0.8)
@@ -96,7 +96,7 @@ def autocorrelation(components: Components, lags: int = 60) -> Figure:
 
 
 def ess_growth(components: Components, points: int = 10) -> Figure:
-    """Bulk (solid) and tail (dashed) effective sample size of the first n draws, against n."""
+    """Draw bulk (solid) and tail (dashed) ESS of the first n draws, against n."""
     figure = mpl_figure.Figure(figsize=(_WIDTH, 3.8), layout="constrained")
     axes = _styled(figure.add_subplot())
     for number, (name, draws) in enumerate(_shown(components)):
@@ -116,7 +116,7 @@ def ess_growth(components: Components, points: int = 10) -> Figure:
 
 
 def marginals(components: Components, data: np.ndarray | None = None) -> Figure:
-    """The density of each component by chain, over that of the data where they match.
+    """Draw the density of each component by chain, over that of the data where they match.
 
     Args:
         components: draws by name, each (chains, draws).
@@ -147,7 +147,7 @@ def marginals(components: Components, data: np.ndarray | None = None) -> Figure:
 def samples_over_data(
     components: Components, data: np.ndarray | None, labels: Sequence[str] | None = None
 ) -> Figure:
-    """Draws of two components against each other, with the data beneath.
+    """Draw two components against each other, with the data beneath.
 
     Args:
         components: the two components, each (chains, draws).
@@ -181,25 +181,25 @@ def samples_over_data(
 
 
 def encode(figure: Figure) -> str:
-    """The figure as a PNG in a data URI, for a page that loads nothing."""
+    """Encode the figure as a PNG in a data URI, for a page that loads nothing."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def literal(text: str) -> str:
-    """A name as it stands: between dollars matplotlib would read TeX."""
+    """Escape a name, since matplotlib reads TeX between dollars."""
     return text.replace("$", r"\$")
 
 
 def _shown(components: Components) -> list[tuple[str, np.ndarray]]:
-    """The first components, in float64, infinities as NaN: matplotlib leaves gaps there."""
+    """Return the first components in float64, with NaN for infinities: matplotlib leaves gaps."""
     few = list(components.items())[:PANELS]
     return [(literal(name), np.where(np.isfinite(d), d, np.nan).astype(float)) for name, d in few]
 
 
 def _lines(draws: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """The chains with a line, by number, evenly spaced among all."""
+    """Return the numbers of the chains with a line, evenly spaced among all."""
     chains = len(draws)
     few = np.linspace(0, chains - 1, min(CHAINS, chains)).astype(int)
     return [(int(chain), draws[chain]) for chain in few]
@@ -225,6 +225,7 @@ def _colour(number: int) -> str:
 
 
 def _chain_legend(figure: Any, chains: int) -> None:
+    """Add a legend of the chains, if they are few."""
     if 1 < chains <= CHAINS_IN_LEGEND:
         handles = [mpl_lines.Line2D([], [], color=_colour(c), lw=2) for c in range(chains)]
         names = [f"chain {c}" for c in range(chains)]
@@ -234,7 +235,7 @@ def _chain_legend(figure: Any, chains: int) -> None:
 
 
 def _correlation(row: np.ndarray, lags: int) -> np.ndarray:
-    """Autocorrelation by FFT, up to a quarter of the chain; NaN where the row is not usable."""
+    """Compute autocorrelation by FFT, up to a quarter of the chain; NaN for an unusable row."""
     lags = max(2, min(lags, len(row) // 4))
     centred = row - row.mean()
     variance = float(centred @ centred)

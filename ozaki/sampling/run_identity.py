@@ -76,6 +76,7 @@ def of_data(*parts: Any) -> str:
 
 
 def _add(digest: Any, part: Any) -> None:
+    """Add a part, and all that it holds, to a digest."""
     digest.update(type(part).__name__.encode())
     if isinstance(part, nn.Module):
         part = part.state_dict()

@@ -48,7 +48,7 @@ class ZarrStore:
 
     @property
     def opened(self) -> bool:
-        """Whether this is the run's own folder, made or found."""
+        """Whether the run's own folder was made or found."""
         return self._root is not None
 
     def create(self, groups: Mapping[str, Any], room: int, chunk: int) -> None:
@@ -128,6 +128,7 @@ class ZarrStore:
             stale.unlink(missing_ok=True)
 
     def _open(self) -> None:
+        """Open the folder, and list the arrays that grow with the draws."""
         self._root = zarr.open_group(str(self.path), mode="r+", **OURS)
         self._drawn = [
             (self.path / name / label, array, array.metadata.dimension_names.index("draw"))
@@ -220,6 +221,7 @@ class ZarrStore:
 
     @contextmanager
     def _writing(self, safe: int) -> Iterator[None]:
+        """Turn an error of the disk into one that says how many draws are kept."""
         try:
             yield
         except FileExistsError:

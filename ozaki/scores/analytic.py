@@ -117,6 +117,7 @@ class GaussianScore(_ClosedForm):
     def _constant(
         self, shape: torch.Size, curvature: CurvatureKind | None
     ) -> SymmetricOperator | None:
+        """Repeat the one curvature of the Gaussian for points of this shape."""
         if curvature == "dense":
             values, vectors = self._eigen
             return Dense.from_eigen(
@@ -325,6 +326,7 @@ class LogisticMixtureScore(_Mixture):
         return _Components(log_density, -slope / self.scales, diagonal, full)
 
     def _draw(self, component: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw from components by the inverse of the logistic distribution function."""
         u = torch.rand(
             len(component), self.dim, dtype=self.dtype, device=self.device, generator=generator
         )

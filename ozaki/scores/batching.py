@@ -159,6 +159,7 @@ class Batching:
         return torch.stack(good) if good else self._near[:POINTS]
 
     def _complain(self, cause: str) -> None:
+        """Raise or warn, by `vectorize`, that the model cannot be batched."""
         message = f"the model cannot be vectorised over chains: {cause}"
         if self._vectorize is True:
             raise ValueError(

@@ -37,8 +37,8 @@ from ozaki.scores.supports import (
 REPARAMETRISERS = {"ProjectedNormal": "ProjectedNormalReparam"}
 PERIOD = 2 * math.pi
 INSIDE = (0.0, 2.0, 10.0, 100.0)
-"""Unconstrained coordinates, of either sign, whose values a law must take for its own."""
-DRAWS = 20  # that must lie where a law says that it does
+"""Unconstrained coordinates, of either sign, whose values must lie in a law's support."""
+DRAWS = 20  # draws that must lie in the support that a law states
 
 
 class WrapTransform(Transform):
@@ -93,7 +93,7 @@ class PositiveDefiniteTransform(Transform):
         return torch.where(rows == columns, entries.clamp_min(0).log(), entries)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of the lower triangle of X over u."""
+        """Return log |∂X/∂u|, for the lower triangle of X."""
         n = self._size(x.shape[-1])
         diagonal = torch.arange(1, n + 1, device=x.device).cumsum(0) - 1
         powers = torch.arange(n + 1, 1, -1, device=x.device, dtype=x.dtype)
@@ -109,6 +109,7 @@ class PositiveDefiniteTransform(Transform):
         return torch.Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
 
     def _factor(self, x: Tensor) -> Tensor:
+        """Return L, lower triangular, from its vector."""
         n = self._size(x.shape[-1])
         rows, columns = torch.tril_indices(n, n, device=x.device)
         entries = torch.where(rows == columns, x.exp(), x)
@@ -181,7 +182,7 @@ def law_transform(law: Distribution) -> Transform:
 
 
 def remedy(law: Distribution, site: str, cause: Exception) -> str:
-    """What to do about a law that no bijection leads to."""
+    """Say what to do about a law that no bijection leads to."""
     if isinstance(cause, NoBijection):
         return cause.remedy
     name = type(unwrapped(law)).__name__
@@ -199,7 +200,7 @@ def remedy(law: Distribution, site: str, cause: Exception) -> str:
 
 
 def is_periodic(law: Distribution) -> bool:
-    """Whether a density on the line repeats itself after 2π, so that it is one of angles."""
+    """Say whether a density on the line has the period 2π, so that it is one of angles."""
     try:
         x = torch.stack([law.sample() for _ in range(4)]).detach()
         here, turned, moved = (law.log_prob(v) for v in (x, x + PERIOD, x + 1))

@@ -260,6 +260,7 @@ class DistributionScore(LogDensityScore):
 
 
 def _bijection(distribution: Distribution) -> Transform:
+    """Return the bijection to a distribution's support; raise ValueError where there is none."""
     try:
         if not support_of(distribution).is_discrete:
             with isolated_rng(0):

@@ -21,11 +21,11 @@ LANGEVIN_TARGET = 0.574
 """Optimal acceptance of adjusted Langevin in high dimension (Roberts & Rosenthal, 1998)."""
 
 CHEAPER: dict[str | None, float] = {None: 1.0, "diagonal": 0.9, "low_rank": 0.4, "dense": 0.4}
-"""What share of the jump of a step with curvature one without must make: it costs less."""
+"""The share of a curvature step's jump beyond which a cheaper step without curvature wins."""
 
 HESSIANS = 4.0
-"""Over D, the same of a dense curvature in many dimensions: D products and D³ for its roots. At 100
-a step with it was seen to cost 30 steps without, compiled 77."""
+"""That share is this number over D for a dense curvature in many dimensions: it takes D products,
+and D³ for its roots. At D = 100 a step with it cost as much as 30 steps without, compiled 77."""
 
 
 class Candidate(NamedTuple):

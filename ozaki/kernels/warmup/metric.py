@@ -11,7 +11,7 @@ from ozaki.kernels.proposals import concave
 from ozaki.linalg import Dense, Diagonal, SymmetricOperator
 
 FLAT = 1e-4
-"""The least curvature that counts, of the largest, where a metric is made of it."""
+"""The least curvature that counts in making a metric, as a share of the largest."""
 
 
 class PooledCovariance:
@@ -76,7 +76,7 @@ class PooledCovariance:
 
 
 class MeanCurvature:
-    """The mean, over steps and chains, of min(s2, 0): what a frozen kernel walks with."""
+    """The mean, over steps and chains, of min(s2, 0), which a frozen kernel uses at all points."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -15,11 +15,11 @@ from torch import Tensor
 from ozaki.foundation.shapes import Bool, Float
 
 MAX_STEP_SIZE = 10.0
-"""In the metric h = 10 forgets all but exp(−5) of where it was; on a Gaussian every h is accepted,
-so without a cap dual averaging runs away."""
+"""In the metric a step of h = 10 keeps only exp(−5) of where it began. On a Gaussian every h is
+accepted, so without this cap dual averaging would run away."""
 
 GROW, SHRINK = 1.5, 1 / 3
-"""Transient step sizes, per chain: in balance at an acceptance of 0.73."""
+"""Factors on a chain's step size in the transient; they balance at an acceptance of 0.73."""
 
 
 class DualAveraging(NamedTuple):

@@ -33,13 +33,14 @@ from ozaki.kernels.warmup.step_size import (
 )
 
 LOOKS = (0, 4, 12, 28)
-"""Transient steps before which the metric is made of the curvature where the chains are, by kernels
-that need not walk with it: a Hessian costs as much as ten steps and more."""
+"""Before these transient steps, kernels whose steps need no curvature make the metric from the
+curvature where the chains are: a Hessian costs as much as ten steps and more."""
 
 SHORT, SHORT_EVERY = 1 / 8, 16
-"""One step in so many of an adapted, corrected walk is short. The step that suits most of a law is
-all but never accepted far out in a tail whose gradient rises steeply: chains stood still for whole
-runs at a tau of 20 in eight schools, where a step of h/8 is accepted four times in five."""
+"""The factor on a short step, and how many steps there are to each short one, where the step size
+is adapted and steps are corrected. The step that suits most of a law is almost never accepted far
+out in a tail whose gradient rises steeply: chains stood still for whole runs at a tau of 20 in
+eight schools, where a step of h/8 is accepted four times in five."""
 
 COLLECTED = 4  # curvatures that a frozen mean collects, per step on average
 
@@ -228,7 +229,7 @@ class Warmup:
         """Change the metric to what the window saw, and begin the next one."""
         position, count, frozen = chains.position, chains.count, None
         if self.frozen and count == self.plan.freezing:
-            # the last window walks with it, and compares it with the pooled covariance
+            # the last window uses it, and compares it with the pooled covariance
             self._curvature.add(chains.curvature_here(self.spec.curvature))
             frozen, self._froze = self._curvature.average(), True
         step_size, factor = change.step_size, None

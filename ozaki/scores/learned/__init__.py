@@ -1,1 +1,1 @@
-"""Scores learned from data by denoising."""
+"""This package learns scores from data by denoising."""

@@ -1,6 +1,6 @@
-"""A network that fits the data: their units, the noise level, the baseline and the trunk.
+"""`build` makes a network that fits the data: the units, the noise level, baseline and trunk.
 
-`build` turns settings and clean rows into what a training begins with. It trains nothing.
+It turns settings and clean rows into the objects that a training begins with. It trains nothing.
 """
 
 import copy
@@ -17,17 +17,17 @@ from ozaki.scores.learned.settings import TrainerSettings
 from ozaki.scores.learned.standardisation import Standardisation, standardisation
 from ozaki.scores.learned.unet import UNet, channels_of
 
-LARGEST_SIGMA = 100  # in spreads: beyond it the smoothed law is the noise
-# in spreads: below it the losses, of size 1/σ², are rounding in that dtype
+LARGEST_SIGMA = 100  # in spreads: above it the smoothed law is almost the noise
+# in spreads: below it the losses, of size 1/σ², are only rounding in that dtype
 SMALLEST_SIGMA = {torch.float32: 1e-3, torch.float64: 1e-7}
-# in spreads: below the first the targets of orders 3 and 4 are all noise; from the second on all
-# that was tried, in up to 5 dimensions, was learned better than a constant
+# in spreads: below the first, the targets of orders 3 and 4 are all noise. From the second on, all
+# laws that were tried, in up to 5 dimensions, were learned better than a constant
 HIGH_ORDER_FROM, HIGH_ORDER_AUTO = 0.3, 0.5
 DEFAULT_RANK = 20
-LEAST_WIDTH, MOST_WIDTH = 64, 512  # between them twice the dimension
-MOST_BASELINE = 1024  # dimensions: an eigendecomposition, and two D × D matrices to keep
-LEAST_GAIN = 3.0  # of a baseline over an isotropic one; below, clusters are learned better without
-SIGN_ROWS = 2048  # from which a normal is fitted for the first signs of low-rank weights
+LEAST_WIDTH, MOST_WIDTH = 64, 512  # between them the width is twice the dimension
+MOST_BASELINE = 1024  # most dimensions: it takes an eigendecomposition and keeps two D × D matrices
+LEAST_GAIN = 3.0  # gain over an isotropic baseline; below it clusters are learned better without
+SIGN_ROWS = 2048  # rows to which a normal is fitted for the first signs of low-rank weights
 
 
 def build(
@@ -72,7 +72,7 @@ def build(
 def may_depart(
     settings: TrainerSettings, event_shape: torch.Size, module: nn.Module | None = None
 ) -> bool:
-    """Whether s1 and s2 may be learned as what they are beyond those of a normal."""
+    """Say whether s1 and s2 may be learned as differences from those of a normal."""
     if settings.baseline is not None:
         return settings.baseline
     plain = len(event_shape) == 1 and event_shape.numel() <= MOST_BASELINE
@@ -80,7 +80,7 @@ def may_depart(
 
 
 def _heads(settings: TrainerSettings, dim: int) -> Heads:
-    """What the network estimates."""
+    """Choose which scores the network estimates, and in what form."""
     rank = 0
     if settings.curvature == "low_rank":
         rank = min(DEFAULT_RANK, dim) if settings.rank is None else settings.rank
@@ -116,7 +116,7 @@ def _set_start(
     units: Standardisation,
     depart: bool,
 ) -> None:
-    """Let the network begin at a normal fitted to the rows, or its weights at signs that fit."""
+    """Let the network begin at a normal fitted to the rows, or its weights at matching signs."""
     sigma, heads, rows = network.sigma, network.heads, source.train
     level = math.sqrt(sigma[0] * sigma[1]) if isinstance(sigma, tuple) else sigma
     base: Baseline | None = None
@@ -134,7 +134,7 @@ def _set_start(
 
 
 def _noise_level(settings: TrainerSettings, n: int, spread: float) -> float | tuple[float, float]:
-    """σ for n rows of standard deviation `spread`: what was asked for, or chosen by n.
+    """Return σ for n rows of standard deviation `spread`: the given one, or one chosen by n.
 
     Raises:
         ValueError: it is beyond what can be learned from these data.
@@ -166,7 +166,7 @@ def _noise_level(settings: TrainerSettings, n: int, spread: float) -> float | tu
 
 
 def _check_trainable(network: nn.Module) -> None:
-    """Raise ValueError for a network of which nothing would be trained."""
+    """Raise ValueError for a network in which no parameter would be trained."""
     parameters, name = list(network.parameters()), type(network).__name__
     if not parameters:
         raise ValueError(

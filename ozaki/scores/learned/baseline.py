@@ -1,4 +1,4 @@
-"""The baseline of a network: a normal with the covariance of the data.
+"""`Baseline` is the normal with the data's covariance, from which a network learns the difference.
 
 The network learns what is left of the scores beyond those of this normal.
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ozaki.foundation.shapes import Float
 
-BLOCK = 65_536  # rows a time in float64
-LEAST = 1e-6  # of the mean variance: a direction in which rows do not vary at all
-SHARES = (0.0, *(10 ** (-k / 2) for k in range(10, -1, -1)))  # of the isotropic normal
+BLOCK = 65_536  # rows that are in float64 at a time
+LEAST = 1e-6  # of the mean variance, for a direction without variance
+SHARES = (0.0, *(10 ** (-k / 2) for k in range(10, -1, -1)))  # of an isotropic part
 
 
 class Baseline(nn.Module):
@@ -59,7 +59,7 @@ class Baseline(nn.Module):
         return self.vectors[:, order] * size[..., order].unsqueeze(-2)
 
     def gain(self, sigma: float) -> float:
-        """How many times the isotropic normal's share of s1 this normal has, were it the truth.
+        """Return how much more of s1 this normal explains than an isotropic one, were it true.
 
         The denoising loss of the linear score −P(x − mean) is −½ tr P at its own law, that of the
         isotropic normal of as large a total variance −½ D² / tr P⁻¹: their ratio is the arithmetic
@@ -77,13 +77,13 @@ class Baseline(nn.Module):
         return 1 / (self.values + sigma**2)
 
     def _mean(self, numbers: Tensor) -> Tensor:
-        """The mean over those that no column holds, (*batch, 1)."""
+        """Return the mean over the eigenvalues that no column holds, (*batch, 1)."""
         low = min(self.below, numbers.shape[-1] - 1)
         high = max(self.below + numbers.shape[-1] - self.rank, low + 1)
         return numbers[..., low:high].mean(-1, keepdim=True)
 
     def _level(self, numbers: Tensor) -> Tensor:
-        """The numbers, with that mean in place of those that columns hold."""
+        """Return the numbers, with that mean in place of those that columns hold."""
         high = self.below + numbers.shape[-1] - self.rank
         mean = self._mean(numbers)
         ends = [mean.expand(*mean.shape[:-1], n) for n in (self.below, numbers.shape[-1] - high)]
@@ -98,7 +98,7 @@ def fitted(
     rank: int = 0,
     signed: bool = True,
 ) -> Baseline:
-    """The baseline of the rows' mean and covariance, shrunk to a multiple of I where rows are few.
+    """Fit a baseline to the rows' mean and covariance, shrunk to a multiple of I if rows are few.
 
     How far is the choice, of some, with the least denoising loss of the linear score −P(x − mean)
     on rows held out, in closed form: ½ tr P(H + σ²I)P − tr P with H their covariance.
@@ -135,7 +135,7 @@ def fitted(
 def starting_signs(
     variances: Float[Tensor, " dim"], sigma: float, rank: int
 ) -> Float[Tensor, " rank"]:
-    """The signs with which low-rank weights begin: those of the normal of these variances.
+    """Return the signs with which low-rank weights begin: those of a normal of these variances.
 
     Its s2 has the eigenvalues −1/(μ + σ²). A constant diagonal and r columns hold D − r
     neighbouring ones of them by their mean, and the rest exactly, those above by positive columns,
@@ -164,10 +164,10 @@ def starting_signs(
 
 @torch.no_grad()
 def variances(rows: Float[Tensor, "n dim"]) -> Float[Tensor, " dim"]:
-    """The eigenvalues of the rows' covariance, ascending."""
+    """Return the eigenvalues of the rows' covariance, ascending."""
     n, dim = rows.shape
     centred = (rows.double() - rows.double().mean(0)) / max(n - 1, 1) ** 0.5
-    # the smaller of the two Gram matrices: the other's further eigenvalues are zero
+    # the smaller of the two Gram matrices: all further eigenvalues of the other are zero
     found = torch.linalg.eigvalsh(centred.mT @ centred if dim <= n else centred @ centred.mT)
     result = torch.zeros(dim, dtype=torch.float64)
     result[dim - len(found) :] = found.clamp_min(0).cpu()

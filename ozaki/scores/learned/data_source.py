@@ -1,4 +1,4 @@
-"""Sources of clean rows: data in memory, or a stream that is read anew at every pass."""
+"""A source gives clean rows: from memory, or from a stream that is read anew at every pass."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -12,20 +12,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ozaki.scores.learned.loader_passes import Reader, row_bytes
 from ozaki.scores.learned.standardisation import FEW, collect
 
-REFERENCE = 8192  # rows of a stream that stand for all of it
-WRAPPED = 256  # rows an item, where a torch Dataset comes without a DataLoader
+REFERENCE = 8192  # first rows of a stream, which represent all of it
+WRAPPED = 256  # rows an item where a torch Dataset comes without a DataLoader
 
 
 class Batches(ABC):
-    """Batches of clean rows without end; the place in them can be saved and found again."""
+    """Endless batches of clean rows; the place in them can be saved and restored."""
 
     @abstractmethod
     def next(self) -> Tensor:
-        """The rows of this process in the next batch of all processes."""
+        """Return this process's rows of the next batch."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """The place after the last batch that `next` returned, in what JSON knows."""
+        """Return the place after the last batch that `next` returned, in the types of JSON."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Source(ABC):
 
 
 def open_source(data: Any, held_out: float, generator: torch.Generator) -> Source:
-    """`data` as a source, its held-out rows drawn.
+    """Open `data` as a source, and draw its held-out rows.
 
     Args:
         data: in memory, a tensor, an array or a frame. A stream is a DataLoader of any length,
@@ -119,7 +119,7 @@ class _Memory(Source):
 
 
 class _MemoryBatches(Batches):
-    """Rows drawn with replacement."""
+    """Batches of rows that are drawn with replacement."""
 
     def __init__(self, rows: Tensor, size: int, generator: torch.Generator, share: tuple[int, int]):
         self._rows, self._size, self._generator, self._share = rows, size, generator, share
@@ -138,7 +138,7 @@ class _MemoryBatches(Batches):
 
 
 class _Stream(Source):
-    """A DataLoader. The reference, a batch and an item are all that is ever in memory."""
+    """A stream from a DataLoader; only the reference, a batch and an item are in memory."""
 
     def __init__(
         self, reader: Reader, rows: Tensor, read: int, held_out: float, generator: torch.Generator
@@ -146,7 +146,7 @@ class _Stream(Source):
         self._reader, self._read = reader, read
         self.event_shape = reader.event_shape
         count = _held_count(held_out, min(REFERENCE, len(rows)))
-        # drawn, not the first: data that come sorted would be judged by one end of them
+        # drawn at random, since the first rows of sorted data are all from one end
         chosen = torch.randperm(len(rows), generator=generator)[:count].sort().values
         self.held = rows[chosen]
         self._reader.hold(self.held, rows)
@@ -168,7 +168,7 @@ class _Stream(Source):
 
 
 class _StreamBatches(Batches):
-    """Items cut and joined to batches of one size, across the ends of passes."""
+    """Batches of one size, cut and joined from items, across the ends of passes."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class _StreamBatches(Batches):
         return rows
 
     def state(self) -> dict[str, Any]:
-        # not where the pass is: a `next` that was interrupted had read on
+        # and not the place of the pass, which an interrupted `next` may have moved
         return dict(self._place)
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -214,11 +214,12 @@ class _StreamBatches(Batches):
                 "drawn with no random state but the global ones of torch, NumPy and Python, or "
                 "train anew"
             )
-        # an item is only read once the one before is used up: what was left is of the last
+        # an item is read once the one before is used up: the rows left are of the last item
         self._left = rows[len(rows) - state["left"] :]
         self._place = self._here()
 
     def _here(self) -> dict[str, Any]:
+        """Return the present place in the stream, in the types of JSON."""
         return {
             "pass": self._number,
             "items": self._pass.items,
@@ -228,7 +229,7 @@ class _StreamBatches(Batches):
         }
 
     def _read(self) -> Tensor:
-        """The next item's rows, if need be of the next pass."""
+        """Read the next item's rows, from the next pass if this one has ended."""
         while True:
             rows = self._pass.next()
             if rows is not None and len(rows) > 0:
@@ -253,7 +254,7 @@ def _other_data(found: str, given: str) -> ValueError:
 
 
 def _held_count(fraction: float, rows: int) -> int:
-    """How many of `rows` are held: at least one, and never all."""
+    """Return how many of `rows` are held out: at least one, and never all."""
     return min(max(1, round(fraction * rows)), max(1, rows - 1))
 
 

@@ -1,4 +1,4 @@
-"""A score learned from data: trained networks, the noise level, and the data's units."""
+"""`ScoreEstimator` is a score learned from data: networks, a noise level, and the data's units."""
 
 import os
 from collections.abc import Mapping
@@ -341,7 +341,7 @@ class ScoreEstimator(Score):
         return self.network(self._standardised(x), None, orders)
 
     def _level(self) -> float:
-        """σ, where there is one."""
+        """Return σ; raise ValueError for an estimator of a range."""
         if isinstance(self.sigma, tuple):
             low, high = self.sigma
             raise ValueError(
@@ -351,6 +351,7 @@ class ScoreEstimator(Score):
         return self.sigma
 
     def _standardised(self, x: Tensor) -> Tensor:
+        """Check points and put them into the networks' units."""
         if x.shape[-1] != self.dim:
             raise ValueError(
                 f"x must have shape (*batch, {self.dim}), but had {tuple(x.shape)}; points are "
@@ -368,7 +369,7 @@ class ScoreEstimator(Score):
 
 
 def _divided(score: Tensor, scale: Tensor, order: int) -> Tensor:
-    """The score over scale^order, a power that itself may be 0 or infinite where this is not."""
+    """Divide a score by scale^order in steps, since the power itself may be 0 or infinite."""
     for _ in range(order):
         score = score / scale
     return score

@@ -1,7 +1,6 @@
-"""The settings that describe an estimator, and the networks that they describe.
+"""`describe` writes the settings of estimator.json; `sketch` and `rebuild` make networks of them.
 
-`describe` gives the settings that stand in estimator.json. `sketch` and `rebuild` make the networks
-again, and refuse settings that do not fit each other.
+They refuse settings that do not fit each other.
 """
 
 import json
@@ -19,12 +18,12 @@ from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 from ozaki.scores.learned.standardisation import LARGEST
 from ozaki.scores.learned.unet import UNet
 
-KINDS = {"Trunks": Trunks, "UNet": UNet}  # by the name that estimator.json has
+KINDS = {"Trunks": Trunks, "UNet": UNet}  # networks by their names in estimator.json
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def describe(network: ScoreNetwork, dtype: torch.dtype) -> dict[str, Any]:
-    """What is to be known of a network before its weights are read."""
+    """Return the settings from which a network can be built before its weights are read."""
     base = network.baseline
     return {
         "dtype": str(dtype).removeprefix("torch."),
@@ -38,9 +37,9 @@ def describe(network: ScoreNetwork, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def sketch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ScoreNetwork:
-    """The networks that the settings describe, of ozaki's own kinds, without memory for weights.
+    """Build the networks that the settings describe, of ozaki's own kinds, without weights.
 
-    Settings may ask for more than a machine has: what is built must be known to fit the file.
+    Settings may ask for more memory than a machine has, so they are compared with the file first.
 
     Raises:
         ValueError: it cannot, or its outputs are not those of the heads.
@@ -65,8 +64,8 @@ def sketch(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ScoreN
 
 
 def rebuild(settings: Mapping[str, Any], network: nn.Module | None) -> ScoreNetwork:
-    """The networks that the settings describe, with weights still to be read."""
-    # the initial weights are overwritten: the global random state must not notice them
+    """Build the networks that the settings describe; their weights are still to be read."""
+    # the initial weights are overwritten: drawing them must not change the global random state
     with torch.random.fork_rng(devices=[]):
         trunk = (
             KINDS[settings["network"]](**settings["architecture"]) if network is None else network
@@ -89,7 +88,7 @@ def rebuild(settings: Mapping[str, Any], network: nn.Module | None) -> ScoreNetw
 
 
 def _sigma(value: Any) -> float | tuple[float, float]:
-    """σ, or a range of it."""
+    """Check σ, or a range of it, and return it."""
     if not isinstance(value, list):
         return _size("sigma", value)
     low, high = (_size("sigma", s) for s in value)
@@ -99,7 +98,7 @@ def _sigma(value: Any) -> float | tuple[float, float]:
 
 
 def _size(name: str, value: Any) -> float:
-    """A number whose square can be divided by."""
+    """Check a number whose square is a divisor, and return it."""
     number = validation.positive(name, value)
     if not 1 / LARGEST <= number <= LARGEST:
         raise ValueError(f"{name} must be from {1 / LARGEST:g} to {LARGEST:g}, but was {value}")
@@ -114,7 +113,7 @@ def _finite(name: str, value: Any) -> float:
 
 
 def metrics_of(found: Any) -> dict[str, Any]:
-    """The metrics as they were found; ValueError where JSON would not have written them."""
+    """Return the metrics as they were found; raise ValueError for NaN and infinity."""
     if not isinstance(found, dict):
         raise ValueError(f"metrics must be numbers by name, but was {type(found).__name__}")
     json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
@@ -122,7 +121,7 @@ def metrics_of(found: Any) -> dict[str, Any]:
 
 
 def _baseline(settings: Mapping[str, Any]) -> Baseline | None:
-    """An empty one where there was one; the first archives do not say."""
+    """Return an empty baseline where the estimator had one; the first archives do not say."""
     found = settings.get("baseline")
     if found is None:
         return None

@@ -1,7 +1,7 @@
-"""Saving and loading an estimator: one JSON file and one safetensors file in a folder, no code.
+"""`save` and `load` keep an estimator in a folder: a JSON and a safetensors file, and no code.
 
-`save` and `load` know what an estimator is made of; `write` and `read` know the two files. Reading
-is strict: what is not exactly what `write` wrote is refused, with the path and a remedy. The
+`save` and `load` know the parts of an estimator; `write` and `read` know the two files. Reading is
+strict: a file that is not exactly as `write` wrote it is refused, with the path and a remedy. The
 settings hold the SHA-256 of the weights and of each of themselves, so that a flipped bit is not
 taken for a weight or for another noise level.
 """
@@ -40,7 +40,7 @@ REMEDY = "restore it from a copy, or save the estimator again"
 
 
 class Loaded(NamedTuple):
-    """What a `ScoreEstimator` is made of; its constructor explains each."""
+    """The parts of a `ScoreEstimator`; its constructor explains each."""
 
     network: ScoreNetwork
     standardisation: Standardisation
@@ -59,7 +59,7 @@ def save(
     architecture: Mapping[str, Any] | None,
     overwrite: bool,
 ) -> Path:
-    """Write what a `ScoreEstimator` is made of into `folder`; see `ScoreEstimator.save`."""
+    """Write the parts of a `ScoreEstimator` into `folder`; see `ScoreEstimator.save`."""
     settings = {
         **describe(network, points.dtype),
         "standardize": standardisation.kind,
@@ -73,7 +73,7 @@ def save(
 
 
 def load(folder: str | os.PathLike[str], network: nn.Module | None) -> Loaded:
-    """Read what `save` wrote; see `ScoreEstimator.load`."""
+    """Read the parts that `save` wrote; see `ScoreEstimator.load`."""
     settings, tensors = read(folder)
     if network is None and settings.get("architecture") is None:
         raise ValueError(
@@ -131,7 +131,7 @@ def write(
     for name, value in settings.items():
         _check_json(name, value)
     for name, tensor in tensors.items():
-        # `match` would refuse it, when it is too late
+        # `match` would refuse it only when it is loaded, which is too late
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must be finite to be saved, but was not; train again")
     copies = sealed.detached(tensors)
@@ -188,7 +188,7 @@ def parts(settings: Mapping[str, Any]) -> dict[str, str]:
 def unchanged(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
     """Check that every setting is as it was saved; older archives do not say how they were.
 
-    To be called when they are known to make sense: what is wrong with one can then be told.
+    Call this after the settings were checked, since those checks can say what is wrong with one.
 
     Raises:
         ValueError: naming those that are not.
@@ -262,6 +262,7 @@ def _path(folder: str | os.PathLike[str]) -> Path:
 
 
 def _check_json(name: str, value: Any) -> None:
+    """Raise ValueError for a value that JSON cannot hold."""
     try:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError) as error:
@@ -272,6 +273,7 @@ def _check_json(name: str, value: Any) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
+    """Read the settings, and check their format and version."""
     found = validation.json_text(path, path.read_bytes(), REMEDY)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         kind = found.get("format") if isinstance(found, dict) else type(found).__name__
@@ -292,7 +294,7 @@ def _short(value: Any) -> str:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds an estimator and nothing else."""
+    """Say whether a folder holds an estimator and nothing else."""
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

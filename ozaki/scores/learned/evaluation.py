@@ -1,4 +1,4 @@
-"""How well learned scores fit clean points that they have not seen."""
+"""`evaluate` measures how well learned scores fit clean points that they have not seen."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ozaki.scores.learned.preconditioned import BLOCK, ScoreNetwork
 def evaluate(
     network: ScoreNetwork, u: Tensor, generator: torch.Generator | None, draws: int
 ) -> dict[str, float | list[float]]:
-    """The figures of `ScoreEstimator.evaluate`.
+    """Compute the figures of `ScoreEstimator.evaluate`.
 
     Args:
         network: of one σ.
@@ -31,7 +31,7 @@ def evaluate(
     z = torch.randn(u.shape, generator=generator, device=where, dtype=u.dtype).to(u.device)
     totals: dict[str, list[Tensor]] = {"dsm": [], "residual_vr": []}
     outputs: list[tuple[Tensor, Tensor]] = []
-    rows = max(1, BLOCK // u.shape[1])  # so many at once bound the memory of a large network
+    rows = max(1, BLOCK // u.shape[1])  # the number at once bounds the memory of a large network
     for x, noise in zip(u.split(rows), z.split(rows), strict=True):
         if network.heads.order == 1:
             first = objectives.dsm_antithetic(network.first, x, noise, sigma)

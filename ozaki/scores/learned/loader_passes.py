@@ -1,7 +1,7 @@
-"""Passes over a DataLoader: checked rows, reproducible, without those held out.
+"""`Reader` and `Pass` read a DataLoader in passes that check rows and can be repeated.
 
-What a loader draws from the global random states is kept apart and seeded at every pass, so that a
-place in a pass is found again by reading up to it.
+Rows that are held out are left out. A loader draws from global random states of its own, which are
+seeded at every pass, so that a place in a pass can be found again by reading up to it.
 """
 
 import hashlib
@@ -59,11 +59,11 @@ class Reader:
         self._keys = torch.empty(0, dtype=torch.int64)
 
     def begin(self, number: int) -> "Pass":
-        """Pass `number` over the loader, from 0."""
+        """Begin pass `number` over the loader, counted from 0."""
         return Pass(self, self._seed + number)
 
     def peek(self, most: int) -> tuple[Tensor, int]:
-        """The first rows of the first pass, at most `most`, as (n, D), and how many were read."""
+        """Return the first rows of the first pass, at most `most`, (n, D), and the number read."""
         first, rows, read = self.begin(0), torch.empty(0, 0), 0
         while read < most and (item := first.next()) is not None:
             if read == 0:
@@ -89,9 +89,9 @@ class Reader:
         self._keys = _keys(held)
 
     def unheld(self, rows: Tensor, left_out: Counter[bytes]) -> Tensor:
-        """Which rows (n, D) stay in a pass that has left out `left_out`, which the others join."""
+        """Return which rows (n, D) stay in a pass; the others are added to `left_out`."""
         stay = torch.ones(len(rows), dtype=torch.bool)
-        # of nearly all rows the key alone is computed
+        # for nearly all rows only the key is computed
         for i in torch.isin(_keys(rows), self._keys).nonzero().flatten().tolist():
             digest = _digest(row_bytes(rows)[i])
             if left_out[digest] < self._limits.get(digest, 0):
@@ -100,7 +100,7 @@ class Reader:
         return stay
 
     def rows(self, item: Any, where: str) -> Tensor:
-        """The rows of one item, checked, as (n, D) on the CPU."""
+        """Check the rows of one item, and return them as (n, D) on the CPU."""
         first = item[0] if isinstance(item, (tuple, list)) and len(item) > 0 else item
         if not isinstance(first, Tensor):
             kind = type(item).__name__ + ("" if first is item else f" of {type(first).__name__}")
@@ -152,7 +152,7 @@ class Pass:
         self._left_out: Counter[bytes] = Counter()
 
     def next(self) -> Tensor | None:
-        """The next item's rows that are not held, of which there may be none; None at the end."""
+        """Return the next item's rows that are not held, perhaps none; None at the end."""
         with self._apart():
             if self._iterator is None:
                 self._iterator = self._begin()
@@ -168,10 +168,11 @@ class Pass:
         return rows if bool(stay.all()) else rows[stay]
 
     def _item(self, iterator: Iterator[Any]) -> Any:
+        """Read the next item; raise a sentence where a worker died."""
         try:
             return next(iterator, _END)
         except (RuntimeError, OSError, EOFError) as error:
-            # whatever it was that torch saw of it, and perhaps before it was gone
+            # torch may report a dead worker by any error, and before the worker is gone
             workers = getattr(iterator, "_workers", ())
             if not any(worker.join(0.5) or worker.exitcode for worker in workers):
                 raise
@@ -182,6 +183,7 @@ class Pass:
             ) from error
 
     def _begin(self) -> Iterator[Any]:
+        """Seed the loader's generators and begin to iterate over it."""
         loader = self._reader.loader
         for owner in (loader, *_samplers(loader)):
             generator = getattr(owner, "generator", None)
@@ -194,7 +196,7 @@ class Pass:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """The loader sees global random states of its own, and leaves the caller's as they were."""
+        """Give the loader global random states of its own, and restore the caller's afterwards."""
         outside = _random_states()
         try:
             if self._random is None:
@@ -208,12 +210,12 @@ class Pass:
 
 
 def row_bytes(rows: Tensor) -> Any:
-    """The bytes (n, ...) of contiguous rows (n, D), of any dtype."""
+    """Return the bytes (n, ...) of contiguous rows (n, D), of any dtype."""
     return rows.view(torch.uint8).numpy()
 
 
 def _keys(rows: Tensor) -> Tensor:
-    """A number (n,) of each row's bits; other rows seldom have the same."""
+    """Hash each row's bits to a number, (n,); different rows seldom have the same."""
     words = rows.view(_WORDS[rows.element_size()])
     chance = torch.Generator().manual_seed(0)
     weights = torch.randint(2**62, (rows.shape[1],), generator=chance) * 2 + 1
@@ -230,7 +232,7 @@ def _samplers(loader: DataLoader[Any]) -> list[Any]:
     return [s for s in (loader.sampler, loader.batch_sampler, inner) if s is not None]
 
 
-# NPY002: datasets draw from NumPy's global state, whatever is advised
+# NPY002: datasets do draw from NumPy's global state
 def _random_states() -> tuple[Any, ...]:
     return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
 

@@ -1,4 +1,4 @@
-"""The losses that are trained on, the scale of each, and how two states are compared by them."""
+"""This module computes the losses of training and their scales, and compares networks by them."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ozaki.scores.learned import objectives, objectives_high_order
 from ozaki.scores.learned.preconditioned import BLOCK, Outputs, ScoreNetwork
 
 LEAST_SQUARES = ("residual", "d2sm")
-LIKELIHOODS = ("likelihood", "margins")  # of a positive definite C
+LIKELIHOODS = ("likelihood", "margins")  # these need a positive definite C
 TERMS = (*LEAST_SQUARES, "ocm", *LIKELIHOODS)
 KNOTS = 8  # noise levels at which a conditional network is judged
 
@@ -36,7 +36,7 @@ class LossPlan(NamedTuple):
 
     @property
     def judge(self) -> str:
-        """The loss by which s2 is compared."""
+        """The name of the loss by which s2 is compared."""
         return next((name for name, _ in self.terms if name in LIKELIHOODS), "residual")
 
     @property
@@ -50,7 +50,7 @@ class LossPlan(NamedTuple):
 class NoisyBatch:
     """Clean points and the noise that one optimiser step adds to them.
 
-    It is no collection, since wrappers of modules convert the tensors in those to their precision.
+    It is no tuple, since wrappers of modules convert the tensors in collections to their precision.
 
     Args:
         x: clean points, (n, D).
@@ -76,7 +76,7 @@ class Losses(nn.Module):
         super().__init__()
         self.net = net
         self.plan = plan
-        self._reference = (reference,)  # in a tuple: it is not to be trained, or wrapped
+        self._reference = (reference,)  # in a tuple, so that it is neither trained nor wrapped
 
     def forward(self, batch: NoisyBatch) -> list[Tensor]:
         """One loss a sample, (n,), for each of `plan.names`."""
@@ -87,6 +87,7 @@ class Losses(nn.Module):
     def _losses(
         self, x: Tensor, z: Tensor, probe: Tensor | None, sigma: float | Tensor
     ) -> list[Tensor]:
+        """Compute the losses of the plan, each (n,)."""
         plan, net = self.plan, self.net
         if plan.antithetic:
             points, noise = objectives.pair(x, z, sigma)
@@ -101,7 +102,7 @@ class Losses(nn.Module):
         for name, _ in plan.terms:
             if name == "ocm":
                 assert probe is not None
-                # at one point of the pair: its noise is small, and its derivative costs most
+                # at one point of the pair only: its noise is small, and its derivative costs most
                 first = partial(self._reference[0].first, sigma=sigma)
                 product = objectives.jacobian_product(first, points[0], probe)
                 losses.append(objectives.ocm_of(out.s2[0], product, probe))
@@ -126,7 +127,7 @@ class Losses(nn.Module):
         return any(name == "d2sm" for name, _ in self.plan.terms)
 
     def _reduces(self, sigma: float | Tensor) -> bool:
-        """Whether any point has its control variate."""
+        """Say whether any point has a σ at which the control variate is used."""
         if not self.plan.antithetic:
             return False
         lowest = float(sigma.min()) if isinstance(sigma, Tensor) else sigma
@@ -195,7 +196,7 @@ def scaled(
 
 
 class HeldOut(NamedTuple):
-    """Held-out losses by head, one a pair, the sizes of what they estimate, and the calibration."""
+    """Held-out losses by head, one a pair; the sizes of s1 and s2; and the calibration."""
 
     losses: tuple[Tensor, ...]
     sizes: LossScales
@@ -208,7 +209,7 @@ class HeldOut(NamedTuple):
         return tuple(float(loss.mean()) for loss in self.losses)
 
     def change(self, other: "HeldOut", weights: tuple[float, ...]) -> tuple[float, float]:
-        """How much higher the weighted loss is than another's, and the standard error of that."""
+        """Return how much higher the weighted loss is than another's, and its standard error."""
         parts = zip(weights, self.losses, other.losses, self.scale.unbind(-1), strict=False)
         change = torch.stack([w * (mine - its) / size for w, mine, its, size in parts]).sum(0)
         return float(change.mean()), float(change.std() / len(change) ** 0.5)
@@ -218,7 +219,7 @@ class HeldOut(NamedTuple):
 def held_out(
     net: ScoreNetwork, plan: LossPlan, x: Tensor, z: Tensor, sigma: float | Tensor
 ) -> HeldOut:
-    """DSM, and where s2 is trained its loss, of `net` at x with noise z, both (n, D).
+    """Compute DSM, and the loss of s2 if it is trained, of `net` at x with noise z, both (n, D).
 
     That is a likelihood where s2 was trained on one, which needs a positive definite C; else the
     residual loss, which ranks every estimate, whatever it was trained on. It is taken over the pair
@@ -233,7 +234,7 @@ def held_out(
     ]
     losses, squares, calibration = zip(*parts, strict=True)
     ratio = math.nan
-    if second:  # of means over pairs, which a few tiny C do not rule
+    if second:  # a ratio of means over pairs, which a few tiny C do not dominate
         r2, c = (torch.stack(sums).sum(0) for sums in zip(*calibration, strict=True))
         ratio = float((r2 / c).mean())
     sizes = _sizes(torch.cat(squares), sigma)
@@ -245,7 +246,7 @@ def held_out(
 
 
 def _blocks(values: float | Tensor, x: Tensor) -> Sequence[float | Tensor]:
-    """Rows of `values`, of which there are as many as of `x`, or the number for each block."""
+    """Yield the rows of `values` for each block of `x`, or the number itself for each block."""
     rows = max(KNOTS, BLOCK // x.shape[1])
     if isinstance(values, Tensor):
         return values.split(rows)
@@ -255,7 +256,7 @@ def _blocks(values: float | Tensor, x: Tensor) -> Sequence[float | Tensor]:
 def _judged(
     net: ScoreNetwork, judge: LossPlan, x: Tensor, z: Tensor, sigma: float | Tensor
 ) -> tuple[list[Tensor], Tensor, tuple[Tensor, ...]]:
-    """Of a block the losses, ½‖s1‖² and ‖s2‖², and the sums of r² and diag C by dimension."""
+    """Compute a block's losses, ½‖s1‖² and ‖s2‖², and the sums of r² and diag C by dimension."""
     losses = Losses(net, judge, net)(NoisyBatch(x, z, None, sigma))
     out: Outputs = net(x + sigma * z, sigma, (True, bool(judge.terms)))
     squares = [0.5 * out.s1.square().sum(-1)]
@@ -268,6 +269,7 @@ def _judged(
 
 
 def _sizes(squares: Tensor, sigma: float | Tensor) -> LossScales:
+    """Average squares at each noise level to the scales of the losses."""
     floor = torch.finfo(squares.dtype).tiny
     if not isinstance(sigma, Tensor):
         return LossScales(

@@ -1,4 +1,4 @@
-"""Residual MLPs: ozaki's own networks for points that are vectors."""
+"""Residual MLPs are ozaki's own networks for points that are vectors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ class ResidualMLP(nn.Module):
     ):
         super().__init__()
         self.stem = nn.Linear(dim, width)
-        self.noise: nn.Module | None = None  # a fixed σ has nothing to say that a bias does not
+        self.noise: nn.Module | None = None  # a fixed σ tells a network no more than a bias does
         if conditional:
             self.noise = nn.Sequential(Fourier(width), nn.Linear(width, width))
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
@@ -45,7 +45,7 @@ class ResidualMLP(nn.Module):
         nn.init.normal_(self.stem.bias, std=STEM_GAIN)
 
     def features(self, u: Float[Tensor, "n *event"], noise: Float[Tensor, " n"] | None) -> Tensor:
-        """What the heads read, (n, width)."""
+        """Return the features that the heads read, (n, width)."""
         h = self.stem(u.flatten(1))
         if self.noise is not None:
             assert noise is not None
@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, h: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
-        """Of the shape of `h`."""
+        """Return a tensor of the shape of `h`."""
         gate, value = self.inner(silu(h)).chunk(2, -1)
         return h + self.outer(silu(gate) * value)
 
@@ -94,7 +94,7 @@ class Head(nn.Module):
             nn.init.normal_(self.factor.bias, std=FACTOR_GAIN / rank**0.5)
 
     def forward(self, h: Float[Tensor, "n width"], shape: torch.Size) -> tuple[Tensor, ...]:
-        """A tensor of `shape`, and with a rank one of (*shape, rank)."""
+        """Return a tensor of `shape`, and with a rank also one of (*shape, rank)."""
         h = silu(h)
         values = self.values(h).reshape(shape)
         return (values, self.factor(h).reshape(*shape, self.rank)) if self.rank else (values,)
@@ -112,7 +112,7 @@ class Fourier(nn.Module):
         self.width = width
 
     def forward(self, noise: Float[Tensor, "n 1"]) -> Float[Tensor, "n width"]:
-        """(n, width)."""
+        """Return the embedding, (n, width)."""
         angles = noise * self.frequencies
         return torch.cat((angles.cos(), angles.sin()), -1)[:, : self.width]
 
@@ -156,7 +156,7 @@ class Trunks(nn.Module):
         self.traits = Traits(
             knows_orders=True,
             separates_orders=True,
-            # a low rank's columns are learned sooner from nothing
+            # a low rank's columns are learned sooner from random weights
             inherits_features=not shared and not rank,
             reads_noise=conditional,
             lightweight=True,

@@ -1,4 +1,4 @@
-"""Objectives: what a network is trained on, as pure functions of score, data and noise.
+"""Objectives are the losses of training, as pure functions of score, data and noise.
 
 Each takes clean points x, standard normal noise z and the noise's standard deviation σ, and
 returns one loss a sample. A first-order score is a callable x̃ → s1; a second-order one is
@@ -256,7 +256,7 @@ def calibration(
     return ((z + sigma * s1).square() / torch.where(c.abs() < least, least, c)).mean(0)
 
 
-# The same formulas of outputs that are already there, so that one evaluation serves many losses.
+# The same formulas for outputs that are already computed, so that one evaluation serves many.
 
 
 def pair(x: Tensor, z: Tensor, sigma: Sigma) -> tuple[Tensor, Tensor]:
@@ -274,7 +274,7 @@ def second_order(
     family: Family, s1: Tensor, s2: SymmetricOperator, z: Tensor, sigma: Sigma
 ) -> Tensor:
     """‖e‖² − 2⟨e, t⟩ at x̃ = x + σz: the squared error but for ‖t‖²."""
-    if family == "residual":  # detached, else s1 would be pulled to where the target is easy
+    if family == "residual":  # detached, since s1 would otherwise move to where the target is easy
         return s2.frobenius_squared() - 2 * _inner(s2, z / sigma + s1.detach(), sigma)
     # one pass over a factor for both
     own, noise = s2.quadratics(torch.stack((s1, z / sigma), -1)).unbind(-1)
@@ -325,7 +325,7 @@ def _inner(s2: SymmetricOperator, rho: Tensor, sigma: Sigma) -> Tensor:
 
 
 def _trace(s2: SymmetricOperator, sigma: Sigma) -> Tensor:
-    """⟨S, I/σ²⟩; σ may vary from entry to entry."""
+    """⟨S, I/σ²⟩, where σ may vary from entry to entry."""
     return (s2.diagonal() / sigma**2).sum(-1)
 
 
@@ -341,6 +341,7 @@ def _outer(s2: SymmetricOperator, s1: Tensor, v: Tensor) -> Tensor:
 
 
 def _plain(family: Family, score: SecondOrder, x: Tensor, z: Tensor, sigma: Sigma) -> Tensor:
+    """The second-order loss with its constant term, ‖e − t‖² at x̃ = x + σz."""
     s1, s2 = score(x + sigma * z)
     rho = z / sigma + s1.detach() if family == "residual" else z / sigma
     units = torch.ones_like(z) / sigma**2

@@ -1,4 +1,4 @@
-"""Objectives of any order: raw moments, and targets that forgive errors of lower orders.
+"""These objectives are of any order: raw moments, and targets that forgive errors of lower orders.
 
 As in `objectives`, each takes clean points x, standard normal noise z and its standard deviation
 σ, and returns one loss a sample. The scores are a callable x̃ → (s1, …, sn), whose length is the
@@ -112,7 +112,7 @@ def orthogonal(
     return loss + orthogonal_control(clean[0], z, sigma, clean[1][-1])
 
 
-# The same formulas of outputs that are already there, so that one evaluation serves many losses.
+# The same formulas for outputs that are already computed, so that one evaluation serves many.
 
 
 def orthogonal_loss(
@@ -197,6 +197,7 @@ def _target(outputs: Sequence[Tensor], z: Tensor, sigma: Sigma) -> Tensor:
 
 
 def _check(outputs: Sequence[Tensor], z: Tensor) -> None:
+    """Raise ValueError unless there are 2 to 4 scores of the shape of z."""
     if len(outputs) not in (2, 3, 4):
         raise ValueError(
             f"outputs must be (s1, …, sn) of order n = 2, 3 or 4, but had {len(outputs)} scores; "

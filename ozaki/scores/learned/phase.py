@@ -1,10 +1,10 @@
-"""The training loop: one phase of optimisation, whose whole state can be saved.
+"""`TrainingPhase` runs one phase of optimisation, and its whole state can be saved.
 
 A phase trains s1, s2 or both on one plan of losses. `TrainingPhase.tensors` and
-`TrainingPhase.state` hold everything that the next step depends on, so that a run which was stopped
-anywhere goes on bit for bit. Every process of a data-parallel run draws the same random numbers for
-the whole batch and keeps its share of the rows. The number of processes therefore changes nothing
-but rounding.
+`TrainingPhase.state` hold everything that the next step depends on, so that a stopped training
+resumes bit for bit. Every process of a data-parallel training draws the same random numbers for the
+whole batch and keeps its share of the rows. The number of processes therefore changes nothing but
+rounding.
 """
 
 import copy
@@ -31,13 +31,13 @@ from ozaki.scores.learned.preconditioned import ScoreNetwork
 
 EVALUATE_EVERY = 100  # steps
 WARM_UP = 100  # steps
-HELD_OUT_PAIRS = 8192  # at most
-HELD_OUT_BATCHES = 8  # at most, of a trunk that is not lightweight: a tenth of the time
-CLIP = 5.0  # on losses scaled to order one: it catches outliers only
+HELD_OUT_PAIRS = 8192  # most pairs
+HELD_OUT_BATCHES = 8  # most batches for a trunk that is not lightweight: a tenth of the time
+CLIP = 5.0  # norm of the gradient of losses scaled to order one: it catches outliers only
 
 
 def held_out_pairs(net: ScoreNetwork, batch_size: int) -> int:
-    """How many noisy pairs the held-out losses are taken from, a multiple of KNOTS."""
+    """Return how many noisy pairs the held-out losses are taken from, a multiple of KNOTS."""
     affordable = HELD_OUT_BATCHES * batch_size
     if net.trunk.traits.lightweight:
         affordable = HELD_OUT_PAIRS
@@ -45,7 +45,7 @@ def held_out_pairs(net: ScoreNetwork, batch_size: int) -> int:
 
 
 class OptimiserSchedule(NamedTuple):
-    """How the weights are optimised in one phase; `DSMTrainer` explains each field."""
+    """The settings of one phase's optimiser; `DSMTrainer` explains each field."""
 
     max_steps: int
     batch_size: int
@@ -168,7 +168,7 @@ class TrainingPhase:
         return named
 
     def state(self) -> dict[str, Any]:
-        """The rest of the state, as JSON would have it."""
+        """The rest of the state, in the types of JSON."""
         return {
             "step": self.step,
             "kept_step": self.kept_step,
@@ -180,7 +180,7 @@ class TrainingPhase:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go on from what `tensors` and `state` gave."""
+        """Resume from what `tensors` and `state` gave."""
         device = self.fabric.device
 
         def part(group: str) -> dict[str, Tensor]:
@@ -222,7 +222,7 @@ class TrainingPhase:
             torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
     def _advance(self) -> list[Tensor]:
-        """One optimiser step; the mean of each loss over this process's share."""
+        """Take one optimiser step; return the mean of each loss over this process's share."""
         x = self.batches.next()
         batch = self._noisy(x)
         for group in self._adam.param_groups:
@@ -250,7 +250,7 @@ class TrainingPhase:
         return [loss.detach().mean() for loss in losses]
 
     def _noisy(self, x: Tensor) -> NoisyBatch:
-        """This process's share of the batch, with noise, probe and σ."""
+        """Return this process's share of the batch, with noise, probe and σ."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
         n = self.schedule.batch_size
         z = torch.randn(n, x.shape[1], generator=self.generator, dtype=x.dtype)
@@ -268,19 +268,21 @@ class TrainingPhase:
         return NoisyBatch(x, z[rank::world].to(x.device), probe, sigma)
 
     def _columns(self, sizes: Tensor) -> Tensor:
-        """Scales as columns for s1 and s2, whichever of them are trained."""
+        """Return scales as columns for s1 and s2, whichever of them are trained."""
         return sizes if self.plan.first else torch.cat((sizes, sizes), -1)
 
     def _judge(self) -> HeldOut:
+        """Compute the held-out losses of the averaged weights."""
         plan = self.plan
         found = held_out(self.average, plan, self._held, self._held_noise, self._held_sigma)
         if plan.first:
             return found
-        # s1 stands still: s2 alone is compared
+        # s1 is fixed, so only s2 is compared
         sizes = found.sizes._replace(log_size=found.sizes.log_size[:, 1:])
         return found._replace(losses=found.losses[1:], sizes=sizes, scale=found.scale[:, 1:])
 
     def _evaluate(self) -> None:
+        """Judge the averaged weights, keep them if they are the best, or end the phase."""
         self.now = self._judge()
         values = (*self.now.means, *self.now.sizes.log_size.flatten().tolist())
         if not all(math.isfinite(value) for value in values):
@@ -294,14 +296,15 @@ class TrainingPhase:
         change, error = self.fabric.broadcast((change, error))
         if change < 0:
             self._lowest = self.now
-        # of those that cannot be told from the lowest the latest is best: the learning rate falls
-        # and the average lengthens
+        # among those that cannot be told from the lowest, the latest is best: the learning rate
+        # falls and the average lengthens
         if change <= 2 * error:
             self.kept, self.kept_step = copy.deepcopy(self.average.state_dict()), self.step
         elif self.step - self.kept_step >= self.schedule.patience * EVALUATE_EVERY:
             self.finished = True
 
     def _figures(self, losses: list[Tensor]) -> dict[str, float]:
+        """Name the losses and figures that are logged."""
         names = ["dsm"] * self.plan.first + [
             self.plan.judge.replace("residual", "residual_vr")
         ] * bool(self.plan.terms)
@@ -314,7 +317,7 @@ class TrainingPhase:
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise drawn on the CPU: the same numbers whatever the device."""
+    """Draw noise on the CPU: the same numbers whatever the device."""
     z = torch.randn(like.shape, generator=generator, dtype=like.dtype)
     return z.to(like.device)
 

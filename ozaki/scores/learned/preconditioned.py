@@ -1,4 +1,4 @@
-"""Preconditioning: how the outputs of any network become the scores of p_σ.
+"""`ScoreNetwork` turns the outputs of any network into the scores of p_σ: preconditioning.
 
 The network inside is called the trunk. It is any `nn.Module` that is called as
 ``network(u, noise)``. Its arguments are the points u, (n, *event_shape), divided by √(σ² + σ_d²) so
@@ -23,11 +23,11 @@ from ozaki.linalg import Diagonal, LowRank, SymmetricOperator
 from ozaki.scores.learned.baseline import Baseline
 from ozaki.scores.learned.trunk import Trunk, as_trunk
 
-BLOCK = 2**19  # entries that a network of images or of the user's own sees at once, ungraded
+BLOCK = 2**19  # most entries at once without a gradient, for images or a user's network
 
 
 class Heads(NamedTuple):
-    """Which scores a network estimates, and in what form.
+    """The heads of a network: which scores it estimates, and in what form.
 
     Attributes:
         order: of the highest score, 1 to 4; orders 3 and 4 are diagonals.
@@ -91,7 +91,7 @@ class ScoreNetwork(nn.Module):
         baseline: the normal at which F, G, B = 0, where it is not the isotropic one.
     """
 
-    mixed: torch.dtype | None = None  # the dtype of the trunk's products, while training so
+    mixed: torch.dtype | None = None  # the dtype of products in mixed training
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class ScoreNetwork(nn.Module):
     ):
         super().__init__()
         self.network = network
-        self._trunk = (as_trunk(network),)  # in a tuple: a module is not to be registered twice
+        self._trunk = (as_trunk(network),)  # in a tuple, so as not to be registered twice
         self.baseline = baseline
         self.event_shape = torch.Size(event_shape)
         self.sigma = sigma
@@ -118,7 +118,7 @@ class ScoreNetwork(nn.Module):
 
     @property
     def trunk(self) -> Trunk:
-        """The network, as what can be asked about itself."""
+        """The network as a `Trunk`, which tells its traits."""
         return self._trunk[0]
 
     @property
@@ -142,7 +142,7 @@ class ScoreNetwork(nn.Module):
 
     @torch.no_grad()
     def depart_from(self, baseline: Baseline) -> None:
-        """Begin at another normal: low-rank columns that it has need no noise to grow from."""
+        """Begin at another normal; low-rank columns that it has need no noise to grow from."""
         self.baseline = baseline
         if self.weights is not None:
             self.weights.copy_(baseline.signs)
@@ -227,7 +227,7 @@ class ScoreNetwork(nn.Module):
         ]
 
     def _in_blocks(self, points: Tensor, noise: Tensor | None, orders: tuple[bool, bool]) -> Any:
-        """What the trunk returns, some points at a time: its layers are many times as large."""
+        """Call the trunk on some points at a time: its layers are many times as large."""
         rows = max(1, BLOCK // self.event_shape.numel())
         assert noise is not None
         found = [
@@ -254,7 +254,7 @@ class ScoreNetwork(nn.Module):
         was_training = self.network.training
         try:
             with torch.no_grad():
-                # in eval mode, so that the check leaves no trace in running averages
+                # in eval mode, so that the check does not change running averages
                 outputs: Any = self.network.eval()(u, noise)
         except Exception as error:
             raise ValueError(f"network must accept {call}, but {name} raised: {error}") from error

@@ -1,7 +1,7 @@
-"""The settings of a trainer, checked as they are given.
+"""`TrainerSettings` holds and checks the settings of a trainer.
 
-`TrainerSettings` holds everything that bears on the estimator apart from the data and the seed. A
-checkpoint keeps it as a whole, so that a run is only taken up again with the same settings.
+They are everything that bears on the estimator apart from the data and the seed. A checkpoint keeps
+them as a whole, so that a training is only resumed with the same settings.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from ozaki.scores.learned.unet import PRESETS
 
 
 class Usual(NamedTuple):
-    """What a kind of network is trained with unless told otherwise.
+    """The default settings for training a kind of network.
 
     Attributes:
         rate: the learning rate.
@@ -48,7 +48,7 @@ AUTO = "residual+ocm"
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Everything that bears on the estimator that a trainer makes, but the data and the seed.
+    """Everything that bears on a trainer's estimator, except the data and the seed.
 
     `checked` makes valid ones. `dataclasses.asdict` gives what a checkpoint keeps.
 
@@ -84,7 +84,7 @@ class TrainerSettings:
 
     @classmethod
     def checked(cls, **given: Any) -> "TrainerSettings":
-        """The settings that arguments of `DSMTrainer`, all of them by name, stand for.
+        """Check the arguments of `DSMTrainer`, all given by name, and return their settings.
 
         None and "auto" are replaced by what they mean where that does not depend on the data.
 
@@ -100,7 +100,7 @@ class TrainerSettings:
 
     @property
     def schedule(self) -> OptimiserSchedule:
-        """How each phase is optimised."""
+        """The settings of each phase's optimiser."""
         return OptimiserSchedule(
             self.max_steps,
             self.batch_size,
@@ -117,12 +117,12 @@ class TrainerSettings:
 
     @property
     def mixed(self) -> torch.dtype | None:
-        """The dtype of the trunk's products while it is trained, where that is another one."""
+        """The dtype of the trunk's products in training, where it differs from `dtype`."""
         return MIXED.get(self.precision)
 
 
 def _score(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is learned."""
+    """Check the arguments that say what is learned."""
     sigma = _noise(given["sigma"])
     curvature = validation.choice("curvature", given["curvature"], ("diagonal", "low_rank", None))
     terms = _losses(given["objective"], curvature)
@@ -150,7 +150,7 @@ def _score(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What it is learned by, and how orders share it."""
+    """Check the arguments that say which network learns, and how orders share it."""
     network: Any = given["network"]
     module = isinstance(network, nn.Module)
     joint = module if given["joint"] is None else validation.flag("joint", given["joint"])
@@ -180,7 +180,7 @@ def _network(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _optimiser(given: Mapping[str, Any]) -> dict[str, Any]:
-    """How it is learned; what the network's kind decides is filled in."""
+    """Check the arguments of the optimiser, and fill in the defaults of the network's kind."""
     usual = U_NET if isinstance(given["network"], str) else MLP
     rate, weight = given["learning_rate"], given["curvature_weight"]
     return {
@@ -200,7 +200,7 @@ def _optimiser(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fraction(name: str, value: Any) -> float:
-    """A number between 0 and 1."""
+    """Check a number between 0 and 1."""
     number = validation.positive(name, value)
     if number >= 1:
         raise ValueError(f"{name} must lie between 0 and 1, but was {value!r}")
@@ -208,7 +208,7 @@ def _fraction(name: str, value: Any) -> float:
 
 
 def _noise(sigma: Any) -> float | str | tuple[float, float]:
-    """A level of noise, a (low, high) range of it, or "auto"."""
+    """Check a level of noise, a (low, high) range of it, or "auto"."""
     if isinstance(sigma, str):
         return validation.choice("sigma", sigma, ("auto",))
     if not isinstance(sigma, (tuple, list)):
@@ -225,7 +225,7 @@ def _noise(sigma: Any) -> float | str | tuple[float, float]:
 
 
 def _losses(objective: Any, curvature: str | None) -> dict[str, float]:
-    """The second-order losses and their weights."""
+    """Check the second-order losses and their weights."""
     if isinstance(objective, Mapping):
         if not objective:
             raise ValueError("objective must name at least one loss, but was empty")
@@ -244,7 +244,7 @@ def _losses(objective: Any, curvature: str | None) -> dict[str, float]:
 
 
 def _low_rank(rank: Any, curvature: str | None) -> int | None:
-    """The rank of the low-rank part, None for the default."""
+    """Check the rank of the low-rank part; None stands for the default."""
     if rank is None:
         return None
     if curvature != "low_rank":
@@ -256,7 +256,7 @@ def _low_rank(rank: Any, curvature: str | None) -> int | None:
 
 
 def _highest(order: Any, terms: Mapping[str, float], curvature: str | None) -> int:
-    """The order of the highest score."""
+    """Check the order of the highest score."""
     validation.choice("order", order, (2, 3, 4))
     if order > 2 and (not terms or curvature != "diagonal"):
         raise ValueError(

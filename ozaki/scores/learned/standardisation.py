@@ -1,4 +1,4 @@
-"""Checking the data, and putting them into units of their own spread."""
+"""These functions check the data, and put them into units of their own spread."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ozaki.foundation import validation
 
-FEW = 50  # rows that a warning is given below
-LARGEST = 1e18  # spread whose square float32 holds, and the inverse of the smallest
-FAR = 1e6  # times as large as all others is no measurement
-RESOLUTION = 1e-2  # of a standard deviation, which the dtype must tell apart
+FEW = 50  # a warning is given for fewer rows
+LARGEST = 1e18  # largest spread whose square float32 holds, and the inverse of the smallest
+FAR = 1e6  # an entry so many times as large as all others is no measurement
+RESOLUTION = 1e-2  # share of a standard deviation that the dtype must resolve
 
 
 class Standardisation(NamedTuple):
@@ -32,14 +32,14 @@ class Standardisation(NamedTuple):
         return ((x.double() - self.mean) / self.scale).to(dtype)
 
     def to(self, device: torch.device | str) -> "Standardisation":
-        """The same on another device."""
+        """Return the same standardisation on another device."""
         return Standardisation(self.kind, self.mean.to(device), self.scale.to(device))
 
 
 def standardisation(
     rows: Tensor, kind: str | None, dtype: torch.dtype | None = None
 ) -> tuple[Standardisation, float, float]:
-    """How u is made from rows (N, D), and the centre and the spread that are left in u.
+    """Find how u is made from rows (N, D), and the centre and the spread that are left in u.
 
     Args:
         rows: in the dtype in which they came: it says how finely they are known.
@@ -70,9 +70,10 @@ def standardisation(
 
 
 def _check_varied(own: torch.dtype, kind: str | None, mean: Tensor, constant: Tensor) -> None:
+    """Raise ValueError for columns, or data, that are constant."""
     if not bool(constant.any()):
         return
-    # what float32 rounds to one value cannot be told from what is one
+    # values that float32 rounds to one look constant
     rounded = own != torch.float64 and bool((mean[constant] != 0).any())
     hint = f"; if they should vary, subtract an offset before converting them to {own}"
     if kind == "columns":
@@ -89,6 +90,7 @@ def _check_varied(own: torch.dtype, kind: str | None, mean: Tensor, constant: Te
 
 
 def _check_size(kind: str | None, scale: Tensor, x: Tensor) -> None:
+    """Raise ValueError for a spread too large or too small for scores."""
     wrong = ~((scale >= 1 / LARGEST) & (scale <= LARGEST))
     if not bool(wrong.any()):
         return
@@ -115,7 +117,7 @@ def _check_size(kind: str | None, scale: Tensor, x: Tensor) -> None:
 
 
 def resolution(dtype: torch.dtype, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """How far apart numbers of a dtype are near `mean`, and where that is too far for `scale`."""
+    """Return the spacing of a dtype's numbers near `mean`, and where it is too wide for `scale`."""
     step = torch.finfo(dtype).eps * mean.abs()
     return step, step > RESOLUTION * scale
 
@@ -123,6 +125,7 @@ def resolution(dtype: torch.dtype, mean: Tensor, scale: Tensor) -> tuple[Tensor,
 def _check_resolved(
     own: torch.dtype, coarse: torch.dtype, kind: str | None, mean: Tensor, scale: Tensor
 ) -> None:
+    """Raise ValueError where a dtype is too coarse for the spread about a large mean."""
     step, blurred = resolution(coarse, mean, scale)
     if not bool(blurred.any()):
         return
@@ -147,7 +150,7 @@ def _whose(kind: str | None, columns: Tensor) -> str:
 
 
 def collect(data: Any) -> Tensor:
-    """`data` as one finite tensor of at least two rows, (N, *event_shape).
+    """Return `data` as one finite tensor of at least two rows, (N, *event_shape).
 
     Args:
         data: a tensor, an array or a frame.
@@ -171,13 +174,13 @@ def collect(data: Any) -> Tensor:
         warnings.warn(
             f"data have {len(x)} rows only: a law learned from fewer than {FEW} is little more "
             "than those rows with noise",
-            stacklevel=4,  # whoever called fit
+            stacklevel=4,  # the caller of `fit`
         )
     return x.detach().cpu()
 
 
 def rows_of(name: str, data: Any, event_shape: torch.Size) -> Tensor:
-    """Finite data as (N, D), of half precision in float32."""
+    """Return finite data as (N, D), with half precision turned into float32."""
     x = validation.single(validation.floating(name, data))
     dim = event_shape.numel()
     if x.ndim < 2 or len(x) == 0 or x.shape[1:] not in (event_shape, torch.Size([dim])):

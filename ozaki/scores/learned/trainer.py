@@ -1,4 +1,4 @@
-"""DSMTrainer: from data to a ScoreEstimator."""
+"""`DSMTrainer` trains a `ScoreEstimator` on data."""
 
 import math
 import os
@@ -207,7 +207,7 @@ class DSMTrainer:
 def _figures(
     estimator: ScoreEstimator, held: Tensor, batch_size: int, generator: torch.Generator
 ) -> dict[str, Any]:
-    """Held-out figures, of a range of σ at five levels of it."""
+    """Compute held-out figures; for a range of σ, at five levels of it."""
     pairs = held_out_pairs(estimator.network, batch_size)
     held = held[:pairs]
     if not isinstance(estimator.sigma, tuple):

@@ -1,4 +1,4 @@
-"""One run of a training: its processes, its phases, its checkpoint and what it shows.
+"""`TrainingRun` carries out a training: its processes, phases, checkpoint and progress.
 
 This is the only file that imports Lightning Fabric.
 """
@@ -30,16 +30,16 @@ from ozaki.scores.learned.preconditioned import ScoreNetwork
 from ozaki.scores.learned.settings import REDUCE_BELOW, TrainerSettings
 from ozaki.scores.learned.standardisation import Standardisation
 
-# of the learning rate, for a diagonal's trunk that begins with the features of s1: at the whole of
-# it they are lost again (logistic mixture, 50-d: 27.7 after 500 steps, and 17.3 at an eighth;
-# constant 17.5). A low rank's many columns are learned sooner from nothing at the whole rate (stiff
+# share of the learning rate for a diagonal's trunk that begins with the features of s1. The whole
+# rate destroys them (logistic mixture, 50-d: 27.7 after 500 steps, and 17.3 at an eighth; constant
+# 17.5). A low rank's many columns are learned sooner from random weights at the whole rate (stiff
 # normal, 100-d, 2,500 steps: 0.58 against 1.67)
 WARM_RATE = 0.25
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a training is carried out, which does not bear on its result.
+    """The options of a training that do not bear on its result.
 
     `checked` makes valid ones.
 
@@ -59,7 +59,7 @@ class RunOptions:
 
     @classmethod
     def checked(cls, **given: Any) -> "RunOptions":
-        """The options that arguments of `DSMTrainer`, all of them by name, stand for.
+        """Check the arguments of `DSMTrainer`, all given by name, and return their options.
 
         Raises:
             ValueError: an argument out of range.
@@ -83,7 +83,7 @@ class TrainingRun:
     Args:
         settings: what is learned, and by what.
         options: how the run is carried out.
-        resume: whether a run that was stopped may be taken up again.
+        resume: whether a training that was stopped may be resumed.
 
     Raises:
         ValueError: `resume` without a checkpoint, or a batch that the processes cannot share.
@@ -217,7 +217,7 @@ class TrainingRun:
         return phase.average, phase.kept_step
 
     def _identity(self, network: ScoreNetwork, source: Source) -> dict[str, Any]:
-        """What must be equal for a run to be taken up again."""
+        """Return the settings that must be equal for a training to be resumed."""
         found = {**asdict(self.settings), "seed": self.seed, "data": source.fingerprint}
         frozen = [name for name, p in network.network.named_parameters() if not p.requires_grad]
         return {**found, "frozen": frozen} if frozen else found
@@ -225,7 +225,7 @@ class TrainingRun:
     def _after_step(
         self, bar: Any, index: int, identity: Mapping[str, Any], phase: TrainingPhase
     ) -> None:
-        """Move the bar, and write the state of phase `index` where it is time to."""
+        """Move the bar, and write the state of phase `index` when a checkpoint is due."""
         bar.update()
         due = phase.finished or phase.step % self.options.checkpoint_every == 0
         if self.options.checkpoint is None or not due:
@@ -243,7 +243,7 @@ class TrainingRun:
         bar.set_postfix(held_out=", ".join(f"{v:.4g}" for v in phase.now.means))
 
     def _read(self) -> "_Saved | None":
-        """The state in the checkpoint, if there is one."""
+        """Read the state in the checkpoint, if there is one."""
         folder = self.options.checkpoint
         found = None if folder is None else checkpoints.read(folder)
         if found is not None and not self.resume:
@@ -255,7 +255,7 @@ class TrainingRun:
 
 
 class _Saved(NamedTuple):
-    """What a checkpoint held."""
+    """The content of a checkpoint."""
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
@@ -265,7 +265,7 @@ class _Saved(NamedTuple):
 def plan_phases(
     settings: TrainerSettings, network: ScoreNetwork
 ) -> list[tuple[LossPlan, OptimiserSchedule]]:
-    """The losses of each phase, and how they are optimised."""
+    """Plan the losses of each phase, and the settings of its optimiser."""
     limit = {"auto": REDUCE_BELOW * network.spread, True: math.inf, False: 0.0}
     plan = LossPlan(
         tuple(settings.terms.items()),
@@ -288,10 +288,10 @@ def plan_phases(
 def _set_up(
     network: ScoreNetwork, plan: LossPlan, index: int, trainable: Sequence[tuple[Tensor, bool]]
 ) -> None:
-    """Let what phase `index` trains take gradients, and let it begin where it should.
+    """Let the parameters that phase `index` trains take gradients, and set their first values.
 
-    What a phase does not train takes none, since processes wait for each gradient. `trainable` says
-    of each parameter whether it may ever be trained.
+    The other parameters take none, since processes wait for each gradient. `trainable` says of each
+    parameter whether it may ever be trained.
     """
     traits = network.trunk.traits
     for parameter, wanted in trainable:
@@ -310,7 +310,7 @@ def _set_up(
 
 
 def _fabric(settings: TrainerSettings, options: RunOptions) -> Fabric:
-    """Lightning Fabric; under torchrun one process of many."""
+    """Launch Lightning Fabric; under torchrun as one process of many."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if settings.batch_size % world:
@@ -332,12 +332,12 @@ def _fabric(settings: TrainerSettings, options: RunOptions) -> Fabric:
 
 
 def _is_of_others(error: RuntimeError) -> bool:
-    """Whether it is what torch says when processes no longer hear one another."""
+    """Say whether an error is torch's for processes that no longer hear one another."""
     return type(error).__name__.startswith("Dist") or "gloo" in str(error)
 
 
 def _logger(logger: Any, folder: str | os.PathLike[str]) -> Any:
-    """A logger of Lightning Fabric, built where its name was given."""
+    """Return a logger of Lightning Fabric, built where its name was given."""
     if isinstance(logger, str):
         validation.choice("logger", logger, ("csv", "tensorboard"))
         kind = CSVLogger if logger == "csv" else TensorBoardLogger

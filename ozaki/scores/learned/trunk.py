@@ -1,4 +1,4 @@
-"""What ozaki asks of a trunk beyond calling it.
+"""`Trunk` is the protocol of a network inside a `ScoreNetwork`, beyond being called.
 
 A trunk is the network inside a `ScoreNetwork`; `preconditioned` says how it is called. ozaki's own
 trunks, `Trunks` and `UNet`, have the methods of the protocol `Trunk`. A user's own module needs
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Traits(NamedTuple):
-    """What is known of a trunk before it is called; the defaults are those of a user's module.
+    """The traits of a trunk that are known before a call; defaults are those of a user's module.
 
     Attributes:
         knows_orders: whether `Trunk.train_orders` tells the parameters of s1 from the others.
@@ -36,11 +36,11 @@ class Traits(NamedTuple):
 
 @runtime_checkable
 class Trunk(Protocol):
-    """What a trunk tells of itself, and what it can be asked to do."""
+    """A network that tells its traits, and can be prepared for phases of training."""
 
     @property
     def traits(self) -> Traits:
-        """What is known of it before it is called."""
+        """The traits that are known before a call."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class Trunk(Protocol):
         ...
 
     def outputs(self, u: Tensor, noise: Tensor | None, orders: tuple[bool, bool]) -> Any:
-        """What the trunk returns; outputs of an order that is not asked for may be None."""
+        """Return the trunk's outputs; those of an order that is not asked for may be None."""
         ...
 
     def train_orders(self, first: bool, rest: bool) -> None:
@@ -66,7 +66,7 @@ class Trunk(Protocol):
 
 
 class OwnModule:
-    """A user's module as a trunk, of which nothing is known but how it is called."""
+    """A user's module as a trunk; only how to call it is known."""
 
     traits = Traits()
     architecture = None
@@ -75,7 +75,7 @@ class OwnModule:
         self._module = module
 
     def outputs(self, u: Tensor, noise: Tensor | None, orders: tuple[bool, bool]) -> Any:
-        """What the module returns, of all orders."""
+        """Return the module's outputs, of all orders."""
         return self._module(u, noise)
 
     def train_orders(self, first: bool, rest: bool) -> None:
@@ -85,10 +85,10 @@ class OwnModule:
         """Leave the module as it is."""
 
     def factor_biases(self) -> Sequence[Tensor]:
-        """None are known."""
+        """Return an empty tuple, since no biases are known."""
         return ()
 
 
 def as_trunk(network: nn.Module) -> Trunk:
-    """The network itself if it is a `Trunk`, else what answers for it."""
+    """Return the network itself if it is a `Trunk`, else an `OwnModule` around it."""
     return network if isinstance(network, Trunk) else OwnModule(network)

@@ -1,4 +1,4 @@
-"""A U-Net for images, on `UNet2DModel`.
+"""`UNet` is a U-Net for images, built on `UNet2DModel`.
 
 Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 2015, with residual blocks as Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models",
@@ -20,7 +20,7 @@ from ozaki.scores.learned.trunk import Traits
 diffusers = lazy("diffusers")
 
 GROUPS = 8
-WIDER = 4  # than the trunk's last features, the heads of s2 and above
+WIDER = 4  # how many times as wide as the trunk's last features the heads of s2 and above are
 TURN = 30.0  # radians of the embedding's highest frequency for a unit of ln σ / 4
 
 
@@ -103,9 +103,9 @@ class UNet(nn.Module):
         self.channels, self.rank = channels, rank
         self.patch = chosen.patch
         self.multiple = self.patch * 2 ** (levels - 1)
-        inside = channels * self.patch**2  # of a square of pixels
+        inside = channels * self.patch**2  # the entries of a square of pixels
         self.trunk = model(
-            in_channels=inside + 2,  # and where they are
+            in_channels=inside + 2,  # and their places
             out_channels=width,
             block_out_channels=tuple(width * w for w in chosen.widths),
             layers_per_block=chosen.layers,
@@ -188,19 +188,19 @@ class UNet(nn.Module):
 
 
 def _silence(layer: nn.Module) -> None:
-    """Let a layer begin with outputs of zero."""
+    """Set a layer's weights so that its outputs begin at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 def _places(like: Tensor) -> Tensor:
-    """Row and column of each place, from −1 to 1, (n, 2, H, W): digits stand in the middle."""
+    """Return row and column of each place, from −1 to 1, (n, 2, H, W)."""
     ends = [torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in like.shape[2:]]
     return torch.stack(torch.meshgrid(*ends, indexing="ij")).expand(len(like), -1, -1, -1)
 
 
 def channels_of(event_shape: torch.Size) -> int:
-    """C of images of shape (C, H, W) or (H, W).
+    """Return C for images of shape (C, H, W) or (H, W).
 
     Raises:
         ValueError: points of another shape.

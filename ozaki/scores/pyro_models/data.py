@@ -78,6 +78,7 @@ class _Observing(Messenger):
     """A Pyro handler that makes tensors of the values given to `obs=`."""
 
     def _pyro_sample(self, msg: Mapping[str, Any]) -> None:
+        """Replace an observed value by a tensor that the site's law takes."""
         value = msg["value"]
         if not msg["is_observed"] or value is None:
             return

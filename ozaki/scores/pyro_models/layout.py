@@ -11,7 +11,7 @@ from ozaki.foundation.shapes import Float
 
 
 class Sites:
-    """Where each site's tensor lies in a flat point, in sorted order of the names.
+    """The layout of a flat point: where each site's tensor lies, in sorted order of the names.
 
     Args:
         shapes: site → unconstrained shape of one point.

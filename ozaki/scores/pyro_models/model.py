@@ -332,6 +332,7 @@ class PyroModelScore(Score):
     def _batched(
         self, f: Callable[[Tensor], dict[str, Tensor]], points: Tensor
     ) -> dict[str, Tensor] | None:
+        """Evaluate `f` by vmap; return None where that fails or differs from one evaluation."""
         if self.enumerated or not self._vectorize:
             return None
         try:
@@ -479,6 +480,7 @@ def unconstrain(
 def _rebuild(
     model: Any, args: Any, kwargs: Any, transforms: Any, initial: Any, strategy: Any, vectorize: Any
 ) -> PyroModelScore:
+    """Build a score anew, as `pickle` and `copy` ask."""
     return PyroModelScore(
         model,
         args,
