@@ -7,7 +7,6 @@ from ozaki.diagnostics.arviz_data import (
     inference_data,
     label,
     left_out,
-    save,
 )
 from ozaki.diagnostics.chain_files import load
 from ozaki.diagnostics.evidence import Problem
@@ -20,6 +19,7 @@ from ozaki.diagnostics.figures import (
     verdict,
 )
 from ozaki.diagnostics.judgement import Verdict
+from ozaki.diagnostics.netcdf import save
 from ozaki.diagnostics.stein import SteinTest, kernel_stein_discrepancy, stein_test
 
 __all__ = [

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ozaki.diagnostics.arviz_data import (
-    COPY,
     GROUPS,
     RUN,
     STORED_FACTS,
@@ -29,8 +28,8 @@ from ozaki.diagnostics.arviz_data import (
     groups,
     label,
     left_out,
-    read_netcdf,
 )
+from ozaki.diagnostics.netcdf import COPY, read_netcdf
 from ozaki.foundation import validation
 from ozaki.foundation.lazy import lazy
 from ozaki.io import stan

@@ -23,11 +23,11 @@ from ozaki.diagnostics.arviz_data import (
     inference_data,
     label,
     left_out,
-    save,
 )
 from ozaki.diagnostics.chain_files import load
 from ozaki.diagnostics.evidence import Evidence, Problem, is_constant
 from ozaki.diagnostics.judgement import Verdict, judge
+from ozaki.diagnostics.netcdf import save
 from ozaki.diagnostics.stein import SteinTest, kernel_stein_discrepancy, stein_test
 from ozaki.foundation.lazy import lazy
 from ozaki.foundation.shapes import Float

@@ -17,11 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from ozaki.diagnostics import summary, verdict
-from ozaki.diagnostics.arviz_data import components, drawn, existing_folder
+from ozaki.diagnostics.arviz_data import components, drawn
 from ozaki.diagnostics.calibration import Calibration
 from ozaki.diagnostics.circular import uncut
 from ozaki.diagnostics.figures import angular
 from ozaki.diagnostics.judgement import Verdict
+from ozaki.diagnostics.netcdf import existing_folder
 from ozaki.diagnostics.stein import SteinTest
 from ozaki.io import atomic
 from ozaki.report import image_sheets, plots

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from ozaki import MCMC, ScoreOzakiKernel
-from ozaki.diagnostics import arviz_data
 from ozaki.foundation import validation
 from ozaki.linalg import Dense
 from ozaki.scores import GaussianScore
@@ -479,7 +478,7 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path, unchecked):
 
 def test_a_path_of_draws_must_be_one(unchecked):
     with pytest.raises(ValueError, match="path must name a file, but was 3"):
-        arviz_data.existing_folder(3)  # pyright: ignore
+        netcdf.existing_folder(3)  # pyright: ignore
 
 
 @pytest.mark.parametrize("after", [1, 12, 20, 30])

@@ -294,7 +294,7 @@ def test_what_is_asymmetric_is_refused_where_its_changes_cannot_be_resolved():
     matrix = torch.tensor([[1.0, 2.0], [-2.0, 1.0]], dtype=F64)
     generator = torch.Generator().manual_seed(0)
 
-    def densityless_gradient(x):
+    def rough(x):
         return -x + torch.randn(x.shape, generator=generator, dtype=F64)
 
     near = torch.randn(20, 2, generator=generator, dtype=F64)
