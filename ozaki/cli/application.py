@@ -98,7 +98,7 @@ def runs(path: Path) -> None:
 def place_of(error: BaseException) -> str:
     """Return the deepest line of the user's own code where an error was raised; or nothing.
 
-    Of a file beside the one that was given also where that file called it.
+    For a line in a file beside the given one, also name where the given file called it.
     """
     places = [(f.filename, f.lineno) for f in extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:

@@ -45,7 +45,7 @@ def parse(
     Args:
         path: of the file, for the error.
         content: all of it.
-        wrong: what is said of a file that cannot be parsed.
+        wrong: the error's words for a file that cannot be parsed.
         remedy: what can be done then.
 
     Raises:

@@ -194,7 +194,7 @@ class _Loop:
             StepOptions(unadjusted > 0, uphill > 0, self._rule),
         )
         density = state.expansion.log_density if self._has_density else None
-        # what goes round and what is kept must not be the same memory
+        # the carried tensors and the kept ones must not share memory
         return [*(t.clone() for t in self._flatten(state)), _pack(state.position, density, info)]
 
     def _unpack(self, kept: Tensor) -> Trail:

@@ -1,6 +1,6 @@
-"""Symmetric operators: the one place that knows how a curvature is stored.
+"""This package holds symmetric operators, and it alone knows how a curvature is stored.
 
-Four kinds stand here, one a file, each with any batch dimensions in front:
+There are four kinds, one a file, each with any batch dimensions in front:
 
 * `Diagonal`: diag(a);
 * `LowRank`: diag(a) + B diag(e) Bᵀ with e of either sign, never built as a D × D matrix;

@@ -80,7 +80,7 @@ class Draws:
         """Prepare for draws of chains that stand at their starting points."""
 
     def take(self, trail: Trail, engine: Engine, thinning: int) -> None:
-        """Keep every `thinning`-th step of a trail; what is said of a draw is said of all of them.
+        """Keep every `thinning`-th step of a trail; a draw's statistics are those of all its steps.
 
         Between kept draws a divergence must not be lost.
         """

@@ -165,7 +165,7 @@ class MCMC(RunReaders, PyroMCMC):
     def extend(self, num_samples: int) -> None:
         """Go on with the chains of the last run, and add draws to those it made.
 
-        No warm-up is walked anew: the chains go on from where they stood, as if `num_samples` had
+        There is no new warm-up: the chains go on from where they stood, as if `num_samples` had
         been larger.
 
         Args:

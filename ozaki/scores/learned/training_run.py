@@ -108,7 +108,7 @@ class TrainingRun:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes and shows."""
+        """Whether this process writes files and shows progress for all."""
         return self.fabric.global_rank == 0
 
     @contextmanager
