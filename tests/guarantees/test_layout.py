@@ -27,7 +27,7 @@ ORDER = (
 RANK = {package: rank for rank, row in enumerate(ORDER) for package in row}
 HOMES = {
     "lightning": {"scores/learned/training_run.py"},
-    "arviz": {"diagnostics/arviz_data.py", "diagnostics/figures.py"},
+    "arviz": {f"diagnostics/{name}.py" for name in ("arviz_data", "figures", "netcdf")},
     "typer": {f"cli/{p.name}" for p in (ROOT / "cli").glob("*.py")},
     "jinja2": {"report/page.py"},
     "zarr": {"sampling/zarr_store.py"},
