@@ -5,6 +5,7 @@ They work with ArviZ before 1.0, whose container is `InferenceData`, and after, 
 """
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version

@@ -16,6 +16,7 @@ from ozaki.diagnostics import (
     figures,
     inference_data,
     kernel_stein_discrepancy,
+    netcdf,
     stein_test,
     verdict,
 )
@@ -85,7 +86,7 @@ def test_arviz_from_1_on_gets_what_it_reads(monkeypatch, tmp_path):
         arviz = arviz_data.az
         monkeypatch.setattr(arviz, "InferenceData", xr.DataTree)
         monkeypatch.setattr(
-            arviz, "from_netcdf", lambda p, engine: xr.open_datatree(p, engine=engine)
+            netcdf.az, "from_netcdf", lambda p, engine: xr.open_datatree(p, engine=engine)
         )
         monkeypatch.setattr(figures.az, "ess", ess)
     idata = inference_data(

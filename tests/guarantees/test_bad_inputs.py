@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ozaki import MCMC, ScoreOzakiKernel
+from ozaki.diagnostics import netcdf
 from ozaki.foundation import validation
 from ozaki.linalg import Dense
 from ozaki.scores import GaussianScore

@@ -110,7 +110,8 @@ class Losses(nn.Module):
             elif name in LIKELIHOODS:
                 loss = getattr(objectives, f"{name}_of")(out.s1, out.s2, noise, sigma)
             else:
-                loss = objectives.second_order(name, out.s1, out.s2, noise, sigma)  # pyright: ignore
+                family: Any = name  # which `second_order` checks
+                loss = objectives.second_order(family, out.s1, out.s2, noise, sigma)
             loss = loss.mean(0)
             if name in LEAST_SQUARES and self._reduces(sigma):
                 if not clean:

@@ -276,6 +276,8 @@ def second_order(
     """‖e‖² − 2⟨e, t⟩ at x̃ = x + σz: the squared error but for ‖t‖²."""
     if family == "residual":  # detached, since s1 would otherwise move to where the target is easy
         return s2.frobenius_squared() - 2 * _inner(s2, z / sigma + s1.detach(), sigma)
+    if family != "d2sm":
+        raise ValueError(f"family must be 'residual' or 'd2sm', but was {family!r}")
     # one pass over a factor for both
     own, noise = s2.quadratics(torch.stack((s1, z / sigma), -1)).unbind(-1)
     squared = s2.frobenius_squared() + 2 * own + _outer(s2, s1, s1)

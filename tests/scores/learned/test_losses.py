@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ozaki.linalg import Diagonal
 from ozaki.scores.learned import losses, objectives
 from ozaki.scores.learned.losses import LossPlan, held_out
 from ozaki.scores.learned.mlp import Trunks
@@ -58,3 +59,11 @@ def test_a_network_trained_by_likelihood_is_judged_by_it(name: str):
     worse = found._replace(losses=tuple(loss + 1 for loss in found.losses))
     change, _ = worse.change(found, (1.0, 1.0))
     assert change == pytest.approx(float((1 / found.scale).sum()), rel=ROUNDING[torch.float32])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_name_that_no_loss_is_formed_for_is_refused():
+    """It would be trained on another loss, and nobody would know."""
+    x = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="family must be 'residual' or 'd2sm', but was 'toy'"):
+        objectives.second_order("toy", x, Diagonal(x - 1), x, 1.0)
