@@ -7,8 +7,19 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
+import jaxtyping
 from jaxtyping import config, install_import_hook
 
+decorated = jaxtyping.jaxtyped
+
+
+def top_level(typechecker):
+    """The hook's decorator, without functions inside of others: it makes those anew each call."""
+    decorate = decorated(typechecker=typechecker)
+    return lambda f: f if "<locals>" in getattr(f, "__qualname__", "") else decorate(f)
+
+
+jaxtyping.jaxtyped = top_level
 install_import_hook("ozaki", "beartype.beartype")
 
 import matplotlib  # noqa: E402
