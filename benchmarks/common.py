@@ -2,8 +2,14 @@
 
 import argparse
 import json
+import math
 import os
 import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parent / "figures"
 LIBRARIES = ("ozaki", "torch", "pyro-ppl", "numpy", "arviz")
+LEAST = 0.02  # seconds that one timing lasts at least
+Route = Callable[[], Any]
 PEERS = ("jax", "numpyro", "blackjax", "torchebm")  # optional
 
 
@@ -87,3 +97,47 @@ def table(rows: list[dict], columns: list[str]) -> None:
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def medians(routes: dict[str, Route], repeats: int) -> dict[str, float]:
+    """Median processor seconds of one call of each route; they take turns."""
+    calls, times = {}, {name: [] for name in routes}
+    for name, route in routes.items():
+        route()
+        calls[name] = math.ceil(LEAST / max(_seconds(route, 1), 1e-6))
+    for _ in range(repeats):
+        for name, route in routes.items():
+            times[name].append(_seconds(route, calls[name]))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def _seconds(route: Route, calls: int) -> float:
+    began = time.process_time()
+    for _ in range(calls):
+        route()
+    return (time.process_time() - began) / calls
+
+
+def peak_memory(route: Route) -> int:
+    """The most bytes that torch holds during one call, above those held before it."""
+    route()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        route()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def highest_memory() -> float:
+    """The most megabytes that this process has held in memory."""
+    try:  # getrusage would begin at the parent's
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

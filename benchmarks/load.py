@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from benchmarks.common import options, table, write
-from benchmarks.objective_cost import _highest
+from benchmarks.common import highest_memory, options, table, write
 from ozaki import MCMC, DSMTrainer, ScoreOzakiKernel
 from ozaki.linalg import Diagonal
 from ozaki.scores import GaussianScore
@@ -119,14 +118,14 @@ def measure(name: str, size: int, seed: int) -> dict[str, Any]:
     """One cell, as a row, in a process that has measured nothing yet."""
     torch.set_num_threads(1)
     work, _, most = CELLS[name]
-    before, began = _highest(), time.perf_counter()
+    before, began = highest_memory(), time.perf_counter()
     error = work(size, seed)
     seconds = time.perf_counter() - began
     return {
         "what": name,
         "size": size,
         "seconds": seconds,
-        "GB": _highest() / 1e3,
+        "GB": highest_memory() / 1e3,
         "GB before": before / 1e3,
         "error": error,
         "error allowed": most,

@@ -41,8 +41,7 @@ import matplotlib
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.common import RESULTS, options, table, write
-from benchmarks.score_speed import FIGURES
+from benchmarks.common import FIGURES, RESULTS, options, table, write
 from benchmarks.two_modes import two_modes
 from ozaki import MCMC, DSMTrainer, ScoreEstimator, ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.score_kernel import ScoreKernel

@@ -15,9 +15,6 @@ with control variate and a diagonal s2, against antithetic DSM of s1 alone.
 """
 
 import multiprocessing
-import resource
-import sys
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -25,8 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import options, table, write
-from benchmarks.score_speed import FIGURES, Route, medians, peak_memory
+from benchmarks.common import (
+    FIGURES,
+    Route,
+    highest_memory,
+    medians,
+    options,
+    peak_memory,
+    table,
+    write,
+)
 from ozaki.linalg import LowRank
 from ozaki.scores.learned import objectives
 from ozaki.scores.learned.losses import Losses, LossPlan, NoisyBatch
@@ -107,20 +112,9 @@ def _rss(form: str, *size: int) -> float:
     torch.set_num_threads(1)
     Case(8, 2, 2, 0).gradients(form)  # libraries load what they load
     case = Case(*size)
-    before = _highest()
+    before = highest_memory()
     case.gradients(form)
-    return _highest() - before
-
-
-def _highest() -> float:
-    try:  # getrusage would begin at the parent's
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return highest_memory() - before
 
 
 def resident(form: str, *size: int) -> float:

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 
 from benchmarks import common
+from benchmarks.common import FIGURES
 from benchmarks.models import POSTERIORS, Problem, jax
 from benchmarks.peers import OURS, PYRO, SAMPLERS, Run, Size, numpyro_nuts
-from benchmarks.score_speed import FIGURES
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

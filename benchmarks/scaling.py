@@ -28,9 +28,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.common import RESULTS, options, table, write
-from benchmarks.objective_cost import _highest
-from benchmarks.score_speed import FIGURES
+from benchmarks.common import FIGURES, RESULTS, highest_memory, options, table, write
 from ozaki import ScoreLangevinKernel, ScoreOzakiKernel
 from ozaki.kernels.score_kernel import ScoreKernel
 from ozaki.kernels.target import RunContext
@@ -94,10 +92,10 @@ def measure(name: str, compiled: bool, chains: int, dim: int, seed: int) -> dict
     """One cell, as a row, in a process that has measured nothing yet."""
     torch.set_num_threads(1)
     walk(begin(name, False, 2, 2, seed), 4)  # libraries load what they load
-    before = _highest()
+    before = highest_memory()
     kernel = begin(name, compiled, chains, dim, seed)
     walk(kernel, 4)
-    memory = "–" if compiled else _highest() - before
+    memory = "–" if compiled else highest_memory() - before
     steps = math.ceil(LEAST / max(walk(kernel, 4), 1e-6))
     seconds = min(walk(kernel, steps) for _ in range(REPEATS))
     return {

@@ -32,8 +32,8 @@ import matplotlib
 import torch
 from torch import Tensor, nn
 
-from benchmarks import common, laws
-from benchmarks.score_speed import FIGURES
+from benchmarks import common, targets
+from benchmarks.common import FIGURES
 from ozaki.linalg import SymmetricOperator
 from ozaki.scores.learned import objectives
 from ozaki.scores.learned.assembly import LEAST_GAIN, SIGN_ROWS
@@ -76,22 +76,22 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "normal, stiff, 100-d": Family(laws.stiff_normal, (0.05, 0.2), 4000, 64, 200, 6e-3, 40),
-    "normal, flat, 100-d": Family(laws.flat_normal, (0.05, 0.2), 4000, 64, 200, 6e-3, 40),
+    "normal, stiff, 100-d": Family(targets.stiff_normal, (0.05, 0.2), 4000, 64, 200, 6e-3, 40),
+    "normal, flat, 100-d": Family(targets.flat_normal, (0.05, 0.2), 4000, 64, 200, 6e-3, 40),
     "logistic mixture, 50-d": Family(
-        lambda s: laws.logistic_mixture(s, 50), (0.05, 0.2), 15000, 256, 128, 8e-3
+        lambda s: targets.logistic_mixture(s, 50), (0.05, 0.2), 15000, 256, 128, 8e-3
     ),
     "logistic mixture, 80-d": Family(
-        lambda s: laws.logistic_mixture(s, 80), (0.05, 0.2), 15000, 256, 128, 8e-3
+        lambda s: targets.logistic_mixture(s, 80), (0.05, 0.2), 15000, 256, 128, 8e-3
     ),
     "Gaussian mixture, 2-d": Family(
-        lambda s: laws.gaussian_mixture(s, 2, 3), (0.01, 0.05, 0.1, 0.2), 6000, 256, 64, 6e-3
+        lambda s: targets.gaussian_mixture(s, 2, 3), (0.01, 0.05, 0.1, 0.2), 6000, 256, 64, 6e-3
     ),
     "Gaussian mixture, 10-d": Family(
-        lambda s: laws.gaussian_mixture(s, 10, 4), (0.05, 0.2), 5000, 256, 128, 6e-3
+        lambda s: targets.gaussian_mixture(s, 10, 4), (0.05, 0.2), 5000, 256, 128, 6e-3
     ),
     "Gaussian mixture, 50-d": Family(
-        lambda s: laws.gaussian_mixture(s, 50, 4), (0.05, 0.2), 3000, 256, 128, 6e-3
+        lambda s: targets.gaussian_mixture(s, 50, 4), (0.05, 0.2), 3000, 256, 128, 6e-3
     ),
 }
 PAPERS = "paper's networks, 50-d logistic"
@@ -148,7 +148,7 @@ def train(family: Family, law: Any, sigma: float, seed: int) -> tuple[dict[str, 
     """Every network, on the same draws, and whether the heads depart from a normal."""
     torch.manual_seed(seed)
     g = torch.Generator().manual_seed(seed)
-    dim, scale = law.dim, laws.spread(law)
+    dim, scale = law.dim, targets.spread(law)
     count = min(family.steps * family.batch, MOST_ROWS)
     seen, held = law.sample(count, torch.Generator().manual_seed(seed)).split(count * 9 // 10)[:2]
 
@@ -236,7 +236,7 @@ def errors(
     x = law.sample(POINTS, g)
     points = x + sigma * torch.randn(x.shape, generator=g)
     kind = "dense" if full else "diagonal"
-    smoothed, clean = laws.smooth(law, sigma).expand(points, kind), law.expand(points, kind)
+    smoothed, clean = targets.smooth(law, sigma).expand(points, kind), law.expand(points, kind)
 
     def entries(s2: SymmetricOperator) -> Tensor:
         return s2.dense() if full else s2.diagonal()

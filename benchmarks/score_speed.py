@@ -15,19 +15,13 @@ Hutchinson probe v ⊙ Jv, which is an unbiased guess, and against the exact one
 dimension.
 """
 
-import math
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import options, table, write
+from benchmarks.common import FIGURES, Route, medians, options, peak_memory, table, write
 from ozaki.scores.learned.mlp import Trunks
 from ozaki.scores.learned.objectives import jacobian_product
 from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
@@ -35,43 +29,8 @@ from ozaki.scores.learned.preconditioned import Heads, ScoreNetwork
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-FIGURES = Path(__file__).parent / "figures"
 BATCH, WIDTH, DEPTH, SIGMA = 10, 128, 2, 0.2
-LEAST = 0.02  # seconds that one timing lasts at least
 FULL = ("loop of VJPs", "batched VJPs", "vmap(jacrev)", "vmap(jacfwd)")
-Route = Callable[[], Any]
-
-
-def medians(routes: dict[str, Route], repeats: int) -> dict[str, float]:
-    """Median processor seconds of one call of each route; they take turns."""
-    calls, times = {}, {name: [] for name in routes}
-    for name, route in routes.items():
-        route()
-        calls[name] = math.ceil(LEAST / max(_seconds(route, 1), 1e-6))
-    for _ in range(repeats):
-        for name, route in routes.items():
-            times[name].append(_seconds(route, calls[name]))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def _seconds(route: Route, calls: int) -> float:
-    began = time.process_time()
-    for _ in range(calls):
-        route()
-    return (time.process_time() - began) / calls
-
-
-def peak_memory(route: Route) -> int:
-    """The most bytes that torch holds during one call, above those held before it."""
-    route()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        route()
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def network(dim: int, rank: int) -> ScoreNetwork:
