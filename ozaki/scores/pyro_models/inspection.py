@@ -82,16 +82,58 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         complaint = first_line(error)
         with unvalidated():
             trace = run(model)
-    found = Latents({}, {}, (), {}, {}, 0, {}, {})
-    enumerated, learned, replaced, unbounded, untaken, depth = [], [], [], [], [], 0
+    sites = _Sites(transforms)
     for name, node in trace.nodes.items():
-        if node["type"] != "sample":
-            continue
-        fn = node["fn"]
-        depth = max([depth, *(-f.dim for f in node["cond_indep_stack"] if f.vectorized)])
+        if node["type"] == "sample":
+            sites.add(name, node)
+    sites.check(trace)
+    found, enumerated = sites.found, sites.enumerated
+    seen = _Seen(trace, found, enumerated, set(transforms))
+    for trial in trials(model, trace, found.values, found.transforms, enumerated):
+        seen.add(trial)
+    if names := seen.bounded:
+        for elsewhere in scattered(found.values, found.transforms):
+            seen.same_bounds(laws(model, elsewhere, names, sites.depth if enumerated else None))
+    for name in sites.replaced:
+        if name in seen.moving:  # what a reparametriser leaves of the site that it replaced
+            found.deterministic[name] = found.observed.pop(name).shape
+    return found._replace(
+        enumerated=tuple(enumerated),
+        max_plate_nesting=sites.depth,
+        learned=tuple(sites.learned),
+        undetermined=seen.undetermined,
+        unbounded=frozenset(sites.unbounded),
+        moving=tuple(name for name in found.observed if name in seen.moving),
+        complaint=complaint,
+        untaken=tuple(sites.untaken),
+    )
+
+
+class _Sites:
+    """The sites of one run of a model, each put where it belongs.
+
+    Args:
+        transforms: as of `inspect`.
+    """
+
+    def __init__(self, transforms: Mapping[str, Transform]):
+        self.found = Latents({}, {}, (), {}, {}, 0, {}, {})
+        self.enumerated: list[str] = []
+        self.learned: list[str] = []
+        self.replaced: list[str] = []
+        self.unbounded: list[str] = []
+        self.untaken: list[str] = []
+        self.depth = 0
+        self._transforms = transforms
+
+    def add(self, name: str, node: Mapping[str, Any]) -> None:
+        """Put a site where it belongs."""
+        fn, found = node["fn"], self.found
+        plates = (-f.dim for f in node["cond_indep_stack"] if f.vectorized)
+        self.depth = max([self.depth, *plates])
         score = _score_of(fn)
         if score is not None and not has_density(score):
-            learned.append(name)
+            self.learned.append(name)
         elif _leans_on_scores(fn):
             raise ValueError(
                 f"site {name!r} must not be made of a ScoreDistribution without a density, but was "
@@ -103,63 +145,55 @@ def inspect(model: Callable[[], Any], transforms: Mapping[str, Transform]) -> La
         elif node["infer"].get("_deterministic"):
             found.deterministic[name] = node["value"].shape
         elif node["is_observed"]:
-            if isinstance(fn, dist.Unit):  # pyro.factor
-                continue
-            found.observed[name] = node["value"]
-            if not taken(fn, node["value"]):
-                untaken.append(name)
-            if _is_copy(fn, node["value"]):
-                replaced.append(name)
+            self._add_observed(name, fn, node["value"])
         elif fn.has_enumerate_support:
-            enumerated.append(name)
+            self.enumerated.append(name)
         else:
-            found.values[name] = node["value"].detach()
-            if score is not None:
-                found.priors[name] = fn
-            found.transforms[name] = transforms.get(name) or site_transform(name, fn)
-            if (mask := _mask(node)) is not None:
-                found.masked[name] = mask
-            ends = None if name in transforms else ends_of(support_of(fn))
-            if ends is not None and bool((ends.upper - ends.lower).isinf().any()):
-                unbounded.append(name)
-    if not found.values:
-        raise ValueError(
-            "model must have a continuous latent site, a pyro.sample without obs, but it had "
-            + (f"only the discrete {enumerated}" if enumerated else "none")
-            + "; there is nothing to walk on"
-        )
-    if learned and enumerated:
-        raise ValueError(
-            f"model must not both sum out discrete sites, {enumerated}, and have a "
-            f"ScoreDistribution without a density, {learned}: the sum weighs by values; observe "
-            "the discrete sites, or use a score with a density"
-        )
-    if enumerated:
-        _check_plates(trace, enumerated)
-    unknown = sorted(set(transforms) - set(found.values))
-    if unknown:
-        raise ValueError(
-            f"transforms must be for the latent sites {sorted(found.values)}, but named {unknown}"
-        )
-    seen = _Seen(trace, found, enumerated, set(transforms))
-    for trial in trials(model, trace, found.values, found.transforms, enumerated):
-        seen.add(trial)
-    if names := seen.bounded:
-        for elsewhere in scattered(found.values, found.transforms):
-            seen.same_bounds(laws(model, elsewhere, names, depth if enumerated else None))
-    for name in replaced:
-        if name in seen.moving:  # what a reparametriser leaves of the site that it replaced
-            found.deterministic[name] = found.observed.pop(name).shape
-    return found._replace(
-        enumerated=tuple(enumerated),
-        max_plate_nesting=depth,
-        learned=tuple(learned),
-        undetermined=seen.undetermined,
-        unbounded=frozenset(unbounded),
-        moving=tuple(name for name in found.observed if name in seen.moving),
-        complaint=complaint,
-        untaken=tuple(untaken),
-    )
+            self._add_latent(name, node, score)
+
+    def _add_observed(self, name: str, fn: Any, value: Any) -> None:
+        if isinstance(fn, dist.Unit):  # pyro.factor
+            return
+        self.found.observed[name] = value
+        if not taken(fn, value):
+            self.untaken.append(name)
+        if _is_copy(fn, value):
+            self.replaced.append(name)
+
+    def _add_latent(self, name: str, node: Mapping[str, Any], score: Score | None) -> None:
+        fn, found, given = node["fn"], self.found, self._transforms
+        found.values[name] = node["value"].detach()
+        if score is not None:
+            found.priors[name] = fn
+        found.transforms[name] = given.get(name) or site_transform(name, fn)
+        if (mask := _mask(node)) is not None:
+            found.masked[name] = mask
+        ends = None if name in given else ends_of(support_of(fn))
+        if ends is not None and bool((ends.upper - ends.lower).isinf().any()):
+            self.unbounded.append(name)
+
+    def check(self, trace: Any) -> None:
+        """Refuse sites that cannot be walked on together."""
+        values, enumerated = self.found.values, self.enumerated
+        if not values:
+            raise ValueError(
+                "model must have a continuous latent site, a pyro.sample without obs, but it had "
+                + (f"only the discrete {enumerated}" if enumerated else "none")
+                + "; there is nothing to walk on"
+            )
+        if self.learned and enumerated:
+            raise ValueError(
+                f"model must not both sum out discrete sites, {enumerated}, and have a "
+                f"ScoreDistribution without a density, {self.learned}: the sum weighs by values; "
+                "observe the discrete sites, or use a score with a density"
+            )
+        if enumerated:
+            _check_plates(trace, enumerated)
+        unknown = sorted(set(self._transforms) - set(values))
+        if unknown:
+            raise ValueError(
+                f"transforms must be for the latent sites {sorted(values)}, but named {unknown}"
+            )
 
 
 def has_density(score: Score) -> bool:
