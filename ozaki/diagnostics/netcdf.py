@@ -37,8 +37,10 @@ def save(idata: Any, path: str | os.PathLike[str]) -> Path:
 
     Example:
         >>> import tempfile
+        >>> import numpy as np
+        >>> from ozaki.diagnostics import inference_data
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = save(inference_data({"x": torch.zeros(4, 100)}), f"{folder}/run.nc")
+        ...     path = save(inference_data({"x": np.zeros((4, 100))}), f"{folder}/run.nc")
         ...     path.name
         'run.nc'
     """

@@ -86,8 +86,8 @@ def two_sample_test(
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> far = difference({"x": rng.normal(size=(1, 99))}, {"x": 3 + rng.normal(size=(1, 99))},
-        ...                  independent=(True, True))
+        >>> one, other = rng.normal(size=(1, 99)), 3 + rng.normal(size=(1, 99))
+        >>> far = two_sample_test({"x": one}, {"x": other}, independent=(True, True))
         >>> far.p_value
         0.001
     """

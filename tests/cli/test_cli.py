@@ -47,6 +47,7 @@ def test_a_second_demo_refuses_and_changes_nothing(demo):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
+@pytest.mark.thorough
 def test_force_replaces_the_demo_and_leaves_the_rest(demo, monkeypatch):
     out, _ = demo
     monkeypatch.setitem(demonstration.QUICK, "max_steps", 20)

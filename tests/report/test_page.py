@@ -239,7 +239,9 @@ def test_the_autocorrelation_drawn_is_that_of_its_definition():
 
 
 @pytest.mark.parametrize(
-    "shape", [(5, 7), pytest.param((1, 5, 7), marks=pytest.mark.thorough), (3, 4, 4)], ids=str
+    "shape",
+    [(5, 7), *(pytest.param(s, marks=pytest.mark.thorough) for s in [(1, 5, 7), (3, 4, 4)])],
+    ids=str,
 )
 def test_images_and_the_calibration_are_shown(tmp_path, shape):
     seen = []

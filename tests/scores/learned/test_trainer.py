@@ -306,9 +306,8 @@ def test_a_network_without_anything_to_train_is_named():
         tiny(network=nn.Identity(), curvature=None).fit(DATA)
 
 
-@pytest.mark.parametrize(
-    "mode", [torch.no_grad, pytest.param(torch.inference_mode, marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_training_is_the_same_where_gradients_are_off(mode):
     stream, images = torch.utils.data.DataLoader(DATA, 20), DATA.reshape(60, 1, 3)
     plain = tiny().fit(DATA), tiny().fit(stream), tiny(standardize=None, sigma=5.0).fit(images)

@@ -286,7 +286,10 @@ def posterior(noise):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("kernel", [ScoreOzakiKernel, ScoreLangevinKernel])
+@pytest.mark.parametrize(
+    "kernel",
+    [ScoreOzakiKernel, pytest.param(ScoreLangevinKernel, marks=pytest.mark.thorough)],
+)
 def test_linear_inverse_problem(kernel):
     def model(y):
         x = pyro.sample("x", PRIORS["bare"])
