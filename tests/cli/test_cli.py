@@ -69,6 +69,7 @@ def test_an_out_that_cannot_be_a_folder_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.thorough
 def test_python_dash_m_says_its_version_and_its_commands():
     said = subprocess.run(
         [sys.executable, "-m", "ozaki", "--version"], capture_output=True, text=True, check=True

@@ -43,6 +43,7 @@ def estimator():
     return DSMTrainer(0.3, seed=0, max_steps=400).fit(DATA[:5000])
 
 
+@pytest.mark.thorough
 def test_the_ranking_is_that_of_the_true_errors(estimator):
     smooth = LAW.smooth(estimator.noise_scale)
     others = {"exact": smooth, "off by 0.5": Wrong(smooth, 0.5), "off by 2": Wrong(smooth, 2.0)}
@@ -75,6 +76,7 @@ def test_low_rank_estimators_are_compared_on_all_entries():
     assert names.index("exact") < names.index(CONSTANT)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_compared_is_named(estimator):
     alone = DSMTrainer(0.3, curvature=None, seed=0, max_steps=5, width=8).fit(DATA)
     with pytest.raises(ValueError, match="must have learned s2"):
@@ -92,6 +94,7 @@ def test_what_cannot_be_compared_is_named(estimator):
         compare(ranged, DATA)
 
 
+@pytest.mark.thorough
 def test_estimators_of_another_dtype_are_compared(estimator):
     data = DATA[:500]
     settings = dict(seed=0, max_steps=5, width=8)
