@@ -1,7 +1,7 @@
 """These functions compute the figures that say whether to trust draws.
 
 R-hat, ESS and MCSE are ArviZ's, rank-normalised as in Vehtari, Gelman, Simpson, Carpenter and
-Bürkner (2021). The names of `ozaki.diagnostics.arviz_data` are passed on from here.
+Bürkner (2021). The package passes these names on.
 """
 
 import itertools
@@ -17,18 +17,14 @@ from ozaki.diagnostics import circular
 from ozaki.diagnostics.arviz_data import (
     component,
     components,
-    dataset,
     drawn,
     groups,
     inference_data,
-    label,
     left_out,
 )
-from ozaki.diagnostics.chain_files import load
-from ozaki.diagnostics.evidence import Evidence, Problem, is_constant
+from ozaki.diagnostics.evidence import Evidence, is_constant
 from ozaki.diagnostics.judgement import Verdict, judge
-from ozaki.diagnostics.netcdf import save
-from ozaki.diagnostics.stein import SteinTest, kernel_stein_discrepancy, stein_test
+from ozaki.diagnostics.stein import SteinTest, stein_test
 from ozaki.foundation.lazy import lazy
 from ozaki.foundation.shapes import Float
 from ozaki.scores.base import Score
@@ -43,28 +39,6 @@ pd = lazy("pandas")
 
 LEAST_POINTS = 50  # least nearly independent draws for a test that can fail
 TAILS = (0.05, 0.95)  # the quantiles of the tail ESS
-
-__all__ = [
-    "Problem",
-    "SteinTest",
-    "Verdict",
-    "components",
-    "dataset",
-    "effective_sample_size",
-    "groups",
-    "inference_data",
-    "kernel_stein_discrepancy",
-    "label",
-    "left_out",
-    "load",
-    "sampler_test",
-    "save",
-    "stein_test",
-    "step_bias",
-    "summary",
-    "thinning",
-    "verdict",
-]
 
 
 def summary(idata: Any) -> DataFrame:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from ozaki.diagnostics import figures
+from ozaki.diagnostics.arviz_data import inference_data
 
 POINTS = 1000  # most points of each set between which distances are taken
 PERMUTATIONS = 999
@@ -43,7 +44,7 @@ def columns(
     """
     # named by order: a column of a table may have a name that no site may have
     numbered = {f"column {i}": values for i, values in enumerate(draws.values())}
-    table = figures.summary(figures.inference_data(numbered))
+    table = figures.summary(inference_data(numbered))
     found = dict(zip(draws, table.to_dict("index").values(), strict=True))
     for name, row in found.items():
         if independent:

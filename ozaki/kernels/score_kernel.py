@@ -332,8 +332,9 @@ class ScoreKernel(MCMCKernel):
         kind: Any = score.default_curvature if self._curvature == "auto" else self._curvature
         if kind is None and self._curvature is not None:
             raise ValueError(
-                f"model must give a curvature for Ozaki steps, but this {type(score).__name__} has "
-                "none; train it with curvature='diagonal', or use ScoreLangevinKernel"
+                f"model must give a curvature for {type(self).__name__}, but this "
+                f"{type(score).__name__} has none; train it with curvature='diagonal', or use "
+                "ScoreLangevinKernel"
             )
         frozen = self._freezes(score, kind, correction)
         warmup = Warmup(

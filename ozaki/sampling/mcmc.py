@@ -283,7 +283,6 @@ class MCMC(RunReaders, PyroMCMC):
             chains=draws.figures(),
             transforms=self._given_transforms,
             seed=seed,
-            correction=kernel.engine.spec.correction,
             info=self._info(draws.count),
         )
         # what the parent class reads

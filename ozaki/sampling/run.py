@@ -70,7 +70,6 @@ class Run:
         chains: per chain, which draws diverged and the mean acceptance, in Pyro's words.
         transforms: site → the constrained-to-unconstrained transform that the user gave.
         seed: of the noise.
-        correction: "exact", "line_integral" or "none".
         info: the run's settings, as a report shows them.
         bias: what step halving found; None where it was not asked for.
     """
@@ -81,9 +80,13 @@ class Run:
     chains: list[dict[str, Any]]
     transforms: Mapping[str, Transform]
     seed: int
-    correction: str
     info: dict[str, Any]
     bias: Any = None
+
+    @property
+    def correction(self) -> str:
+        """The correction of its steps: "exact", "line_integral" or "none"."""
+        return self.info["correction"]
 
     def diagnostics(self) -> dict[str, Any]:
         """ESS and R-hat by site, divergences and acceptance by chain, as Pyro has them.

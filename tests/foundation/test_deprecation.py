@@ -6,9 +6,11 @@ import sys
 import warnings
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
+from ozaki import laws
 from ozaki.foundation.deprecation import attribute_renamed, deprecated, renamed
 from ozaki.linalg import Diagonal
 
@@ -108,3 +110,10 @@ def test_roots_of_operators_have_their_old_names():
         assert torch.equal(operator.colour(torch.ones(2)), torch.tensor([2.0, 3.0]))
     with pytest.warns(DeprecationWarning, match="use clamp_eigenvalues"):
         assert operator.raised(5.0).diagonal().tolist() == [5.0, 9.0]
+
+
+def test_the_test_of_two_sets_has_its_old_name():
+    one, other = {"x": np.arange(50.0)[None] % 7}, {"x": np.arange(50.0)[None] % 5}
+    with pytest.warns(DeprecationWarning, match="use ozaki.laws.two_sample_test"):
+        found = laws.difference(one, other, independent=(True, True))
+    assert found == laws.two_sample_test(one, other, independent=(True, True))

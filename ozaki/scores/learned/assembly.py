@@ -84,7 +84,7 @@ def _heads(settings: TrainerSettings, dim: int) -> Heads:
     rank = 0
     if settings.curvature == "low_rank":
         rank = min(DEFAULT_RANK, dim) if settings.rank is None else settings.rank
-    return Heads(settings.order if settings.terms else 1, rank, settings.signed)
+    return Heads(settings.order if settings.objective else 1, rank, settings.signed)
 
 
 def _trunk(

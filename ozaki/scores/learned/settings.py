@@ -94,11 +94,6 @@ class TrainerSettings:
         return cls(**_score(given), **_network(given), **_optimiser(given))
 
     @property
-    def terms(self) -> dict[str, float]:
-        """The weight of each loss of s2, by name."""
-        return self.objective
-
-    @property
     def schedule(self) -> OptimiserSchedule:
         """The settings of each phase's optimiser."""
         return OptimiserSchedule(

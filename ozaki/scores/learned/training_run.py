@@ -268,13 +268,13 @@ def plan_phases(
     """Plan the losses of each phase, and the settings of its optimiser."""
     limit = {"auto": REDUCE_BELOW * network.spread, True: math.inf, False: 0.0}
     plan = LossPlan(
-        tuple(settings.terms.items()),
+        tuple(settings.objective.items()),
         order=network.heads.order,
         antithetic=settings.variance_reduction is not False,
         reduce_below=limit[settings.variance_reduction],
     )
     schedule, alone = settings.schedule, plan._replace(first=False)
-    if settings.joint or not settings.terms:
+    if settings.joint or not settings.objective:
         return [(plan, schedule)]
     traits = network.trunk.traits
     if not traits.separates_orders:
