@@ -90,7 +90,7 @@ def write(
 def table(rows: list[dict], columns: list[str]) -> None:
     """Print rows under their column names."""
     cells = [[_text(row[c]) for c in columns] for row in rows]
-    widths = [max(len(c), *(len(r[i]) for r in cells)) for i, c in enumerate(columns)]
+    widths = [max([len(c), *(len(r[i]) for r in cells)]) for i, c in enumerate(columns)]
     for line in [columns, *cells]:
         print("  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)))
 
