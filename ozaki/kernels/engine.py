@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from ozaki.foundation.shapes import Float
-from ozaki.kernels import transition
+from ozaki.kernels import trajectories, transition
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.noise import NoiseBlock, NoiseStream
 from ozaki.kernels.processes import ALONE, Team
 from ozaki.kernels.transition import KernelSpec, State, Trail
-from ozaki.kernels.warmup import Block, Chains, Change, Warmup
-from ozaki.linalg import Dense, Diagonal, SymmetricOperator
+from ozaki.kernels.warmup import Block, Chains, Warmup
+from ozaki.linalg import SymmetricOperator
 from ozaki.scores.base import CurvatureKind, Score
-from ozaki.scores.transformed import Frozen, Whitened
+from ozaki.scores.transformed import Whitened
 
 
 class Engine(Chains):
@@ -50,11 +50,12 @@ class Engine(Chains):
         self.generator, self.jitter = generator, jitter
         self.count = 0  # of steps
         self._compiled, self._team = compiled, team
-        self._metric = Whitened(score)
-        self._fixed: SymmetricOperator | None = None  # the curvature that is frozen, in x
-        self._law: Score = self._metric
+        self._metric = Whitened(score)  # the coordinates that the chains are held in
         self._state: State | None = None  # of this process's chains
-        self._everyone: Tensor  # where all chains are, in the metric
+        self._everyone: Tensor  # where all chains are, in these coordinates
+        self._walked: KernelSpec = warmup.spec
+        self._block: Block | None = None
+        self._longer = 1.0  # what step sizes are multiplied by
 
     @property
     def warming_up(self) -> bool:
@@ -67,39 +68,34 @@ class Engine(Chains):
         return self.warmup.spec
 
     @property
-    def law(self) -> Score:
-        """The score in the metric, its curvature frozen or not."""
-        return self._law
-
-    @property
     def metric(self) -> Float[Tensor, "..."] | None:
-        """L, the factor the chains walk in; None for the identity."""
-        return self._metric.factor
+        """L, the factor of the metric of the last step; None for the identity."""
+        return None if self._block is None else self._block.factor
 
     @property
     def position(self) -> Float[Tensor, "chains dim"]:
         """Where the chains are, (chains, D)."""
-        return self.to_x(self._everyone)
-
-    def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Map points in the metric, such as those of a trail, to the score's coordinates."""
-        return self._metric.to_x(u)
+        return self._metric.to_x(self._everyone)
 
     @property
-    def state(self) -> State:
-        """This process's chains in the metric they walk in."""
-        assert self._state is not None, "start() comes first"
-        return self._state
+    def has_density(self) -> bool:
+        """Whether a log density is known, for the whole of the law."""
+        return self._here.expansion.has_density
 
     @property
     def step_sizes(self) -> Float[Tensor, "chains 1"]:
-        """The h of each chain, in the metric, (chains, 1); equal after the transient."""
-        return self._step_size
+        """The h of each chain's last step, in the metric, (chains, 1); equal after the transient."""
+        return self.warmup.step_sizes if self._block is None else self._block.step_size
 
     @property
     def step_size(self) -> float:
         """h, in the metric; in the transient the median over chains."""
-        return float(self._step_size.median())
+        return float(self.step_sizes.median()) * self._longer
+
+    @property
+    def time(self) -> float:
+        """The mean angle of the trajectories; 0 of single steps."""
+        return self.warmup.chosen.time if self.spec.momentum else 0.0
 
     def curvature_here(self, kind: CurvatureKind | None) -> SymmetricOperator:
         """The curvature where the chains are, in the coordinates of the score."""
@@ -116,8 +112,9 @@ class Engine(Chains):
         """Put the chains at `position`, keeping what was learned so far."""
         fresh = self._state is None
         if fresh:
-            self._begin(position)
+            self._noise = NoiseStream(position, self.generator, self.jitter)
             self.warmup.open(position)
+            self._walked = self.warmup.opening
         self._stand(self._metric.to_u(position), under_way=not fresh)
 
     def refresh(self) -> None:
@@ -128,116 +125,118 @@ class Engine(Chains):
         self._stand(self._everyone)
 
     def walk(self, most: int = 1) -> Trail:
-        """Take at most `most` steps of every chain, and at least one; adapt while in warm-up."""
-        self._carry_out(self.warmup.look(self))
+        """Take at most `most` steps of every chain, and at least one; adapt while in warm-up.
+
+        Returns:
+            The record of the steps, in the coordinates of the score.
+        """
         # several processes exchange their steps as seldom as they can
         alone = self._compiled is None and self._team.size == 1
         block = self.warmup.next_block(self.count, most, 1 if alone else self._noise.steps)
         noise = self._noise.take(len(block.scales))
-        scales = block.scales[: len(noise.scale)]
-        if min(scales) < 1:
-            noise = noise._replace(scale=noise.scale * noise.scale.new_tensor(scales))
+        self._block = block = block.cut(len(noise.scale))
+        if min(block.scales) < 1:
+            noise = noise._replace(scale=noise.scale * noise.scale.new_tensor(block.scales))
+        self._change_coordinates(block)
+        before = self.position
         trail = block.judged(self._steps(block, noise))
         self._everyone = trail.position[-1]
+        if not block.spec.momentum:
+            trail = trail._replace(position=self._metric.to_x(trail.position))
         self.count += len(trail.position)
-        self._carry_out(self.warmup.learn(block, trail, self))
+        moved = self.warmup.learn(block, trail, before, self)
+        if moved is not None:
+            self.start(moved)
         return trail
 
     @contextmanager
     def temporarily(self, factor: float) -> Iterator[None]:
         """Take steps of `factor` × h with other noise; on leaving, all is as it was before."""
-        kept = self._state, self._everyone, self._step_size, self._noise
+        kept = self._state, self._everyone, self._noise, self._metric, self._walked, self._block
         counts = self.count, self.warmup.until
         source = torch.Generator(self.score.device)
         source.manual_seed(0 if self.generator is None else self.generator.initial_seed() ^ 1)
-        self._step_size = self._step_size * factor
+        self._longer = factor
         self._noise = NoiseStream(self._everyone, source, self.jitter)
         try:
             yield
         finally:
-            self._state, self._everyone, self._step_size, self._noise = kept
+            self._state, self._everyone, self._noise, self._metric, self._walked, self._block = kept
             self.count, self.warmup.until = counts
+            self._longer = 1.0
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the next step depends on, by name; `refresh` comes first."""
         noise = {f"noise.{name}": tensor for name, tensor in self._noise.tensors.items()}
-        found = {
-            "walk.position": self._everyone,
-            "walk.step_size": self._step_size,
-            **self.warmup.tensors(),
-            **noise,
-        }
-        if self.metric is not None:
-            found["metric"] = self.metric
-        if self._fixed is not None:
-            diagonal = isinstance(self._fixed, Diagonal)
-            found["frozen"] = self._fixed.diagonal() if diagonal else self._fixed.dense()
+        found = {"walk.position": self._everyone, **self.warmup.tensors(), **noise}
+        if self._metric.factor is not None:
+            found["walk.factor"] = self._metric.factor
         return found
 
     def numbers(self) -> dict[str, Any]:
         """The rest of what the next step depends on, as JSON would have it."""
-        return {"count": self.count, **self.warmup.numbers()}
+        walked = {"momentum": self._walked.momentum, "reads": self._walked.curvature}
+        return {"count": self.count, **walked, **self.warmup.numbers()}
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Resume from what `tensors` and `numbers` gave, in an engine made the same way."""
         device = self.score.device
         here = {name: tensor.to(device) for name, tensor in tensors.items()}
-        if (fixed := here.get("frozen")) is not None:
-            self._fixed = Diagonal(fixed) if fixed.ndim == 1 else Dense(fixed)
-        self._begin(here["walk.position"])
-        self._set_metric(here.get("metric"))
-        self._step_size = here["walk.step_size"]
+        self._noise = NoiseStream(here["walk.position"], self.generator, self.jitter)
         self.count = numbers["count"]
         self.warmup.restore(here, numbers)
+        self._metric = Whitened(self.score, here.get("walk.factor"))
+        self._walked = self.warmup.spec._replace(
+            curvature=numbers["reads"], momentum=numbers["momentum"]
+        )
         self._stand(here["walk.position"])
         noise = {k.removeprefix("noise."): t for k, t in here.items() if k.startswith("noise.")}
         self._noise.restore(noise)
 
+    @property
+    def _here(self) -> State:
+        assert self._state is not None, "start() comes first"
+        return self._state
+
     def _steps(self, block: Block, noise: NoiseBlock) -> Trail:
         """Take the steps of a block, as many as there is noise for."""
+        size = block.step_size * self._longer
+        scales = noise.scale[:, None, None]
+        splits = None
+        if block.spec.momentum:
+            splits = trajectories.splitting(size * scales, block.curvature)
 
         def own(place: slice) -> tuple[State, Trail]:
             # contiguous, as a compiled loop was traced
             normal, uniform = (t[:, place].contiguous() for t in noise[:2])
             part = NoiseBlock(normal, uniform, noise.scale)
-            given = self.state, self._law, block.spec, self._step_size[place], part, block.options
-            if self._compiled is not None:
-                return self._compiled.walk(*given, block.weights)
-            return transition.walk(*given)
+            walker = transition if self._compiled is None else self._compiled
+            if splits is None:
+                given = self._here, self._metric, block.spec, size[place], part, block.options
+                return walker.walk(*given)
+            flights = trajectories if self._compiled is None else self._compiled
+            mine = trajectories.Splitting(*(t[:, place] for t in splits))
+            lengths = block.lengths
+            given = self._here, self.score, block.factor, mine, lengths, part, block.options
+            return flights.walk(*given) if flights is trajectories else flights.fly(*given)
 
         self._state, trail = self._team.walk(noise.normal.shape, own)
         return trail
 
-    def _carry_out(self, change: Change) -> None:
-        """Apply a change that warm-up asks for."""
-        if change.step_size is not None:
-            self._step_size = change.step_size
-        if not change.anew:
+    def _change_coordinates(self, block: Block) -> None:
+        """Hold the chains as a block's kernel wants them: in x, or in the metric with a curvature."""
+        spec, held = block.spec, self._metric.factor
+        factor = None if spec.momentum else block.factor
+        reads = spec.curvature == self._walked.curvature
+        if factor is held and reads:
+            self._walked = spec
             return
         position = self.position
-        self._fixed = self._fixed if change.frozen is None else change.frozen
-        self._set_metric(self.metric if change.metric is None else change.metric)
-        self.start(position)
+        self._metric, self._walked = Whitened(self.score, factor), spec
+        self._stand(self._metric.to_u(position), under_way=True)
 
     def _stand(self, u: Tensor, under_way: bool = False) -> None:
-        """Put all chains at `u`, in the metric, and expand this process's share of them."""
-        state = transition.init(self._law, u, self.warmup.walked, under_way)
+        """Put all chains at `u`, in their coordinates, and expand this process's share of them."""
+        state = transition.init(self._metric, u, self._walked, under_way)
         self._everyone = state.position
         self._state = self._team.share(state)
-
-    def _begin(self, position: Tensor) -> None:
-        """Set the first step size, noise and metric, for chains like these."""
-        self._step_size = position.new_full((len(position), 1), self.warmup.first_step_size)
-        self._noise = NoiseStream(position, self.generator, self.jitter)
-        if self._compiled is not None and self.warmup.adapting:
-            # a metric from the first step on, so that one compiled loop serves all of warm-up
-            one = position.new_ones(self.score.dim)
-            self._set_metric(torch.diag(one) if self.warmup.dense_metric else one)
-
-    def _set_metric(self, factor: Tensor | None) -> None:
-        """Set the metric to that of L, and express the frozen curvature in it."""
-        self._metric = Whitened(self.score, factor)
-        self._law = self._metric
-        if self._fixed is not None:
-            fixed = self._fixed if factor is None else self._fixed.congruence(factor)
-            self._law = Frozen(self._metric, fixed)

@@ -62,6 +62,7 @@ class ScoreLangevinKernel(ScoreKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
+        trajectory: float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         super().__init__(
@@ -73,5 +74,6 @@ class ScoreLangevinKernel(ScoreKernel):
             compile=compile,
             site=site,
             jitter=jitter,
+            trajectory=trajectory,
             init_strategy=init_strategy,
         )

@@ -98,6 +98,7 @@ class ScoreOzakiKernel(ScoreKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
+        trajectory: float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         validation.choice("curvature", curvature, ("auto", "diagonal", "low_rank", "dense"))
@@ -111,5 +112,6 @@ class ScoreOzakiKernel(ScoreKernel):
             compile=compile,
             site=site,
             jitter=jitter,
+            trajectory=trajectory,
             init_strategy=init_strategy,
         )

@@ -113,7 +113,7 @@ class _Several(Team):
     ) -> tuple[State, Trail]:
         """As of `Team`; a process that fails tells the others before it raises."""
         steps, _, dim = shape
-        sizes = [1 + steps * (count * (dim + FIGURES) + dim) for count in self._counts]
+        sizes = [1 + steps * count * (2 * dim + FIGURES) for count in self._counts]
         message = torch.zeros(max(sizes), dtype=torch.float64)
         try:
             state, trail = own(self._rows)
@@ -128,7 +128,7 @@ class _Several(Team):
             _unpack(m[:size], steps, count, dim)
             for m, size, count in zip(heard, sizes, self._counts, strict=True)
         ]
-        return state, _join(parts, self._counts, trail)
+        return state, _join(parts, trail)
 
     def share(self, state: State) -> State:
         """As of `Team`."""
@@ -250,31 +250,30 @@ def _heard() -> Iterator[None]:
 
 
 def _pack(trail: Trail) -> Tensor:
-    """Pack steps into (1 + steps × (chains × (D + 6) + D)); the first number says all is well."""
+    """Pack steps into (1 + steps × chains × (2 D + 6)); the first number says all is well."""
     info = trail.info
     zero = torch.zeros_like(info.acceptance)
     density = zero if trail.log_density is None else trail.log_density
     flags = (info.accepted, info.diverging, info.broken)
     figures = (density, info.acceptance, *flags, info.modified)
-    wide = [trail.position, *(f.unsqueeze(-1) for f in figures)]
+    gradient = torch.zeros_like(trail.position) if trail.gradient is None else trail.gradient
+    wide = [trail.position, gradient, *(f.unsqueeze(-1) for f in figures)]
     each = torch.cat([part.double().cpu() for part in wide], -1)
     went_well = torch.ones(1, dtype=torch.float64)
-    return torch.cat([went_well, each.flatten(), info.jump.double().cpu().flatten()])
+    return torch.cat([went_well, each.flatten()])
 
 
-def _unpack(message: Tensor, steps: int, chains: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Unpack a message: the steps, (steps, chains, D + 6), and the jumps, (steps, D)."""
-    each, jump = message[1:].split([steps * chains * (dim + FIGURES), steps * dim])
-    return each.reshape(steps, chains, dim + FIGURES), jump.reshape(steps, dim)
+def _unpack(message: Tensor, steps: int, chains: int, dim: int) -> Tensor:
+    """Unpack a message: the steps, (steps, chains, 2 D + 6)."""
+    return message[1:].reshape(steps, chains, 2 * dim + FIGURES)
 
 
-def _join(parts: list[tuple[Tensor, Tensor]], counts: list[int], like: Trail) -> Trail:
+def _join(parts: list[Tensor], like: Trail) -> Trail:
     """Join the processes' steps into those of all chains, in the dtypes of `like`."""
-    each = torch.cat([part for part, _ in parts], 1)
-    position, figures = each[..., :-FIGURES], each[..., -FIGURES:].unbind(-1)
+    each = torch.cat(parts, 1)
+    position, gradient = each[..., :-FIGURES].chunk(2, -1)
+    figures = each[..., -FIGURES:].unbind(-1)
     density, acceptance, accepted, diverging, broken, modified = figures
-    share = torch.tensor(counts, dtype=torch.float64) / sum(counts)
-    jump = torch.stack([jump for _, jump in parts], -1) @ share
     info = like.info
     return Trail(
         position.to(like.position),
@@ -284,7 +283,7 @@ def _join(parts: list[tuple[Tensor, Tensor]], counts: list[int], like: Trail) ->
             accepted=accepted.to(info.accepted),
             diverging=diverging.to(info.diverging),
             broken=broken.to(info.broken),
-            jump=jump.to(info.jump),
             modified=modified.to(info.modified),
         ),
+        None if like.gradient is None else gradient.to(like.gradient),
     )

@@ -16,12 +16,22 @@ from torch.distributions import Distribution, Transform
 from ozaki.foundation import validation
 from ozaki.foundation.deprecation import attribute_renamed
 from ozaki.foundation.torch_modes import ordinary, recordable
+from ozaki.kernels import proposals
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.processes import Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.target import LONE, Model, RunContext, Target, bind, check_model
+from ozaki.kernels.selection import opening_of, tracks_of
+from ozaki.kernels.target import (
+    LONE,
+    Model,
+    RunContext,
+    Target,
+    bind,
+    check_model,
+    checked_trajectory,
+)
 from ozaki.kernels.transition import Info, KernelSpec, Trail
 from ozaki.kernels.warmup import Candidate, Warmup
 from ozaki.scores.base import CurvatureKind, Score
@@ -29,9 +39,8 @@ from ozaki.scores.pyro_models.layout import check_initial_params
 from ozaki.scores.pyro_models.model import InitStrategy
 from ozaki.scores.transformed import Guided
 
-LOCAL = 10
-"""Dimensions up to which a density's dense Hessian is worth reading at every point. Beyond, its D
-products and the roots of a matrix cost as much as ten steps and more."""
+DENSE = 256
+"""Dimensions up to which the metric is a matrix."""
 
 
 class Suspended(NamedTuple):
@@ -84,6 +93,7 @@ class ScoreKernel(MCMCKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
+        trajectory: float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         check_model(model, score, init_strategy)
@@ -95,6 +105,7 @@ class ScoreKernel(MCMCKernel):
         validation.flag("compile", compile)
         if not isinstance(site, str) or not site:
             raise ValueError(f"site must be a name, but was {site!r}")
+        self._trajectory = checked_trajectory(trajectory)
         self._init_strategy = init_strategy
         self._source, self.guide = model, score
         self._step_size, self._metropolis = step_size, metropolis
@@ -278,6 +289,7 @@ class ScoreKernel(MCMCKernel):
             "frozen": self._frozen,
             "metropolis": self._metropolis,
             "jitter": self._jitter,
+            "trajectory": self._trajectory,
         }
 
     def suspend(self) -> "Suspended":
@@ -336,16 +348,26 @@ class ScoreKernel(MCMCKernel):
                 f"{type(score).__name__} has none; train it with curvature='diagonal', or use "
                 "ScoreLangevinKernel"
             )
-        frozen = self._freezes(score, kind, correction)
+        spec = KernelSpec(type(self).proposal, kind, correction)
+        adapting, frozen = self._step_size is None, self._frozen is True
+        self._check_trajectory(spec, frozen)
+        tracks = tracks_of(
+            spec,
+            self.competing(frozen),
+            self.target_acceptance,
+            score.dim,
+            trajectory=self._trajectory if adapting or self._trajectory != "auto" else 0.0,
+            adapting=adapting,
+            frozen=frozen,
+        )
         warmup = Warmup(
-            KernelSpec(type(self).proposal, kind, correction),
+            tracks,
             score.dim,
             steps=self._warmup_steps,
-            target=self.target_acceptance[correction],
+            opening=opening_of(spec, tracks, score.dim, len(x), adapting),
             step_size=self._step_size,
-            frozen=frozen,
-            dense_metric=score.dim <= 100,
-            candidates=self.competing(frozen),
+            frozen=kind if frozen else None,
+            dense_metric=score.dim <= DENSE,
         )
         return Engine(
             score,
@@ -356,12 +378,18 @@ class ScoreKernel(MCMCKernel):
             team=self.team,
         )
 
-    def _freezes(self, score: Score, kind: CurvatureKind | None, correction: str) -> bool:
-        """Whether one curvature serves all points."""
-        if isinstance(self._frozen, bool):
-            return self._frozen
-        found = self._curvature == "auto" and self._step_size is None and self._warmup_steps > 0
-        return found and kind == "dense" and correction == "exact" and score.dim > LOCAL
+    def _check_trajectory(self, spec: KernelSpec, frozen: bool) -> None:
+        """Refuse trajectories of steps that read the curvature at every point."""
+        if self._trajectory == "auto" or self._trajectory == 0 or frozen:
+            return
+        moves = spec.proposal is proposals.langevin or self.competing(False)
+        if moves and (self._step_size is None or spec.curvature is None):
+            return
+        raise ValueError(
+            f"trajectory must be 'auto' or 0 where steps read the curvature at every point, but "
+            f"was {self._trajectory}: such steps share no momentum; give frozen=True, or leave "
+            "curvature and step_size out"
+        )
 
     def _count(self, info: Info) -> None:
         for step, chain in info.diverging.nonzero().tolist():

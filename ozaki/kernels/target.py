@@ -1,5 +1,6 @@
 """`Target` is a model as kernels see it, and `RunContext` the run that they serve."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -102,6 +103,26 @@ def check_model(model: Any, score: Any, init_strategy: Any) -> None:
                 "init_strategy must be left out where model is no Pyro model, but model was a "
                 f"{type(model).__name__}; give MCMC initial_params"
             )
+
+
+def checked_trajectory(trajectory: Any) -> float | str:
+    """Check the `trajectory` of a kernel: "auto", or a number from 0 on.
+
+    Args:
+        trajectory: as it was given.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(trajectory, str) and trajectory == "auto":
+        return trajectory
+    known = isinstance(trajectory, (int, float)) and not isinstance(trajectory, bool)
+    if not known or not 0 <= trajectory < math.inf:
+        raise ValueError(
+            f"trajectory must be 'auto', or a mean angle from 0 on, but was {trajectory!r}; 0 takes "
+            "single steps, 1.57 is a quarter turn"
+        )
+    return float(trajectory)
 
 
 def bind(

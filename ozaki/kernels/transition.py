@@ -26,11 +26,15 @@ class KernelSpec(NamedTuple):
         proposal: expansion → Gaussian step.
         curvature: the kind the proposal reads, or None.
         correction: "none", "exact" or "line_integral".
+        momentum: whether a step is a trajectory, of one step or several that share a momentum; the
+            proposal is then `ornstein_uhlenbeck` or `langevin` and names the step (see
+            `trajectories`).
     """
 
     proposal: Proposal
     curvature: CurvatureKind | None
     correction: Correction
+    momentum: bool = False
 
 
 class State(NamedTuple):
@@ -41,7 +45,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """The record of a step, each (chains,) but the jump; of several steps, (steps, chains).
+    """The record of a step, each (chains,); of several steps, (steps, chains).
 
     Attributes:
         acceptance: min(1, ratio); for an unadjusted chain the pseudo-acceptance, what Metropolis
@@ -49,8 +53,6 @@ class Info(NamedTuple):
         accepted: whether the chain moved.
         diverging: the proposal was not finite, or its log ratio fell below `DIVERGENCE`.
         broken: the proposal was not finite, or the law there was not.
-        jump: the mean over chains of acceptance × (y − x)², the squared jump to expect of such a
-            step, (D,).
         modified: directions of positive curvature that were flattened where the step began.
     """
 
@@ -58,7 +60,6 @@ class Info(NamedTuple):
     accepted: Tensor
     diverging: Tensor
     broken: Tensor
-    jump: Tensor
     modified: Tensor
 
 
@@ -69,11 +70,13 @@ class Trail(NamedTuple):
         position: after each step, (steps, chains, D).
         log_density: there, (steps, chains); None where the law has no density.
         info: what each did.
+        gradient: s1 after each step, (steps, chains, D), of trajectories; None of other steps.
     """
 
     position: Tensor
     log_density: Tensor | None
     info: Info
+    gradient: Tensor | None = None
 
 
 class StepOptions(NamedTuple):
@@ -109,7 +112,7 @@ def init(
         ValueError: a position, density, gradient or curvature there that is not finite.
     """
     expansion = score.expand(position, method.curvature)
-    fine = _finite(position, expansion)
+    fine = finite(position, expansion)
     if under_way and bool(fine.any()) and not bool(fine.all()):
         good = fine.nonzero().flatten()
         index = torch.arange(len(position), device=position.device)
@@ -117,7 +120,7 @@ def init(
         return init(score, position[index], method)
     if not bool(fine.all()):
         bad = (~fine).nonzero().flatten().tolist()
-        if bool(_finite(position, expansion._replace(curvature=None)).all()):
+        if bool(finite(position, expansion._replace(curvature=None)).all()):
             raise ValueError(
                 f"the curvature must be finite where chains are, but where chains {bad} are it is "
                 "not; use ScoreLangevinKernel, which reads none, or another curvature="
@@ -190,7 +193,7 @@ def step(
     reachable = torch.isfinite(y).all(-1)
     y = torch.where(reachable.unsqueeze(-1), y, x)
     there = score.expand(y, method.curvature)
-    fine = reachable & _finite(y, there)
+    fine = reachable & finite(y, there)
     # a NaN curvature breaks an eigendecomposition for every chain
     y, there = torch.where(fine.unsqueeze(-1), y, x), _blank(~fine, there)
     reverse = method.proposal(y, there, step_size)
@@ -201,14 +204,12 @@ def step(
     accepted = accepted & fine
     curvature = state.expansion.curvature
     acceptance = log_ratio.clamp(max=0).exp()
-    jump = acceptance.unsqueeze(-1) * (y - x).square()
     flattened = torch.zeros_like(log_ratio)
     info = Info(
         acceptance=acceptance,
         accepted=accepted,
         diverging=log_ratio < DIVERGENCE,
         broken=log_ratio.isneginf(),
-        jump=jump.nan_to_num(0.0, 0.0).mean(0),
         modified=flattened if curvature is None else flattened + modified(curvature),
     )
     moved = State(torch.where(accepted.unsqueeze(-1), y, x), select(accepted, there, state[1]))
@@ -257,7 +258,7 @@ def _blank(mask: Tensor, at: Expansion) -> Expansion:
     return Expansion(blank(at.gradient), curvature, *(t if t is None else blank(t) for t in at[2:]))
 
 
-def _finite(position: Tensor, expansion: Expansion) -> Tensor:
+def finite(position: Float[Tensor, "chains dim"], expansion: Expansion) -> Bool[Tensor, "chains"]:
     """Say for each chain whether it can walk on from here, (chains,)."""
     fine = torch.isfinite(position).all(-1) & torch.isfinite(expansion.gradient).all(-1)
     if expansion.log_density is not None:

@@ -98,7 +98,7 @@ class Draws:
             bad[0] += seen["diverging"]
         new = slice(self.count - self._base, self.count - self._base + made)
         kept = slice(thinning - 1 - before, None, thinning)
-        self._position[:, new] = engine.to_x(trail.position[kept]).transpose(0, 1)
+        self._position[:, new] = trail.position[kept].transpose(0, 1)
         self._stats["diverging"][:, new] = bad[:made].mT > 0
         self._stats["acceptance_rate"][:, new] = rate[:made].mT / thinning
         self._stats["modified_curvature"][:, new] = info.modified[kept].mT.cpu().int()

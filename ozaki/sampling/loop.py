@@ -75,7 +75,7 @@ class SamplingLoop:
                 step += len(trail.position)
                 due = torch.arange(step - len(trail.position), step) - first
                 due = (due >= 0) & ((due + 1) % self.thinning == 0)
-                kept.append(engine.to_x(trail.position[due]))
+                kept.append(trail.position[due])
         return torch.cat(kept).transpose(0, 1)
 
     def run(self, params: dict[str, Tensor]) -> None:

@@ -94,7 +94,7 @@ class ZarrDraws(Draws):
             UNCONSTRAINED: dict(self._sites.unflatten(x)),
         }
         stats = Draws(self._chains, 1, self._score)._stats
-        if not engine.state.expansion.has_density:
+        if not engine.has_density:
             del stats["lp"]
         one[STATS] = stats
         return one
@@ -102,7 +102,7 @@ class ZarrDraws(Draws):
     def _allocate(self, engine: Engine) -> None:
         block = Draws(self._chains, self._archive.chunk, self._score)
         self._position, self._stats = block._position, block._stats
-        if not engine.state.expansion.has_density:
+        if not engine.has_density:
             del self._stats["lp"]
         self._base = self.count - self.count % self._archive.chunk
 

@@ -1,13 +1,15 @@
-"""Warm-up finds the step size, the metric and the proposal before the draws begin."""
+"""Warm-up finds the step size, the metric and the trajectories before the draws begin."""
 
-from ozaki.kernels.warmup.blocks import Block, Chains, Change
-from ozaki.kernels.warmup.candidates import (
-    LANGEVIN,
-    ORNSTEIN_UHLENBECK,
-    Candidate,
-    JumpDistances,
+from ozaki.kernels.warmup.arrival import Arrival
+from ozaki.kernels.warmup.blocks import Block, Chains
+from ozaki.kernels.warmup.candidates import LANGEVIN, ORNSTEIN_UHLENBECK, Candidate, cost
+from ozaki.kernels.warmup.contest import Contest
+from ozaki.kernels.warmup.metric import (
+    MeanCurvature,
+    PooledMoments,
+    Typical,
+    precision_factor,
 )
-from ozaki.kernels.warmup.metric import MeanCurvature, PooledCovariance, precision_factor
 from ozaki.kernels.warmup.schedule import WarmupSchedule, schedule
 from ozaki.kernels.warmup.step_size import (
     MAX_STEP_SIZE,
@@ -16,22 +18,28 @@ from ozaki.kernels.warmup.step_size import (
     transient_step_size,
     update,
 )
+from ozaki.kernels.warmup.tracks import TIMES, Choice, Track
 from ozaki.kernels.warmup.warmup import Warmup
 
 __all__ = [
     "LANGEVIN",
     "MAX_STEP_SIZE",
     "ORNSTEIN_UHLENBECK",
+    "TIMES",
+    "Arrival",
     "Block",
     "Candidate",
     "Chains",
-    "Change",
+    "Choice",
+    "Contest",
     "DualAveraging",
-    "JumpDistances",
     "MeanCurvature",
-    "PooledCovariance",
+    "PooledMoments",
+    "Track",
+    "Typical",
     "Warmup",
     "WarmupSchedule",
+    "cost",
     "dual_averaging",
     "precision_factor",
     "schedule",

@@ -1,7 +1,7 @@
 """These types carry what `Warmup` and `Engine` tell each other.
 
-`Warmup` plans a `Block` of steps. The engine takes them and shows the `Chains`. `Warmup` learns
-from them, and answers with a `Change`.
+`Warmup` plans a `Block` of steps. The engine takes them and shows the `Chains`, from which `Warmup`
+learns.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ozaki.foundation.shapes import Float
 from ozaki.kernels.transition import KernelSpec, StepOptions, Trail
-from ozaki.kernels.warmup.candidates import Trial
+from ozaki.kernels.warmup.tracks import Choice
 from ozaki.linalg import SymmetricOperator
 from ozaki.scores.base import CurvatureKind
 
@@ -31,15 +31,6 @@ class Chains(ABC):
     def position(self) -> Float[Tensor, "chains dim"]:
         """Where the chains are, in the coordinates of the law."""
 
-    @property
-    @abstractmethod
-    def step_sizes(self) -> Float[Tensor, "chains 1"]:
-        """The h of each chain, in the metric."""
-
-    @abstractmethod
-    def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Map points of a trail to the coordinates of the law."""
-
     @abstractmethod
     def curvature_here(self, kind: CurvatureKind | None) -> SymmetricOperator:
         """The law's curvature where the chains are."""
@@ -49,23 +40,35 @@ class Block(NamedTuple):
     """A block of steps, as warm-up plans it.
 
     Attributes:
-        spec: proposal, curvature and correction of all of them.
-        weights: the proposal as a `blend`, where a compiled loop is to serve all that compete.
+        spec: the kernel of all of them.
+        factor: L of the metric that they are taken in; None for the identity.
+        curvature: of trajectories, the −ω² of their steps in the metric, a number or (D,).
+        step_size: h of each chain, (chains, 1).
         options: of all of them.
         scales: what h is multiplied by, one a step; there are as many steps as scales.
-        trials: which candidate is tried at how many halvings of h, one a step.
+        lengths: the gradients of each step, above 1 where it is a trajectory of several.
+        choices: what is tried at each step.
         short: whether the step is a short one, from which nothing is learned of the others.
         excused: whether the step may end at a far lower density without being a divergence, one a
             step.
     """
 
     spec: KernelSpec
-    weights: tuple[float, float] | None
+    factor: Tensor | None
+    curvature: float | Tensor
+    step_size: Tensor
     options: StepOptions
     scales: list[float]
-    trials: list[Trial]
+    lengths: list[int]
+    choices: list[Choice]
     short: list[bool]
     excused: list[bool]
+
+    def cut(self, steps: int) -> "Block":
+        """Return the block's first steps alone."""
+        return self._replace(
+            **{name: getattr(self, name)[:steps] for name in self._fields[5:]},
+        )
 
     def judged(self, trail: Trail) -> Trail:
         """Return the trail, in which an excused step diverged only if its proposal was not finite.
@@ -80,19 +83,3 @@ class Block(NamedTuple):
         mask = info.diverging.new_tensor(excused).unsqueeze(-1)
         diverging = torch.where(mask, info.broken, info.diverging)
         return trail._replace(info=info._replace(diverging=diverging))
-
-
-class Change(NamedTuple):
-    """The changes to make before the next block; None leaves a thing as it is.
-
-    Attributes:
-        step_size: h of each chain, (chains, 1).
-        metric: L, the factor of the metric.
-        frozen: the one curvature for all points, in the coordinates of the law.
-        anew: whether the score is expanded anew where the chains are, as in a new metric.
-    """
-
-    step_size: Tensor | None = None
-    metric: Tensor | None = None
-    frozen: SymmetricOperator | None = None
-    anew: bool = False

@@ -63,14 +63,19 @@ class WarmupSchedule(NamedTuple):
         return self.windows or (self.transient,)
 
 
-def schedule(warmup_steps: int) -> WarmupSchedule:
+def schedule(warmup_steps: int, transient: int | None = None) -> WarmupSchedule:
     """Lay out `warmup_steps`: a transient (15%, at most 200), doubling windows, a last stretch.
+
+    Args:
+        warmup_steps: all of them.
+        transient: how many the transient took, where it ended early.
 
     Example:
         >>> schedule(1000)
         WarmupSchedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
     """
-    transient = min(200, math.ceil(0.15 * warmup_steps))
+    longest = min(200, math.ceil(0.15 * warmup_steps))
+    transient = longest if transient is None else min(transient, longest)
     last = warmup_steps - min(max(warmup_steps // 10, 50), warmup_steps // 4)
     size = max(20, (last - transient) // 12)
     ends: list[int] = []

@@ -18,8 +18,8 @@ MAX_STEP_SIZE = 10.0
 """In the metric a step of h = 10 keeps only exp(−5) of where it began. On a Gaussian every h is
 accepted, so without this cap dual averaging would run away."""
 
-GROW, SHRINK = 1.5, 1 / 3
-"""Factors on a chain's step size in the transient; they balance at an acceptance of 0.73."""
+GROW, SHRINK = 2.0, 1 / 4
+"""Factors on a chain's step size in the transient; they balance at an acceptance of 0.67."""
 
 
 class DualAveraging(NamedTuple):

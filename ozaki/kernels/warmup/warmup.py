@@ -1,8 +1,8 @@
 """`Warmup` decides how the next steps are made, and learns from them.
 
-It plans a block of steps. An engine takes them and shows what the chains did. `Warmup` then says
-what changes: the step size, the metric, the frozen curvature, the proposal. It never takes a step
-itself. After warm-up it goes on planning, and learns no more.
+It plans a block of steps. An engine takes them and shows what the chains did. `Warmup` learns the
+step size, the metric, and which of its tracks to settle on. It never takes a step itself. After
+warm-up it goes on planning, and learns no more.
 """
 
 import math
@@ -13,28 +13,17 @@ import torch
 from torch import Tensor
 
 from ozaki.foundation.shapes import Float
+from ozaki.kernels.proposals import langevin
+from ozaki.kernels.trajectories import angle, steps_of
 from ozaki.kernels.transition import KernelSpec, StepOptions, Trail
-from ozaki.kernels.warmup.blocks import Block, Chains, Change
-from ozaki.kernels.warmup.candidates import (
-    LANGEVIN,
-    ORNSTEIN_UHLENBECK,
-    Candidate,
-    Contest,
-    JumpDistances,
-    handicap,
-)
-from ozaki.kernels.warmup.metric import MeanCurvature, PooledCovariance, precision_factor
+from ozaki.kernels.warmup.arrival import Arrival
+from ozaki.kernels.warmup.blocks import Block, Chains
+from ozaki.kernels.warmup.contest import Contest
+from ozaki.kernels.warmup.metric import MeanCurvature, PooledMoments, Typical, precision_factor
 from ozaki.kernels.warmup.schedule import schedule
-from ozaki.kernels.warmup.step_size import (
-    DualAveraging,
-    dual_averaging,
-    transient_step_size,
-    update,
-)
-
-LOOKS = (0, 4, 12, 28)
-"""Before these transient steps, kernels whose steps need no curvature make the metric from the
-curvature where the chains are: a Hessian costs as much as ten steps and more."""
+from ozaki.kernels.warmup.step_size import DualAveraging, transient_step_size, update
+from ozaki.kernels.warmup.tracks import Choice, Course, Track, choices, frozen_directions
+from ozaki.linalg import Dense
 
 SHORT, SHORT_EVERY = 1 / 8, 16
 """The factor on a short step, and how many steps there are to each short one, where the step size
@@ -42,21 +31,21 @@ is adapted and steps are corrected. The step that suits most of a law is almost 
 out in a tail whose gradient rises steeply: chains stood still for whole runs at a tau of 20 in
 eight schools, where a step of h/8 is accepted four times in five."""
 
-COLLECTED = 4  # curvatures that a frozen mean collects, per step on average
+OPENING = 4  # gradients of the longest trajectory of the transient
+COLLECTED = 16  # steps between two readings of a curvature that is averaged
 
 
 class Warmup:
     """Plans the steps of a run, and learns from them while it warms up.
 
     Args:
-        spec: proposal, curvature, correction of the kernel.
+        tracks: the ways to walk that compete; the first is the kernel's own.
         dim: D.
         steps: how many adapt.
-        target: the acceptance that dual averaging seeks.
+        opening: the kernel of the transient; None for that of the first track.
         step_size: a given h is kept, in the identity metric; None adapts both.
-        frozen: average the curvature over warm-up and use that one from then on.
+        frozen: the kind of curvature whose mean over warm-up takes the place of the local one.
         dense_metric: whether the metric is a matrix or a diagonal.
-        candidates: steps that it may settle on in place of the kernel's own.
 
     Raises:
         ValueError: no step size, or a frozen curvature, and no warm-up to find it in.
@@ -64,55 +53,68 @@ class Warmup:
 
     def __init__(
         self,
-        spec: KernelSpec,
+        tracks: tuple[Track, ...],
         dim: int,
         *,
         steps: int,
-        target: float,
+        opening: KernelSpec | None = None,
         step_size: float | None = None,
-        frozen: bool = False,
+        frozen: str | None = None,
         dense_metric: bool = False,
-        candidates: tuple[Candidate, ...] = (),
     ):
-        _check(steps, step_size, frozen)
-        self.spec, self.plan, self.target = spec, schedule(steps), target
+        _check(steps, step_size, frozen is not None)
+        self.tracks, self.plan = tracks, schedule(steps)
         self.adapting, self.frozen, self.dense_metric = step_size is None, frozen, dense_metric
         self.first_step_size = 1.0 if step_size is None else step_size
         self.until = 0  # the step at which the block ends that is learned from
-        self.walked = spec  # the kernel of this window: without a curvature where none is read
+        self.chosen = Choice(0, tracks[0].usual)
+        self._opening = tracks[0].spec if opening is None else opening
+        self._courses = [Course(1.0) for _ in tracks]
         self._dim = dim
-        self._contest = Contest(spec.proposal, candidates)
-        # whether steps without a curvature take its place until it is judged
-        self._sparing = bool(candidates) and self.adapting and spec.curvature is not None
-        self._froze = False
+        self._settled = len(choices(tracks, tuple(range(len(tracks))), True)) == 1
+        self._turns = 0  # blocks of this window
         self._rates: list[float] = []  # the acceptances of the block so far
-        self._averaging = dual_averaging(self.first_step_size)
+        self._fixed: tuple[Tensor, Tensor] | None = None  # directions and values that are frozen
 
-    def open(self, like: Float[Tensor, "chains dim"], count: int = 0) -> None:
-        """Begin a window after `count` steps, of chains like these.
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel that warm-up has settled on, or the one it began with."""
+        return self._frozen_spec if self._fixed is not None else self.tracks[self.chosen.track].spec
 
-        Until the curvature is judged, steps that need none are taken in its place.
-        """
-        self._every = max(1, len(like) // COLLECTED)
-        alone = None
-        if self._sparing and count < self.plan.transient:
-            alone = LANGEVIN
-        elif self._sparing and self.frozen and not self._froze:
-            alone = ORNSTEIN_UHLENBECK
-        self.walked = self.spec if alone is None else self.spec._replace(curvature=None)
-        self._contest.open(alone, handicap(self.spec.curvature, self.frozen, self._dim))
-        self._covariance = PooledCovariance(self._dim, self.dense_metric, like)
+    @property
+    def opening(self) -> KernelSpec:
+        """The kernel of the first step."""
+        return self._opening
+
+    @property
+    def metric(self) -> str:
+        """What the metric is made of: "identity", "pooled", "scores" or "curvature"."""
+        return self.tracks[self.chosen.track].metric if self.adapting else "identity"
+
+    def open(self, like: Float[Tensor, "chains dim"]) -> None:
+        """Begin with chains like these."""
+        self.step_sizes = like.new_full((len(like), 1), self.first_step_size)
+        self._arrival = Arrival(like)
+        self._open(like)
+        middle = like.new_zeros(self._dim)
+        self._contest = Contest(self.tracks, self._running(0), middle, middle + 1)
+
+    def _open(self, like: Tensor) -> None:
+        """Begin a window."""
+        self._turns = 0
+        self._moments = PooledMoments(self._dim, self.dense_metric, like)
+        self._typical = Typical(like)
         self._curvature = MeanCurvature()
 
-    def look(self, chains: Chains) -> Change:
-        """Before a step early in the transient, make a metric from the mean curvature."""
-        early = chains.count < self.plan.transient and chains.count in LOOKS
-        if not (early and self._sparing):
-            return Change()
-        factor = precision_factor(chains.curvature_here(self.spec.curvature), self.dense_metric)
-        if factor is None:
-            return Change()
-        return Change(torch.ones_like(chains.step_sizes), metric=factor, anew=True)
+    def _running(self, count: int) -> list[Choice]:
+        """List what competes in the window that begins after `count` steps."""
+        everything = tuple(range(len(self.tracks)))
+        if not self.adapting or self._settled:
+            return [self.chosen]
+        windows = self.plan.windows or (self.plan.transient,)
+        last = count >= (windows[-2] if len(windows) > 1 else self.plan.transient)
+        places = (self.chosen.track,) if last and len(windows) > 1 else everything
+        return choices(self.tracks, places, last)
 
     def next_block(self, count: int, most: int, in_draws: int = 1) -> Block:
         """Plan the steps after the first `count`: at most `most`, and at least one.
@@ -122,50 +124,97 @@ class Warmup:
             most: how many may be taken now.
             in_draws: the length of a block after warm-up.
         """
-        plan, uncorrected = self.plan, self.spec.correction == "none"
+        plan = self.plan
         if count >= self.until:
             self.until = count + self._length(count, in_draws)
         steps = range(count, count + min(most, self.until - count))
         transient = count < plan.transient
-        seeking = self.adapting and not transient and count < plan.last_window
-        trials = [self._contest.jumps.trial(step) if seeking else (0, 0) for step in steps]
+        tried = [self._choice(step) for step in steps]
         short = [self._short(step) for step in steps]
-        place = trials[0][0]
+        spec, factor, curvature = self._way(tried[0], transient)
+        uncorrected = spec.correction == "none"
+        step_size = self.step_sizes if transient or not self.adapting else self._shared(tried[0])
         return Block(
-            # every candidate sees the same curvature, so that the next step can be the kernel's own
-            spec=self.walked._replace(proposal=self._contest.running[place].proposal),
-            weights=self._contest.weights(place),
+            spec=spec,
+            factor=factor,
+            curvature=curvature,
+            step_size=step_size,
             options=StepOptions(
                 # the first steps of dual averaging are bold: uncorrected they threw chains to 1e18
                 unadjusted=uncorrected and count >= plan.settled,
-                uphill=transient,
+                uphill=transient and self._arrival.climbing(count, plan.transient, spec.momentum),
                 # an unadjusted draw only reports the ratio, and the trapezoid is free
                 rule="trapezoid" if uncorrected and count >= plan.total else "lobatto",
             ),
             scales=[
-                0.5**halvings * (SHORT if one else 1.0)
-                for (_, halvings), one in zip(trials, short, strict=True)
+                0.5**c.halvings * (SHORT if one else 1.0)
+                for c, one in zip(tried, short, strict=True)
             ],
-            trials=trials,
+            lengths=[self._steps_of(spec, c, step) for step, c in zip(steps, tried, strict=True)],
+            choices=tried,
             short=short,
             excused=[
                 self._shortens(step) and not one for step, one in zip(steps, short, strict=True)
             ],
         )
 
+    def _way(
+        self, choice: Choice, transient: bool
+    ) -> tuple[KernelSpec, Tensor | None, float | Tensor]:
+        """Return kernel, factor and curvature of the steps of a choice."""
+        if self._fixed is not None:
+            directions, values = self._fixed
+            return self._frozen_spec, directions, values
+        spec = self._opening if transient else self.tracks[choice.track].spec
+        factor = None if transient else self._courses[choice.track].factor
+        return spec, factor, 0.0 if spec.proposal is langevin else -1.0
+
+    @property
+    def _frozen_spec(self) -> KernelSpec:
+        return self.tracks[0].spec._replace(curvature=None, momentum=True)
+
+    def _shared(self, choice: Choice) -> Tensor:
+        """Return the step size of a track, which all its chains share, (chains, 1)."""
+        averaging = self._courses[choice.track].averaging
+        return torch.full_like(self.step_sizes, math.exp(averaging.log_step))
+
+    def _choice(self, step: int) -> Choice:
+        """Return what a step tries: the choices of the block's track in turn, in warm-up."""
+        plan, running = self.plan, self._contest.running
+        if len(running) == 1 or not plan.transient <= step < plan.last_window:
+            return self.chosen
+        tracks = list(dict.fromkeys(c.track for c in running))
+        own = [c for c in running if c.track == tracks[self._turns % len(tracks)]]
+        # another order than that in which trajectories' lengths vary
+        return own[(step // 2) % len(own)] if len(own) > 1 else own[0]
+
+    def _steps_of(self, spec: KernelSpec, choice: Choice, step: int) -> int:
+        """Return how many steps the trajectory of a step takes."""
+        if not spec.momentum:
+            return 1
+        if step < self.plan.transient and self.adapting:
+            return 1 + step % OPENING if self.tracks[0].usual else 1
+        size = self.first_step_size
+        if self.adapting:
+            size = math.exp(self._courses[choice.track].averaging.log_step)
+        index = step
+        if self.plan.transient <= step < self.plan.last_window:
+            # each choice goes through the sequence by itself
+            rivals = len([c for c in self._contest.running if c.track == choice.track])
+            index = 2 * (step // (2 * rivals)) + step % 2 if rivals > 1 else step
+        return steps_of(choice.time, angle(size, spec.proposal is not langevin), index)
+
     def _length(self, count: int, in_draws: int) -> int:
         """Return how many steps may be taken before something is learned from them."""
         plan = self.plan
         if count >= plan.total:
             return in_draws
-        if count < plan.transient or len(self._contest.running) > 1:
+        if count < plan.transient:
             return 1
-        collecting = self.frozen and plan.collecting <= count < plan.freezing
-        return plan.at_once(count, self._every if collecting else None)
+        return plan.at_once(count)
 
     def _short(self, step: int) -> bool:
         """Say whether a step is a short one, which teaches nothing about the others."""
-        # a short step is an even one: odd ones are the trials of warm-up
         return step % SHORT_EVERY == SHORT_EVERY - 2 and self._shortens(step)
 
     def _shortens(self, step: int) -> bool:
@@ -173,124 +222,182 @@ class Warmup:
         corrected = self.spec.correction != "none" or step < self.plan.settled
         return corrected and self.adapting and step >= self.plan.transient
 
-    def learn(self, block: Block, trail: Trail, chains: Chains) -> Change:
-        """Learn from a block whose steps were taken, and say what it changes.
+    def learn(
+        self, block: Block, trail: Trail, before: Float[Tensor, "chains dim"], chains: Chains
+    ) -> Tensor | None:
+        """Learn from a block whose steps were taken.
 
         Args:
             block: from `next_block`.
-            trail: what the steps did; they may be fewer than the block's.
+            trail: what the steps did, in the coordinates of the law; they may be fewer than the
+                block's.
+            before: where the chains were.
             chains: after them.
+
+        Returns:
+            Where to move chains whose starts were hopeless, (chains, D); None as a rule.
         """
         plan, count = self.plan, chains.count
         if count > plan.total:
-            return Change()
-        change = self._learn_step_size(block, trail, chains)
-        first = count - len(trail.position) + 1
-        for step, position in enumerate(trail.position, first):
-            # the second half of the transient gives the first, rough metric
-            if step > plan.transient // 2:
-                self._covariance.add(chains.to_x(position))
-        collecting = self.frozen and plan.collecting < count < plan.freezing
-        if collecting and count % self._every == 0:
-            self._curvature.add(chains.curvature_here(self.spec.curvature))
-        if count == plan.transient or count in plan.windows:
-            return self._end_window(chains, change)
-        return change
+            return None
+        if count <= plan.transient:
+            return self._learn_transient(trail, chains)
+        self._learn_window(block, trail, before, chains)
+        if count in plan.windows:
+            self._end_window(chains)
+        if count >= self.until:
+            self._turns += 1
+        return None
 
-    def _learn_step_size(self, block: Block, trail: Trail, chains: Chains) -> Change:
-        """Change h after a step of the transient, and after a whole block from then on."""
-        info, count, steps = trail.info, chains.count, len(trail.position)
-        if not self.adapting:
-            return Change()
-        if count - steps < self.plan.transient:
-            return Change(transient_step_size(chains.step_sizes, info.accepted[0]))
-        if count > self.plan.settled:
-            return Change()
+    def _learn_transient(self, trail: Trail, chains: Chains) -> Tensor | None:
+        """Change every chain's h after a step of the transient, and end it once all are home."""
+        plan, count = self.plan, chains.count
+        if self.adapting:
+            self.step_sizes = transient_step_size(self.step_sizes, trail.info.accepted[0])
+        self._arrival.add(trail)
+        moved = None
+        if self.adapting and self._arrival.arrived(count):
+            self.plan = plan = schedule(plan.total, count)
+        if count > plan.transient // 2:
+            self._fold(trail)
+        if count == plan.transient:
+            moved = self._arrival.rescued(chains.position) if self.adapting else None
+            self._end_window(chains)
+        return moved
+
+    def _fold(self, trail: Trail) -> None:
+        """Fold in the positions of a trail, and its gradients."""
+        for step, position in enumerate(trail.position):
+            gradient = None if trail.gradient is None else trail.gradient[step]
+            self._moments.add(position, gradient)
+            self._typical.add(position)
+
+    def _learn_window(self, block: Block, trail: Trail, before: Tensor, chains: Chains) -> None:
+        """Learn moments, jumps and the step size from steps of a window, or of the last stretch."""
+        info, count = trail.info, chains.count
+        if count <= self.plan.last_window:
+            self._fold(trail)
+        if self.frozen is not None and count % COLLECTED == 0 and count <= self.plan.last_window:
+            self._curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
+        if not self.adapting or count > self.plan.settled:
+            return
         rates = info.acceptance.nan_to_num(0.0).mean(1).tolist()
-        for step in range(steps):
+        places = [before, *trail.position]
+        contesting = count <= self.plan.last_window and len(self._contest.running) > 1
+        for step, choice in enumerate(block.choices[: len(rates)]):
             if block.short[step]:
                 continue
-            self._contest.jumps.add(block.trials[step], info.jump[step])
-            if block.trials[step] == (0, 0):
+            if contesting:
+                self._contest.add(choice, block.lengths[step], places[step], places[step + 1])
+            if choice.halvings == 0:
                 self._rates.append(rates[step])
         if count < self.until:
-            return Change()
+            return
         # once a block: several changes from the acceptances of one step size would oscillate
+        track = block.choices[0].track
+        course = self._courses[track]
         if self._rates:
             seen = sum(self._rates) / len(self._rates)
-            self._averaging = update(self._averaging, seen, self.target)
+            course.averaging = update(course.averaging, seen, self.tracks[track].target)
             self._rates = []
-        settled = count == self.plan.settled
-        shorter = self._contest.halvings * math.log(2) if settled else 0.0
-        average = self._averaging.log_average if settled else self._averaging.log_step
-        return Change(torch.full_like(chains.step_sizes, average - shorter).exp())
+        if count == self.plan.settled:
+            log_step = course.averaging.log_average - self.chosen.halvings * math.log(2)
+            course.averaging = course.averaging._replace(log_step=log_step)
 
-    def _end_window(self, chains: Chains, change: Change) -> Change:
-        """Change the metric to what the window saw, and begin the next one."""
-        position, count, frozen = chains.position, chains.count, None
-        if self.frozen and count == self.plan.freezing:
-            # the last window uses it, and compares it with the pooled covariance
-            self._curvature.add(chains.curvature_here(self.spec.curvature))
-            frozen, self._froze = self._curvature.average(), True
-        step_size, factor = change.step_size, None
-        if self.adapting:
-            factor = self._covariance.factor(position.dtype)
-            now = chains.step_sizes if step_size is None else step_size
-            # in a metric of the law's own scale h is of order 1
-            begin = float(now.median()) if factor is None else 1.0
-            self._averaging = dual_averaging(begin)
-            step_size = torch.full_like(now, begin)
-        early = not self.frozen and self._contest.decided(len(position))
-        if count == self.plan.last_window or early:
-            self._take(self._contest.choose(self.adapting))
-        self.open(position, count)
-        return Change(step_size, metric=factor, frozen=frozen, anew=True)
-
-    def _take(self, winner: Candidate | None) -> None:
-        """Settle on the winner, which reads no curvature; None is the kernel's own step."""
-        if winner is None:
+    def _end_window(self, chains: Chains) -> None:
+        """Change the metrics to what the window saw, and begin the next one."""
+        position, count = chains.position, chains.count
+        last = count == self.plan.last_window
+        if self.frozen is not None:
+            self._curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
+        if not self.adapting:
+            if self.frozen is not None and last:
+                mean = self._curvature.average()
+                dense = isinstance(mean, Dense)
+                self._fixed = frozen_directions(mean.dense() if dense else mean.diagonal())
+            self._open(position)
             return
-        self.spec = self.spec._replace(proposal=winner.proposal, curvature=None)
-        if self.spec.correction != "none" and winner.target is not None:
-            self.target = winner.target
+        if count > self.plan.transient and len(self._contest.running) > 1:
+            self._decide(last)
+        for place, course in enumerate(self._courses):
+            factor = self._factor(place, position.dtype)
+            course.factor = course.factor if factor is None else factor
+            course.restart(1.0)
+        middle, spread = self._typical.scale()
+        self._open(position)
+        self._contest = Contest(self.tracks, self._running(count), middle, spread)
+
+    def _factor(self, place: int, dtype: torch.dtype) -> Tensor | None:
+        """Return the factor of a track's metric; of few draws that of the pooled covariance."""
+        kind = self.tracks[place].metric
+        found = None
+        if kind == "scores":
+            found = self._moments.scores_factor(dtype)
+        elif kind == "curvature":
+            found = precision_factor(self._curvature.average(), self.dense_metric)
+            found = None if found is None else found.to(dtype)
+        return self._moments.factor(dtype) if found is None else found
+
+    def _decide(self, last: bool) -> None:
+        """Settle on the track that earned most, and at the end of the last window on its choice."""
+        best = self._contest.best()
+        self.chosen = best if last else Choice(best.track, self.tracks[best.track].usual)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the next decision depends on, by name."""
-        return {
-            f"{part}.{name}": tensor
-            for part, record in self._records().items()
-            for name, tensor in record.tensors.items()
-        }
+        found = {"walk.step_size": self.step_sizes}
+        for place, course in enumerate(self._courses):
+            if course.factor is not None:
+                found[f"metric.{place}"] = course.factor
+        if self._fixed is not None:
+            found["frozen.directions"], found["frozen.values"] = self._fixed
+        for part, record in self._records().items():
+            found |= {f"{part}.{name}": tensor for name, tensor in record.tensors.items()}
+        found["contest.middle"], found["contest.spread"] = self._contest.scale
+        return found
 
     def numbers(self) -> dict[str, Any]:
         """The numbers the next decision depends on beside the tensors, as JSON has them."""
         return {
-            "rival": self._contest.settled,
-            "halvings": self._contest.halvings,
-            "averaging": list(self._averaging),
+            "chosen": list(self.chosen),
+            "averaging": [list(course.averaging) for course in self._courses],
+            "transient": self.plan.transient,
+            "running": [list(choice) for choice in self._contest.running],
             "until": self.until,
+            "turns": self._turns,
             "rates": list(self._rates),
         }
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Resume from what an engine's `tensors` and `numbers` gave, on the device to work on."""
-        self._froze = "frozen" in tensors
-        self._contest.halvings = numbers["halvings"]
-        if numbers["rival"] or numbers["count"] >= self.plan.last_window:
-            self._take(self._contest.settle(numbers["rival"]))
-        self._averaging = DualAveraging(*numbers["averaging"])
+        self.chosen = Choice(*numbers["chosen"])
+        self.plan = schedule(self.plan.total, numbers["transient"])
+        for place, (course, averaging) in enumerate(
+            zip(self._courses, numbers["averaging"], strict=True)
+        ):
+            course.averaging = DualAveraging(*averaging)
+            course.factor = tensors.get(f"metric.{place}")
+        if "frozen.values" in tensors:
+            self._fixed = tensors["frozen.directions"], tensors["frozen.values"]
         self.until, self._rates = numbers["until"], list(numbers["rates"])
-        self.open(tensors["walk.position"], numbers["count"])
+        self.open(tensors["walk.position"])
+        self.step_sizes = tensors["walk.step_size"]
+        self._turns = numbers["turns"]
+        running = [Choice(*choice) for choice in numbers["running"]]
+        scale = tensors["contest.middle"], tensors["contest.spread"]
+        self._contest = Contest(self.tracks, running, *scale)
         for part, record in self._records().items():
             prefix = f"{part}."
             record.restore(
                 {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             )
 
-    def _records(self) -> dict[str, JumpDistances | PooledCovariance | MeanCurvature]:
+    def _records(self) -> dict[str, Any]:
         return {
-            "jumps": self._contest.jumps,
-            "covariance": self._covariance,
+            "arrival": self._arrival,
+            "contest": self._contest,
+            "moments": self._moments,
+            "typical": self._typical,
             "curvature": self._curvature,
         }
 

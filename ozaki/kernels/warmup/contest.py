@@ -1,0 +1,121 @@
+"""`Contest` ranks choices by how far their steps move the slowest coordinate, for what they cost.
+
+The jumps that chains made are what counts, in the coordinates of the law, each in units of its own
+spread: of x, and of x², which turns and reflections leave behind. A stationary chain whose mean
+squared jump is J of twice the variance has an autocorrelation of 1 − J from one draw to the next,
+and (J/(2 − J)) effective draws a draw if it forgets at that rate.
+
+Source: Pasarica & Gelman, "Adaptively scaling the Metropolis algorithm using expected squared
+jumped distance" (2010).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ozaki.foundation.shapes import Float
+from ozaki.kernels.warmup.tracks import Choice, Track
+
+CLIP = 3.0  # spreads from the middle, beyond which a lone chain's excursion counts no more
+LONGER = 0.85  # the longest trajectories that earn this share of the best are taken
+SHORTER = 1.1  # a halved step must move clearly further: near the best the jump is flat
+MOST = 0.95  # share of twice the variance; beyond it an estimate of few jumps says nothing
+
+
+class Contest:
+    """How far each choice has moved the chains.
+
+    Args:
+        tracks: all of them.
+        running: what competes, in the order in which they take turns.
+        middle: of each coordinate, (D,).
+        spread: likewise.
+    """
+
+    def __init__(
+        self,
+        tracks: tuple[Track, ...],
+        running: Sequence[Choice],
+        middle: Float[Tensor, "dim"],
+        spread: Float[Tensor, "dim"],
+    ):
+        self._tracks, self.running = tracks, list(running)
+        self._middle, self._spread = middle.double(), spread.double()
+        dim = len(middle)
+        self._jumps = self._middle.new_zeros(len(self.running), 2, dim)
+        self._powers = self._middle.new_zeros(4, dim)  # sums of z, z², z⁴ and 1
+        self._count = torch.zeros(len(self.running), 2, dtype=torch.float64)  # jumps, gradients
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """The middle and the spread of each coordinate, (D,) each."""
+        return self._middle, self._spread
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums so far."""
+        return {"jumps": self._jumps, "powers": self._powers, "count": self._count}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Resume from what `tensors` gave."""
+        self._jumps, self._powers = tensors["jumps"], tensors["powers"]
+        self._count = tensors["count"].cpu()
+
+    def add(
+        self,
+        choice: Choice,
+        length: int,
+        before: Float[Tensor, "chains dim"],
+        after: Float[Tensor, "chains dim"],
+    ) -> None:
+        """Fold in one step of every chain.
+
+        Args:
+            choice: that was made.
+            length: how many steps its trajectory had.
+            before, after: where the chains were, in the coordinates of the law.
+        """
+        place = self.running.index(choice)
+        a, b = (
+            ((x.double() - self._middle) / self._spread).clamp(-CLIP, CLIP) for x in (before, after)
+        )
+        self._jumps[place, 0] += (b - a).square().sum(0)
+        self._jumps[place, 1] += (b.square() - a.square()).square().sum(0)
+        square = b.square()
+        ones = torch.ones_like(b)
+        self._powers += torch.stack([b, square, square.square(), ones]).sum(1)
+        self._count[place] += torch.tensor([len(a), length * len(a)])
+
+    def scores(self) -> dict[Choice, float]:
+        """Effective draws of the slowest coordinate a gradient, by choice; 0 where none was made."""
+        first, second, fourth, total = self._powers.cpu()
+        total = total.clamp(min=1)
+        variances = torch.stack(
+            [
+                second / total - (first / total).square(),
+                fourth / total - (second / total).square(),
+            ]
+        ).clamp(min=1e-12)
+        found = {}
+        for place, choice in enumerate(self.running):
+            jumps, gradients = self._count[place].tolist()
+            share = self._jumps[place].cpu() / (2 * variances * max(jumps, 1.0))
+            slowest = min(float(share.min()), MOST)
+            cost = self._tracks[choice.track].cost * max(gradients / max(jumps, 1.0), 1.0)
+            found[choice] = slowest / (2 - slowest) / cost
+        return found
+
+    def best(self) -> Choice:
+        """The choice that earns most; of nearly equal ones the longest trajectories."""
+        scores = self.scores()
+        winner = max(scores, key=scores.__getitem__)
+        near = [
+            c
+            for c, score in scores.items()
+            if c.track == winner.track and score >= LONGER * scores[winner]
+        ]
+        if self._tracks[winner.track].spec.momentum:
+            return max(near, key=lambda c: c.time)
+        whole = winner._replace(halvings=0)
+        return winner if scores[winner] > SHORTER * scores.get(whole, 0.0) else whole
