@@ -13,6 +13,7 @@ from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ozaki.kernels.loops.merging import apart, swapped, together
 from ozaki.kernels.loops.rules import RULES
 from ozaki.kernels.loops.values import (
     Op,
@@ -25,7 +26,11 @@ from ozaki.kernels.loops.values import (
     without,
 )
 
-KINDS = {torch.bool: "bool", torch.int64: "int", torch.float64: "float", torch.float32: "float"}
+KINDS = {
+    torch.bool: "bool",
+    **dict.fromkeys((torch.int64, torch.int32, torch.uint8), "int"),
+    **dict.fromkeys((torch.float64, torch.float32), "float"),
+}
 FUNCTIONS = (
     *("exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin"),
     *("acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc"),
@@ -68,8 +73,24 @@ POINTS = {
     "pow": "pow_({0}, {1})",
 }
 LOGICAL = set(
-    "eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor bitwise_not logical_and "
-    "logical_or logical_xor logical_not isnan isinf".split()
+    [
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "bitwise_not",
+        "logical_and",
+        "logical_or",
+        "logical_xor",
+        "logical_not",
+        "isnan",
+        "isinf",
+    ]
 )
 REDUCTIONS = {
     "sum": "sum",
@@ -80,6 +101,7 @@ REDUCTIONS = {
     "all": "all",
     "prod": "prod",
 }
+SHOWN = ("view", "reshape", "_unsafe_view", "alias", "clone", "expand")
 KEPT = ("sigmoid", "mean", "addmm")  # not taken apart
 
 
@@ -204,8 +226,8 @@ class _Lowering:
         step = i < sum(self._counts)
         inputs = {i} if axis is None else set()
         op = Op("input", (), shape, KINDS[like.dtype], axis is not None, step, (i,), inputs)
-        if op.chain and op.kind == "int":
-            raise Unsupported("whole numbers of each chain")
+        if op.kind == "int" and (op.chain or like.dtype != torch.int64):
+            raise Unsupported(f"an input of {like.dtype}")
         self.ops.append(op)
         return Value(len(self.ops) - 1, shape, contiguous(shape), 0, axis, op.kind)
 
@@ -260,35 +282,45 @@ class _Lowering:
 
     @staticmethod
     def swap(value: Value) -> Value:
-        order = list(range(value.rank))
-        return pick(value, [*order[:-2], order[-1], order[-2]])
+        return pick(value, swapped(value))
 
-    def whole(self, x: Value) -> Value:
-        """Copy a view to where it lies contiguous."""
-        return self.add("point", [x], x.shape, x.axis, x.kind, ("{0}",))
+    def whole(self, x: Value, use: str = "") -> Value:
+        """Copy a view to where it lies contiguous, for this use alone."""
+        return self.add("point", [x], x.shape, x.axis, x.kind, ("{0}", use))
 
     def total(self, x: Value) -> Value:
         """Sum over the last axis."""
-        own = len(x.shape) - 1
-        return drop(self._reduced(x, (*x.shape[:-1], 1), (own,), x.kind, "sum"), [x.rank - 1])
+        return drop(self.reduced(x, "sum"), [x.rank - 1])
+
+    def reduced(self, x: Value, how: str) -> Value:
+        """Reduce over the last axis, which stays with one entry."""
+        return self._reduced(x, (*x.shape[:-1], 1), (len(x.shape) - 1,), x.kind, how)
 
     def iota(self, count: int, shape: Sizes) -> Value:
         found = self.add("point", [], (count,), None, "int", ("i0",))
         return replace(found, shape=shape, strides=tuple(int(n == count) for n in shape))
 
-    def spread(self, x: Value, what: Value, place: Callable[[Value], Value]) -> Value:
-        """Give a number an axis of chains, where what is written into it has one."""
-        if what.axis is None or x.axis is not None:
-            return x
+    def spread(self, x: Value, what: Value, place: Callable[[Value], Value]) -> tuple[Value, Value]:
+        """Give what is the same in all chains an axis of chains, where a part of it has one."""
+        if x.axis is not None or self.chains == 1:
+            return x, what
         for axis, size in enumerate(x.shape):
-            if size == self.chains and x.strides[axis] == 0:
-                found = replace(
-                    x, shape=without(x.shape, axis), strides=without(x.strides, axis), axis=axis
-                )
-                part = place(replace(found, op=-2))
-                if part.axis is not None and part.axis - part.rank == what.axis - what.rank:
-                    return found
-        raise Unsupported("values of each chain in what they share")
+            if size != self.chains or x.strides[axis] != 0:
+                continue
+            found = _with_axis(x, axis)
+            part = place(replace(found, op=-2))
+            if part.axis is None:
+                continue
+            other = part.axis - part.rank + what.rank
+            if what.axis == other and what.axis is not None:
+                return found, what
+            if what.axis is None and other >= 0 and what.strides[other] == 0:
+                return found, _with_axis(what, other)
+            if what.axis is None and other < 0:
+                return found, what
+        if what.axis is not None:
+            raise Unsupported("values of each chain in what they share")
+        return x, what
 
     def aligned(self, parts: list[Value]) -> list[Value]:
         """Give all parts of one tensor the axis of chains that some have."""
@@ -302,9 +334,7 @@ class _Lowering:
             if part.axis is None:
                 if part.strides[axis] != 0:
                     raise PerChain(self.ops[part.op].inputs, axis - part.rank)
-                shape, strides = without(part.shape, axis), without(part.strides, axis)
-                part = replace(part, shape=shape, strides=strides, axis=axis)  # noqa: PLW2901
-            found.append(part)
+            found.append(part if part.axis is not None else _with_axis(part, axis))
         return found
 
     def copied(self, value: Value) -> Value:
@@ -317,8 +347,8 @@ class _Lowering:
         if node in self._sums:
             value, factor = self._sums[node]
             return self.copied(value), factor
-        if self._values[node] is None:
-            raise Unsupported("a mean over chains that is used")
+        if self._values[node] is None or self._values[node].around != (0, 0):
+            raise Unsupported("a mean over chains that is used, or merged axes")
         return self.copied(self._values[node]), None
 
     def _call(self, node: Node) -> Any:
@@ -329,6 +359,18 @@ class _Lowering:
         args = [self._argument(a) for a in node.args]
         if any(a is None and isinstance(b, Node) for a, b in zip(args, node.args)):
             raise Unsupported("a mean over chains that is used")
+        if name in ("cat", "index", "index_put") and any(
+            isinstance(a, Value) and a.around != (0, 0)
+            for b in args
+            for a in (b if isinstance(b, list) else [b])
+        ):
+            raise Unsupported(f"{name} of merged axes")
+        if any(isinstance(a, Value) and a.around != (0, 0) for a in args) and name not in SHOWN:
+            args, around = apart(args, self.chains, name)
+            return together(self._known_call(node, name, args), around)
+        return self._known_call(node, name, args)
+
+    def _known_call(self, node: Node, name: str, args: list[Any]) -> Any:
         rule = RULES.get(name)
         if rule is not None:
             return rule(self, node, *args, **node.kwargs)
@@ -355,7 +397,15 @@ class _Lowering:
         if name in ("add", "sub") and len(args) > 2:
             raise Unsupported("alpha")
         kind = KINDS[val.dtype]
+        if name in ("eq", "ne") and args[0].kind == "bool" and args[1] == 0:
+            return args[0] if name == "ne" else self.point("not_({0})", args[:1], "bool")
         values = [a if isinstance(a, Value) else number(a, (), _kind_of(a)) for a in args]
+        if (
+            name in ("eq", "ne")
+            and len({v.kind for v in values}) == 2
+            and any(v.kind == "bool" for v in values)
+        ):
+            values = [self.cast(v, "float") for v in values]
         if all(v.op < 0 for v in values):
             plain = [torch.tensor(v.number) for v in values]
             if any(KINDS.get(p.dtype) == "float" for p in plain):
@@ -363,8 +413,9 @@ class _Lowering:
             found = getattr(torch.ops.aten, name)(*plain).item()
             return number(found, tuple(val.shape), kind)
         same = _unchanged(name, values)
-        if same is not None and same.full(self.chains) == tuple(val.shape) and same.kind == kind:
-            return same
+        if same is not None and same.kind == kind and same.rank >= max(v.rank for v in values):
+            if math.prod(same.full(self.chains)) == val.numel():
+                return same
         if kind == "bool":
             name = {"mul": "bitwise_and", "add": "bitwise_or"}.get(name, name)
             if name not in LOGICAL and name != "where":
@@ -483,6 +534,13 @@ def number(what: Any, shape: Sizes, kind: str) -> Value:
     """Return a value that is one number everywhere."""
     made = {"float": float, "int": int, "bool": bool}[kind]
     return Value(-1, shape, (0,) * len(shape), 0, None, kind, made(what))
+
+
+def _with_axis(value: Value, axis: int) -> Value:
+    """Take an axis along which nothing changes for that of the chains."""
+    return replace(
+        value, shape=without(value.shape, axis), strides=without(value.strides, axis), axis=axis
+    )
 
 
 def drop(value: Value, axes: Sequence[int]) -> Value:

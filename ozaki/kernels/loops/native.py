@@ -21,7 +21,15 @@ from ozaki.kernels.loops.values import Unsupported
 lowering = lazy("ozaki.kernels.loops.lowering")
 sources = lazy("ozaki.kernels.loops.source")
 
-FLAGS = "-O3 -std=c++17 -fPIC -shared -march=native -fno-math-errno -fno-trapping-math".split()
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 RANGE = 32  # least blocks of chains that a thread takes
 RANGES = 8  # most ranges of blocks; how sums are rounded must not depend on the threads
 DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.bool, torch.int64)}

@@ -13,6 +13,13 @@ typedef int64_t L;
 static inline V B(T x) { return x - V{}; }
 static inline M BM(bool b) { return M{} - b; }
 
+// Memory for vectors, as long as a loop runs.
+struct Heap {
+  V* start;
+  explicit Heap(L count) : start(new V[count]) {}
+  ~Heap() { delete[] start; }
+};
+
 template <class A> static inline A one(A) { return A{} + 1; }
 template <class A> static inline A zero(A) { return A{}; }
 static inline T inf(T) { return std::numeric_limits<T>::infinity(); }
@@ -104,3 +111,110 @@ static inline void store(uint8_t* p, L apart, M a, int valid) {
   for (int l = 0; l < valid; l++) p[l * apart] = a[l] != 0;
 }
 static inline T total(V a, int valid) { T r = 0; for (int l = 0; l < valid; l++) r += a[l]; return r; }
+
+static inline bool some(bool m) { return m; }
+static inline bool some(M m) { bool r = false; LANES r |= m[l] != 0; return r; }
+
+// The lower factor of a matrix, of which the lower half is read; not a number where there is none.
+template <class A> static inline void cholesky(L n, const A* a, A* f) {
+  for (L j = 0; j < n; j++) {
+    A d = a[j * n + j];
+    for (L k = 0; k < j; k++) d -= f[j * n + k] * f[j * n + k];
+    d = sqrt_(d);
+    f[j * n + j] = d;
+    const A r = one(d) / d;
+    L i = j + 1;
+    for (; i + 4 <= n; i += 4) {
+      A s0 = a[i * n + j], s1 = a[(i + 1) * n + j], s2 = a[(i + 2) * n + j], s3 = a[(i + 3) * n + j];
+      for (L k = 0; k < j; k++) {
+        const A x = f[j * n + k];
+        s0 -= f[i * n + k] * x;
+        s1 -= f[(i + 1) * n + k] * x;
+        s2 -= f[(i + 2) * n + k] * x;
+        s3 -= f[(i + 3) * n + k] * x;
+      }
+      f[i * n + j] = s0 * r;
+      f[(i + 1) * n + j] = s1 * r;
+      f[(i + 2) * n + j] = s2 * r;
+      f[(i + 3) * n + j] = s3 * r;
+    }
+    for (; i < n; i++) {
+      A s = a[i * n + j];
+      for (L k = 0; k < j; k++) s -= f[i * n + k] * f[j * n + k];
+      f[i * n + j] = s * r;
+    }
+    for (L k = j + 1; k < n; k++) f[j * n + k] = A{};
+  }
+}
+
+// Solve a x = b in place, a triangular with entries apart by s0 along rows and s1 along columns.
+template <class Z, class A>
+static inline void solve(L n, L columns, const Z* a, L s0, L s1, A* x, bool upper, bool unit) {
+  for (L e = 0; e < n; e++) {
+    const L j = upper ? n - 1 - e : e;
+    A* row = x + j * columns;
+    if (!unit) {
+      const Z r = one(Z{}) / a[j * s0 + j * s1];
+      for (L c = 0; c < columns; c++) row[c] *= r;
+    }
+    const L first = upper ? 0 : j + 1, last = upper ? j : n;
+    for (L i = first; i < last; i++) {
+      const Z w = a[i * s0 + j * s1];
+      A* other = x + i * columns;
+      for (L c = 0; c < columns; c++) other[c] -= w * row[c];
+    }
+  }
+}
+
+// Jacobi's rotations: values, smallest first, and vectors in columns of a symmetric matrix, which
+// is spoiled.
+template <class A> static inline void eigh(L n, A* a, A* values, A* v) {
+  for (L i = 0; i < n * n; i++) v[i] = i % (n + 1) ? A{} : one(A{});
+  const T eps = std::numeric_limits<T>::epsilon();
+  for (int sweep = 0; sweep < 30; sweep++) {
+    A off{}, on{};
+    for (L p = 0; p < n; p++) {
+      on += a[p * n + p] * a[p * n + p];
+      for (L q = 0; q < p; q++) off += a[p * n + q] * a[p * n + q];
+    }
+    if (!some(off > on * (eps * eps))) break;
+    for (L p = 0; p < n; p++)
+      for (L q = p + 1; q < n; q++) {
+        const A x = a[q * n + p];
+        const A theta = (a[q * n + q] - a[p * n + p]) / (x + x);
+        A t = one(x) / (abs_(theta) + sqrt_(theta * theta + one(x)));
+        t = sel(theta < A{}, -t, t);
+        t = sel(x == A{}, A{}, t);
+        const A c = one(x) / sqrt_(t * t + one(x)), s = t * c;
+        for (L k = 0; k < n; k++) {
+          const A y = a[k * n + p], z = a[k * n + q];
+          a[k * n + p] = c * y - s * z;
+          a[k * n + q] = s * y + c * z;
+        }
+        for (L k = 0; k < n; k++) {
+          const A y = a[p * n + k], z = a[q * n + k];
+          a[p * n + k] = c * y - s * z;
+          a[q * n + k] = s * y + c * z;
+        }
+        a[p * n + q] = a[q * n + p] = sel(x == x, A{}, x);
+        for (L k = 0; k < n; k++) {
+          const A y = v[k * n + p], z = v[k * n + q];
+          v[k * n + p] = c * y - s * z;
+          v[k * n + q] = s * y + c * z;
+        }
+      }
+  }
+  for (L i = 0; i < n; i++) values[i] = a[i * n + i];
+  for (L i = 0; i < n; i++)
+    for (L j = i + 1; j < n; j++) {
+      const auto swap = values[j] < values[i];
+      const A low = sel(swap, values[j], values[i]), high = sel(swap, values[i], values[j]);
+      values[i] = low;
+      values[j] = high;
+      for (L k = 0; k < n; k++) {
+        const A y = v[k * n + i], z = v[k * n + j];
+        v[k * n + i] = sel(swap, z, y);
+        v[k * n + j] = sel(swap, y, z);
+      }
+    }
+}

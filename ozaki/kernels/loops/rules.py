@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ozaki.kernels.loops.merging import merged_view
 from ozaki.kernels.loops.values import (
     Sizes,
     Unsupported,
@@ -15,6 +16,8 @@ from ozaki.kernels.loops.values import (
     view_strides,
     without,
 )
+
+LARGEST = 32  # rows of a matrix whose eigenvalues are found by rotations
 
 
 def same(low: Any, node: Any, x: Value, *_: Any, **__: Any) -> Value:
@@ -27,9 +30,13 @@ def view(low: Any, node: Any, x: Value, *_: Any) -> Value:
     if x.op < 0:
         return replace(x, shape=new, strides=(0,) * len(new))
     if x.axis is not None:
+        x = replace(x, around=(0, 0))
         axis = moved_axis(x, low.chains, new)
         if axis is None:
-            raise Unsupported("a view that splits the axis of chains")
+            merged = merged_view(x, low.chains, new) or merged_view(low.whole(x), low.chains, new)
+            if merged is None:
+                raise Unsupported("a view that splits the axis of chains")
+            return merged
     shape = without(new, axis)
     strides = view_strides(x.shape, x.strides, shape)
     if strides is None:
@@ -72,6 +79,10 @@ def squeeze(low: Any, node: Any, x: Value, dims: Any = None) -> Value:
 
 def expand(low: Any, node: Any, x: Value, *_: Any, **__: Any) -> Value:
     new = tuple(node.meta["val"].shape)
+    if x.around != (0, 0):
+        if math.prod(new) != math.prod(x.full(low.chains)):
+            raise Unsupported("merged axes expanded")
+        return x
     lead = len(new) - x.rank
     axis = None if x.axis is None else x.axis + lead
     own, strides = list(x.shape), list(x.strides)
@@ -130,7 +141,7 @@ def unbind(low: Any, node: Any, x: Value, dim: int = 0) -> list[Value]:
 
 
 def diagonal(low: Any, node: Any, x: Value, offset: int = 0, a: int = 0, b: int = 1) -> Value:
-    if offset or x.axis is not None and x.axis in (a % x.rank, b % x.rank):
+    if offset or (x.axis is not None and x.axis in (a % x.rank, b % x.rank)):
         raise Unsupported("an offset diagonal")
     a, b = a % x.rank, b % x.rank
     p, q = _own(x, a), _own(x, b)
@@ -171,12 +182,19 @@ def arange(low: Any, node: Any, start: Any, end: Any = None, step: Any = 1, **_:
 
 
 def mm(low: Any, node: Any, a: Value, b: Value) -> Value:
-    """(…, i, k) times (…, k, j), as a sum over the last axis of both broadcast."""
-    if a.axis is not None and b.axis is not None and a.rank == 2:
+    """Sum a product over the last axis of a, and the last but one of b, both broadcast."""
+    flat = len(node.meta["val"].shape) == 2
+    if flat and a.axis is not None and b.axis is not None:
         raise Unsupported("a product over chains")
-    left = unsqueeze(low, node, a, a.rank - 1)  # (…, i, 1, k)
-    right = unsqueeze(low, node, low.swap(b), b.rank - 2)  # (…, 1, j, k)
-    if any(v.axis == v.rank - 1 for v in (left, right)):
+    inner = node.args[-1].meta["val"].shape[-2]
+    b = low.pick(b, [*range(1, b.rank), 0]) if flat else low.swap(b)
+    rows, columns = (a.rank - 1, b.rank - 1) if flat else (1, 1)
+    left, right = a, b
+    for _ in range(columns):
+        left = unsqueeze(low, node, left, left.rank - 1)  # (…, i, 1, k)
+    for _ in range(rows):
+        right = unsqueeze(low, node, right, right.rank - 1 - columns)  # (…, 1, j, k)
+    if any(v.full(low.chains)[-1] != inner or v.axis == v.rank - 1 for v in (left, right)):
         raise Unsupported("a product over chains")
     if left.op < 0 or right.op < 0:
         return low.total(low.point("({0} * {1})", [left, right], "float"))
@@ -240,7 +258,7 @@ def index_put(
         shape = (*w.shape[:own], *place.shape, *w.shape[own + 1 :])
         return replace(w, shape=shape, strides=(0,) * len(shape), axis=axis)
 
-    x = low.spread(x, what, taken)
+    x, what = low.spread(x, what, taken)
     own = _own(x, dim)
     strides = contiguous(x.shape)
     shape = (*x.shape[:own], *place.shape, *x.shape[own + 1 :])
@@ -271,7 +289,7 @@ def cat(low: Any, node: Any, parts: list[Value], dim: int = 0) -> Value:
 
 def _overwrite(low: Any, x: Value, what: Value, place: Any) -> Value:
     """Copy x, and write `what` into the part of it that `place` shows."""
-    x = low.spread(x, what, place)
+    x, what = low.spread(x, what, place)
     whole = replace(x, op=-2, strides=contiguous(x.shape), offset=0)
     part = place(whole)
     given = broadcast(
@@ -309,6 +327,63 @@ def cumsum(low: Any, node: Any, x: Value, dim: int, **_: Any) -> Value:
     return low.add("scan", [x], x.shape, x.axis, "float", (_own(x, dim),))
 
 
+def cholesky(low: Any, node: Any, x: Value, upper: bool = False, **_: Any) -> list[Value]:
+    """Return the factor, and whether there is none instead of where it failed."""
+    if x.axis is not None and x.axis >= x.rank - 2:
+        raise Unsupported("a matrix over chains")
+    x = low.whole(low.swap(x) if upper else x)
+    found = low.add("cholesky", [x], x.shape, x.axis, "float")
+    pivots = diagonal(low, node, found, 0, -2, -1)
+    wrong = low.point("not_({0} > zero({0}))", [pivots], "bool")
+    failed = low.drop(low.reduced(wrong, "any"), [wrong.rank - 1])
+    return [low.swap(found) if upper else found, failed]
+
+
+def solve(
+    low: Any,
+    node: Any,
+    a: Value,
+    b: Value,
+    *,
+    upper: bool,
+    left: bool = True,
+    unitriangular: bool = False,
+) -> Value:
+    if not left:
+        # x a = b, transposed
+        a, b, upper = low.swap(a), low.swap(b), not upper
+    if (a.axis is not None and a.axis >= a.rank - 2) or (
+        b.axis is not None and b.axis >= b.rank - 2
+    ):
+        raise Unsupported("a matrix over chains")
+    n, columns = a.shape[-1], b.shape[-1]
+    # batches broadcast: an entry of each stands for its matrix
+    lead = [low.pick(v, range(v.rank - 2)) for v in (a, b)]
+    one, other = broadcast(lead, low.chains, low.ops)
+    shape = (*one.shape, n, columns)
+    left_, right = (
+        replace(
+            v, shape=(*w.shape, *v.shape[-2:]), strides=(*w.strides, *v.strides[-2:]), axis=one.axis
+        )
+        for v, w in ((a, one), (b, other))
+    )
+    args = [right, left_]
+    found = low.add("solve", args, shape, one.axis, "float", (upper, unitriangular))
+    return found if left else low.swap(found)
+
+
+def eigh(low: Any, node: Any, x: Value, uplo: str = "L", vectors: bool = True) -> list[Value]:
+    """Return values and vectors; both halves of a matrix are read."""
+    n = x.shape[-1]
+    if n > LARGEST or (x.axis is not None and x.axis >= x.rank - 2):
+        raise Unsupported("a large matrix to decompose")
+    x = low.whole(x, "eigh")  # which spoils it
+    both = low.add("eigh", [x], (*x.shape[:-2], n + 1, n), x.axis, "float")
+    rank = both.rank
+    values = select(low, node, both, rank - 2, n)
+    return [values, slice_(low, node, both, rank - 2, 0, n)]
+
+
 def tri(lower: bool) -> Any:
     def rule(low: Any, node: Any, x: Value, k: int = 0) -> Value:
         rows, columns = x.shape[-2:]
@@ -322,9 +397,10 @@ def tri(lower: bool) -> Any:
 
 RULES = {
     **dict.fromkeys(
-        "alias clone detach lift_fresh_copy lift_fresh lift contiguous copy".split(), same
+        ["alias", "clone", "detach", "lift_fresh_copy", "lift_fresh", "lift", "contiguous", "copy"],
+        same,
     ),
-    **dict.fromkeys("view reshape _unsafe_view".split(), view),
+    **dict.fromkeys(["view", "reshape", "_unsafe_view"], view),
     "permute": permute,
     "transpose": transpose,
     "unsqueeze": unsqueeze,
@@ -350,6 +426,9 @@ RULES = {
     "select_scatter": select_scatter,
     "slice_scatter": slice_scatter,
     "cumsum": cumsum,
+    "linalg_cholesky_ex": cholesky,
+    "linalg_solve_triangular": solve,
+    "_linalg_eigh": eigh,
     "tril": tri(True),
     "triu": tri(False),
 }

@@ -13,7 +13,10 @@ from ozaki.kernels.loops.schedule import Group, Schedule, Section, schedule
 from ozaki.kernels.loops.values import Op, Sizes, Unsupported, Value, contiguous, without
 
 TILE = 4  # columns of a product that are summed side by side
-MOST = 2**20  # bytes of a thread's buffers
+REGISTER = 32  # bytes of a vector
+LARGE = 512  # vectors of a buffer that does not lie on the stack
+MOST = 2**25  # bytes of a thread's buffers
+STACK = 2**18  # of those, and of constants that are computed, on the stack
 SHARED = {"float": "T", "bool": "bool", "int": "L"}
 VECTORS = {"float": "V", "bool": "M"}
 MEMORY = {"float": "T", "bool": "uint8_t", "int": "L"}
@@ -46,10 +49,10 @@ class _Source:
 
     def text(self) -> str:
         plan = self._plan
-        width = 8 if self._low.dtype.itemsize == 8 else 4
-        size = sum(n for n, _ in plan.sizes) * width * 16
-        if size > MOST:
-            raise Unsupported(f"{size} bytes of buffers")
+        heap = sum(n for n, _ in plan.sizes if n >= LARGE)
+        stack = sum(n for n, _ in plan.sizes if n < LARGE)
+        if heap * REGISTER > MOST or stack * REGISTER > STACK:
+            raise Unsupported(f"{(heap + stack) * REGISTER} bytes of buffers")
         put = self._put
         put('extern "C" void ozaki_loop(void** in, void** out, const L* rows, L steps,')
         put("                           L first, L last) {")
@@ -59,6 +62,13 @@ class _Source:
         shared = [i for i in constants if self._low.per_chain[i] is None]
         self._loads(shared, "")
         self._section((False, False))
+        put(f"Heap heap({heap});")
+        place = 0
+        for n, (count, kind) in enumerate(plan.sizes):
+            if count >= LARGE:
+                kind = VECTORS[kind]
+                put(f"{kind}* __restrict s{n} = ({kind}*)(heap.start + {place});")
+                place += count
         put("for (L block = first; block < last; block++) {")
         put("L q[W]; LANES { L c = block * W + l; q[l] = c < chains ? c : chains - 1; }")
         put("const int valid = chains - block * W < W ? (int)(chains - block * W) : W;")
@@ -67,7 +77,8 @@ class _Source:
         self._loads([i for i in constants if i not in shared], "")
         self._section((True, False))
         for n, (count, kind) in enumerate(plan.sizes):
-            put(f"{VECTORS[kind]} s{n}[{count}];")
+            if count < LARGE:
+                put(f"{VECTORS[kind]} s{n}[{count}];")
         put("for (L step = 0; step < steps; step++) {")
         self._loads(range(self._carry, self._carry + self._noise), " + step * {0}")
         self._section((False, True))
@@ -140,7 +151,7 @@ class _Source:
         op = self._low.ops[i]
         if i in self._plan.stored and i not in self._plan.slots:
             size = math.prod(op.shape)
-            if size * 16 > MOST:
+            if size * REGISTER > STACK:
                 raise Unsupported("large constants that are computed")
             self._put(f"{self._type(op)} b{i}[{size}];")
 
@@ -299,6 +310,39 @@ class _Source:
                     add = "+" if accumulate else ""
                 what = self._element(value, _index(value), op.chain)
                 self._put(f"{self._buffer(i)}[{place}] {add}= {what};")
+
+    def _cholesky(self, i: int, op: Op) -> None:
+        self._matrices(i, op, "cholesky({n}, {a}, {out});")
+
+    def _eigh(self, i: int, op: Op) -> None:
+        self._matrices(i, op, "eigh({n}, {a}, {out} + {n} * {n}, {out});")
+
+    def _matrices(self, i: int, op: Op, call: str) -> None:
+        """Call a function of a matrix for each of them; the matrices lie contiguous."""
+        (x,) = op.args
+        n = x.shape[-1]
+        strides = contiguous(op.shape)
+        for _ in self._nest(x.shape[:-2]):
+            a = f"{self._buffer(x.op)} + {_at(x.shape[:-2], x.strides[:-2])}"
+            out = f"{self._buffer(i)} + {_at(x.shape[:-2], strides[:-2])}"
+            self._put(call.format(n=n, a=a, out=out))
+
+    def _solve(self, i: int, op: Op) -> None:
+        b, a = op.args
+        upper, unit = op.how
+        n, columns = op.shape[-2:]
+        strides = contiguous(op.shape)
+        for _ in self._nest(op.shape):
+            what = self._element(b, _index(b), op.chain)
+            self._put(f"{self._buffer(i)}[{_at(op.shape, strides)}] = {what};")
+        if a.op < 0:
+            raise Unsupported("a matrix of one number")
+        for _ in self._nest(op.shape[:-2]):
+            matrix = f"{self._buffer(a.op)} + {a.offset} + {_at(a.shape[:-2], a.strides[:-2])}"
+            out = f"{self._buffer(i)} + {_at(op.shape[:-2], strides[:-2])}"
+            s0, s1 = a.strides[-2:]
+            flags = f"{int(upper)}, {int(unit)}"
+            self._put(f"solve({n}, {columns}, {matrix}, {s0}, {s1}, {out}, {flags});")
 
     def _scan(self, i: int, op: Op) -> None:
         (x,), (own,) = op.args, op.how

@@ -12,11 +12,11 @@ from typing import Any
 Sizes = tuple[int, ...]
 
 
-class Unsupported(Exception):  # noqa: N818 - no error of a user's
+class Unsupported(Exception):
     """A graph holds something that no loop of our own can be written for."""
 
 
-class PerChain(Exception):  # noqa: N818 - no error of a user's
+class PerChain(Exception):
     """An input that was taken for the same in all chains has an entry for each of them."""
 
     def __init__(self, inputs: set[int], place: int):
@@ -34,6 +34,7 @@ class Value:
         axis: where that axis stands in the full shape; None where all chains share the value.
         kind: "float", "bool" or "int".
         number: what is written into the code.
+        around: how many axes before and after that of the chains are shown as one with it.
     """
 
     op: int
@@ -43,6 +44,7 @@ class Value:
     axis: int | None = None
     kind: str = "float"
     number: Any = None
+    around: Sizes = (0, 0)
 
     @property
     def rank(self) -> int:
