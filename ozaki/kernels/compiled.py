@@ -6,10 +6,7 @@ machine code of the loop. Warm-up walks it step by step, and draws are walked a 
 time, so that the time to compile does not grow with the number of steps.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +15,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
-from ozaki.foundation.lazy import lazy
 from ozaki.kernels import transition
+from ozaki.kernels.code_cache import CacheError
+from ozaki.kernels.loops import compiled_loop
 from ozaki.kernels.noise import NoiseBlock
 from ozaki.kernels.proposals import blend
 from ozaki.kernels.transition import Info, KernelSpec, State, StepOptions, Trail
@@ -28,11 +26,6 @@ from ozaki.scores.base import Expansion, Score
 from ozaki.scores.differentiation import first_line
 from ozaki.scores.transformed import Frozen, Whitened
 from ozaki.scores.trials import agree
-
-# the compiler takes a second to import
-inductor = lazy("torch._inductor")
-scans, fakes = lazy("torch._higher_order_ops.scan"), lazy("torch._subclasses.fake_tensor")
-symbols = lazy("torch.fx.experimental.symbolic_shapes")
 
 KEPT = 32  # most compiled loops kept, for all kernels of a process
 SMALL = 1024  # most entries of a matrix whose product with a vector is written out
@@ -151,6 +144,8 @@ class _Loop:
         self._constants = _lift_constants(graph)
         try:
             self._run = _compiled(graph, carry, [p[:1] for p in noise], rest + self._constants)
+        except CacheError:
+            raise
         except Exception as error:  # torch's compiler and the C++ compiler raise many kinds
             raise ValueError(
                 "compile=True needs torch's compiler and a C++ compiler such as g++ on the PATH, "
@@ -172,7 +167,7 @@ class _Loop:
         with torch.no_grad():
             found = list(self._run(*carry, *noise, *rest, *self._constants))
         moved = self._rebuild(found[: self._carried], parts.fixed)
-        return moved, self._unpack(found[-1])
+        return moved, self._trail(found[self._carried :])
 
     def _step(self, *tensors: Tensor) -> list[Tensor]:
         """One step, tensors in and tensors out."""
@@ -193,20 +188,14 @@ class _Loop:
             uniform,
             StepOptions(unadjusted > 0, uphill > 0, self._rule),
         )
-        density = state.expansion.log_density if self._has_density else None
-        # the carried tensors and the kept ones must not share memory
-        return [*(t.clone() for t in self._flatten(state)), _pack(state.position, density, info)]
+        density = [state.expansion.log_density] if self._has_density else []
+        return [*self._flatten(state), state.position, *density, *info]  # pyright: ignore
 
-    def _unpack(self, kept: Tensor) -> Trail:
-        """Turn rows of `_pack`, (steps, …), back into a trail."""
-        chains, dim = self._like.position.shape
-        sizes = [chains * dim, chains, chains, chains, chains, dim, chains]
-        flat, acceptance, accepted, diverging, broken, jump, modified, density = kept.split(
-            [*sizes, chains if self._has_density else 0], 1
-        )
-        info = Info(acceptance, accepted.bool(), diverging.bool(), broken.bool(), jump, modified)
-        position = flat.unflatten(1, (chains, dim))
-        return Trail(position, density if self._has_density else None, info)
+    def _trail(self, kept: list[Tensor]) -> Trail:
+        """Turn what each step kept into a trail."""
+        position, *rest = kept
+        density = rest.pop(0) if self._has_density else None
+        return Trail(position, density, Info(*rest))
 
     def _rest(
         self, step_size: Tensor, options: StepOptions, weights: Weights, parts: _Parts
@@ -271,12 +260,6 @@ class _Loop:
             )
 
 
-def _pack(position: Tensor, density: Tensor | None, info: Info) -> Tensor:
-    """Pack a step into one row: a loop pays for every tensor it keeps, however small."""
-    parts = [position, *info] if density is None else [position, *info, density]
-    return torch.cat([part.to(position.dtype).flatten() for part in parts])
-
-
 def _lift_constants(graph: GraphModule) -> list[Tensor]:
     """Turn the tensors that a graph holds into its last arguments, and return them."""
     nodes = graph.graph
@@ -300,56 +283,11 @@ def _compiled(
     """Return the compiled loop of a graph; the same graph with other data shares one loop."""
     kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in (*carry, *noise, *rest)]
     key = (step.code, str(kinds))
-    found = _LOOPS.pop(key, None) or _compile_scan(step, carry, noise, rest)
+    found = _LOOPS.pop(key, None) or compiled_loop(step, carry, noise, rest)
     _LOOPS[key] = found
     while len(_LOOPS) > KEPT:
         del _LOOPS[next(iter(_LOOPS))]
     return found
-
-
-def _compile_scan(
-    step: GraphModule, carry: list[Tensor], noise: list[Tensor], rest: list[Tensor]
-) -> Callable[..., Any]:
-    """Compile the loop: carry, noise of any number of steps, rest → carry, a row for each step."""
-    n, m = len(carry), len(noise)
-
-    def body(*tensors: Tensor) -> list[Tensor]:
-        return step(*tensors)
-
-    def loop(*tensors: Tensor) -> Any:
-        return scans.scan_op(body, list(tensors[:n]), list(tensors[n : n + m]), tensors[n + m :])
-
-    mode = fakes.FakeTensorMode(shape_env=symbols.ShapeEnv())
-
-    def fake(t: Tensor, grows: bool) -> Tensor:
-        sizes = [symbols.DimDynamic.STATIC] * t.ndim
-        if grows:
-            sizes[0] = symbols.DimDynamic.DYNAMIC
-        return mode.from_tensor(t, symbolic_context=symbols.StatelessSymbolicContext(sizes))
-
-    # two steps stand for any number: the compiler would take one for a constant
-    two = [torch.cat([t, t]) for t in noise]
-    arguments = [fake(t, n <= i < n + m) for i, t in enumerate([*carry, *two, *rest])]
-    with torch.no_grad(), _quiet():
-        with mode:
-            graph = make_fx(loop)(*arguments)
-        # Python between the kernels would cost more than they do
-        options = {"cpp_wrapper": carry[0].device.type == "cpu"}
-        return inductor.compile(graph, arguments, options=options)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages of the compiler."""
-    log = logging.getLogger("torch._inductor")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _bmm(a: Tensor, b: Tensor) -> Any:

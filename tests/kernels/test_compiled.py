@@ -61,7 +61,7 @@ def interpreted(monkeypatch):
         return run
 
     monkeypatch.setattr(compiled, "_LOOPS", {})
-    monkeypatch.setattr(compiled, "_compile_scan", loop)
+    monkeypatch.setattr(compiled, "compiled_loop", loop)
 
 
 def walked(kernel, *args, warmup=40, draws=10, **options):
@@ -205,7 +205,7 @@ def test_a_loop_that_gives_other_numbers_is_refused(monkeypatch):
         return run
 
     monkeypatch.setattr(compiled, "_LOOPS", {})
-    monkeypatch.setattr(compiled, "_compile_scan", wrong)
+    monkeypatch.setattr(compiled, "compiled_loop", wrong)
     with pytest.raises(ValueError, match="compile=True gave another first step"):
         walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
 
