@@ -1,36 +1,18 @@
-"""`Compiled` takes the steps of `transition.walk` in one compiled loop.
+"""`Compiled` takes the steps of `transition.walk` and `trajectories.walk` in compiled loops."""
 
-One step is traced to a graph of tensor operations; the score may be a Pyro model, a formula or a
-network. A scan over the noise makes the graph a loop of any number of steps. torch's compiler makes
-machine code of the loop. Warm-up walks it step by step, and draws are walked a hundred steps at a
-time, so that the time to compile does not grow with the number of steps.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.graph import CodeGen
 
-from ozaki.kernels import transition
-from ozaki.kernels.code_cache import CacheError
-from ozaki.kernels.loops import compiled_loop
+from ozaki.kernels import trajectories, transition
 from ozaki.kernels.noise import NoiseBlock
-from ozaki.kernels.proposals import blend
+from ozaki.kernels.traced import TracedLoop, check_alike, flatten, rebuild
+from ozaki.kernels.trajectories import Flight, Splitting
 from ozaki.kernels.transition import Info, KernelSpec, State, StepOptions, Trail
-from ozaki.linalg import Dense, SymmetricOperator
 from ozaki.scores.base import Expansion, Score
-from ozaki.scores.differentiation import first_line
-from ozaki.scores.transformed import Frozen, Whitened
-from ozaki.scores.trials import agree
-
-KEPT = 32  # most compiled loops kept, for all kernels of a process
-SMALL = 1024  # most entries of a matrix whose product with a vector is written out
-
-Weights = tuple[float, float]
+from ozaki.scores.transformed import Whitened
 
 
 class Compiled:
@@ -38,275 +20,241 @@ class Compiled:
 
     def __init__(self) -> None:
         self._score: Score | None = None
-        self._loops: dict[tuple[Any, ...], _Loop] = {}
+        self._loops: dict[tuple[Any, ...], Any] = {}
 
     def walk(
         self,
         state: State,
-        law: Score,
+        law: Whitened,
         method: KernelSpec,
         step_size: Tensor,
         noise: NoiseBlock,
         options: StepOptions,
-        weights: Weights | None = None,
     ) -> tuple[State, Trail]:
-        """The same as `transition.walk`.
-
-        Args:
-            state, step_size, noise, options: as there.
-            law: a score in a metric, its curvature frozen or not.
-            method: of which the proposal is not looked at where `weights` are given.
-            weights: the proposal as a `blend`, so that one loop serves several.
+        """The same as `transition.walk`, of a law in a metric.
 
         Raises:
             ValueError: a model that cannot be traced, or no compiler to compile it with.
         """
-        parts = _Parts.of(law)
-        if parts.score is not self._score:
-            self._score, self._loops = parts.score, {}
-        if weights is not None:
-            method = method._replace(proposal=blend)  # pyright: ignore[reportArgumentType]
-        key = (method, options.rule, parts.kinds, state.position.shape)
-        loop = self._loops.get(key)
-        if loop is None:
-            loop = _Loop(state, parts, method, options.rule, weights is not None)
-            loop.build(state, step_size, noise, options, weights or (1.0, 0.0), parts)
-            self._loops[key] = loop
-        return loop(state, step_size, noise, options, weights or (1.0, 0.0), parts)
+        loops = self._of(law.score)
+        shape = None if law.factor is None else law.factor.ndim
+        key = (method, options.rule, shape, state.position.shape)
+        given = state, law.factor, step_size, noise, options
+        if key not in loops:
+            loops[key] = _Steps(law.score, method, *given)
+        return loops[key](*given)
+
+    def fly(
+        self,
+        state: State,
+        score: Score,
+        factor: Tensor | None,
+        splits: Splitting,
+        lengths: Sequence[int],
+        noise: NoiseBlock,
+        options: StepOptions,
+    ) -> tuple[State, Trail]:
+        """The same as `trajectories.walk`.
+
+        Raises:
+            ValueError: a model that cannot be traced, or no compiler to compile it with.
+        """
+        loops = self._of(score)
+        shape = None if factor is None else factor.ndim
+        key = ("flight", options.rule, shape, splits.kick.shape[1:], state.position.shape)
+        given = state, factor, splits, lengths, noise, options
+        if key not in loops:
+            loops[key] = _Flights(score, *given)
+        return loops[key](*given)
+
+    def _of(self, score: Score) -> dict[tuple[Any, ...], Any]:
+        """Return the loops of a score; those of another are forgotten."""
+        if score is not self._score:
+            self._score, self._loops = score, {}
+        return self._loops
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Compiled, ()  # loops are made anew
 
 
-class _Parts(NamedTuple):
-    """The parts of a law: its score, the factor of its metric, its frozen curvature."""
+class _Steps:
+    """The steps of one kernel spec."""
 
-    score: Score
-    factor: Tensor | None
-    fixed: SymmetricOperator | None
-
-    @classmethod
-    def of(cls, law: Score) -> "_Parts":
-        fixed = law.curvature if isinstance(law, Frozen) else None
-        metric: Any = law.score if isinstance(law, Frozen) else law
-        return cls(metric.score, metric.factor, fixed)
-
-    @property
-    def kinds(self) -> tuple[Any, ...]:
-        shape = None if self.factor is None else self.factor.ndim
-        return shape, type(self.fixed)
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        first = [] if self.factor is None else [self.factor]
-        return first if self.fixed is None else [*first, *self.fixed.tensors]
-
-    def law(self, tensors: Sequence[Tensor]) -> Score:
-        """Rebuild the law with these tensors in place of its own."""
-        rest = list(tensors)
-        metric = Whitened(self.score, None if self.factor is None else rest.pop(0))
-        return metric if self.fixed is None else Frozen(metric, self.fixed.rebuild(tuple(rest)))
-
-
-class _Loop:
-    """The steps of one kernel spec, traced and compiled."""
-
-    def __init__(self, state: State, parts: _Parts, method: KernelSpec, rule: Any, blended: bool):
-        self._like, self._parts = state, parts
-        self._method, self._rule, self._blended = method, rule, blended
-        self._has_density = state.expansion.has_density
-        self._carried = len(self._flatten(state))
-        self._constants: list[Tensor] = []
-        self._run: Callable[..., Any]
-
-    def build(
+    def __init__(
         self,
+        score: Score,
+        method: KernelSpec,
         state: State,
+        factor: Tensor | None,
         step_size: Tensor,
         noise: NoiseBlock,
         options: StepOptions,
-        weights: Weights,
-        parts: _Parts,
-    ) -> None:
-        """Trace and compile the loop, and compare its first step with one not compiled."""
-        carry = self._flatten(state)
-        rest = self._rest(step_size, options, weights, parts)
-        one = [part[0] for part in noise]
-        try:
-            with torch.no_grad():
-                graph = make_fx(self._step, decomposition_table=_WRITTEN_OUT)(*carry, *one, *rest)
-        except Exception as error:  # a model that is traced may raise anything
-            raise ValueError(
-                f"compile=True needs a model that can be traced, but {first_line(error)}; leave "
-                "compile out"
-            ) from error
-        graph.graph.eliminate_dead_code()
-        self._constants = _lift_constants(graph)
-        try:
-            self._run = _compiled(graph, carry, [p[:1] for p in noise], rest + self._constants)
-        except CacheError:
-            raise
-        except Exception as error:  # torch's compiler and the C++ compiler raise many kinds
-            raise ValueError(
-                "compile=True needs torch's compiler and a C++ compiler such as g++ on the PATH, "
-                f"but {first_line(error)}; install one, or leave compile out"
-            ) from error
-        self._check(state, step_size, noise, options, weights, parts)
+    ):
+        self._score, self._method, self._rule = score, method, options.rule
+        self._like, self._carried = state.expansion, len(flatten(state))
+        rest = _rest([step_size], options, factor)
+        self._loop = TracedLoop(self._turn, flatten(state), list(noise), rest)
+        # a short step is accepted; a refused step would leave nothing to compare
+        short, first = step_size / 100, NoiseBlock(*(part[:1].contiguous() for part in noise))
+        plain, seen = transition.walk(state, Whitened(score, factor), method, short, first, options)
+        _check((plain, seen), self(state, factor, short, first, options))
 
     def __call__(
         self,
         state: State,
+        factor: Tensor | None,
         step_size: Tensor,
         noise: NoiseBlock,
         options: StepOptions,
-        weights: Weights,
-        parts: _Parts,
     ) -> tuple[State, Trail]:
-        rest = self._rest(step_size, options, weights, parts)
-        carry = self._flatten(state)
-        with torch.no_grad():
-            found = list(self._run(*carry, *noise, *rest, *self._constants))
-        moved = self._rebuild(found[: self._carried], parts.fixed)
-        return moved, self._trail(found[self._carried :])
+        rest = _rest([step_size], options, factor)
+        found = self._loop(flatten(state), list(noise), rest)
+        moved = rebuild(found[: self._carried], self._like)
+        position, *others = found[self._carried :]
+        density = others.pop(0) if self._like.has_density else None
+        return moved, Trail(position, density, Info(*others))
 
-    def _step(self, *tensors: Tensor) -> list[Tensor]:
+    def _turn(self, *tensors: Tensor) -> list[Tensor]:
         """One step, tensors in and tensors out."""
         carry, rest = tensors[: self._carried], tensors[self._carried :]
-        normal, uniform, scale, step_size, numbers, *law = rest
-        weight, shift, unadjusted, uphill = numbers.unbind()
-        score = self._parts.law(law)
-        fixed = score.curvature if isinstance(score, Frozen) else None
-        method = self._method
-        if self._blended:
-            method = method._replace(proposal=blend(weight, shift))
+        normal, uniform, scale, step_size, flags, *factor = rest
+        law = Whitened(self._score, factor[0] if factor else None)
         state, info = transition.step(
-            self._rebuild(carry, fixed),
-            score,
-            method,
+            rebuild(carry, self._like),
+            law,
+            self._method,
             step_size * scale,
             normal,
             uniform,
-            StepOptions(unadjusted > 0, uphill > 0, self._rule),
+            _options(flags, self._rule),
         )
-        density = [state.expansion.log_density] if self._has_density else []
-        return [*self._flatten(state), state.position, *density, *info]  # pyright: ignore
+        return [*flatten(state), state.position, *_density(state, self._like), *info]
 
-    def _trail(self, kept: list[Tensor]) -> Trail:
-        """Turn what each step kept into a trail."""
-        position, *rest = kept
-        density = rest.pop(0) if self._has_density else None
-        return Trail(position, density, Info(*rest))
 
-    def _rest(
-        self, step_size: Tensor, options: StepOptions, weights: Weights, parts: _Parts
-    ) -> list[Tensor]:
-        """Return the tensors that are the same at every step."""
-        numbers = step_size.new_tensor([*weights, *(float(flag) for flag in options[:2])])
-        return [step_size, numbers, *(t.contiguous() for t in parts.tensors)]
+class _Flights:
+    """Trajectories of any lengths: a flat loop over gradients."""
 
-    def _flatten(self, state: State) -> list[Tensor]:
-        """List the tensors that one step hands to the next."""
-        at = state.expansion
-        found = [state.position, at.gradient, at.log_density, at.score_gradient]
-        if at.curvature is not None and at.curvature.batch:
-            if isinstance(at.curvature, Dense):
-                at.curvature.eigen()  # a step leaves it decomposed
-            found += at.curvature.tensors
-        return [t.contiguous() for t in found if t is not None]
-
-    def _rebuild(self, tensors: Sequence[Tensor], fixed: SymmetricOperator | None) -> State:
-        """Make a state of the tensors that `_flatten` listed."""
-        like, rest = self._like.expansion, list(tensors)
-        position, gradient = rest.pop(0), rest.pop(0)
-        density = None if like.log_density is None else rest.pop(0)
-        rough = None if like.score_gradient is None else rest.pop(0)
-        curvature = fixed if like.curvature is not None else None
-        if rest:
-            curvature = like.curvature.rebuild(tuple(rest))  # pyright: ignore
-        return State(position, Expansion(gradient, curvature, density, rough))
-
-    def _check(
+    def __init__(
         self,
+        score: Score,
         state: State,
-        step_size: Tensor,
+        factor: Tensor | None,
+        splits: Splitting,
+        lengths: Sequence[int],
         noise: NoiseBlock,
         options: StepOptions,
-        weights: Weights,
-        parts: _Parts,
-    ) -> None:
-        """Raise ValueError unless the compiled first step agrees with one not compiled."""
+    ):
+        self._score, self._rule = score, options.rule
+        self._like, self._own = state.expansion, len(flatten(state))
+        given = self._carry(state), self._noise(splits, lengths, noise)
+        self._loop = TracedLoop(self._turn, *given, _rest([], options, factor))
+        short = Splitting(*(part[:1] / 10 for part in splits))
         first = NoiseBlock(*(part[:1].contiguous() for part in noise))
-        method = self._method
-        if self._blended:
-            method = method._replace(proposal=blend(*weights))
-        law = parts.law(parts.tensors)
-        # a short step is accepted; a refused step would leave nothing to compare
-        short = step_size / 100
-        plain, seen = transition.walk(state, law, method, short, first, options)
-        found, trail = self(state, short, first, options, weights, parts)
-        # rounding reverses the acceptance of one in many thousand chains
-        alike = (trail.info.accepted == seen.info.accepted)[0]
-        # a density that sums D terms is rounded D times over
-        rounding = 64 * len(state.position[0]) * torch.finfo(state.position.dtype).eps
-        pairs = (
-            (trail.info.acceptance, seen.info.acceptance),
-            (found.position[alike], plain.position[alike]),
-            (found.expansion.gradient[alike], plain.expansion.gradient[alike]),
+        plain = trajectories.walk(state, score, factor, short, [2], first, options)
+        _check(plain, self(state, factor, short, [2], first, options))
+
+    def __call__(
+        self,
+        state: State,
+        factor: Tensor | None,
+        splits: Splitting,
+        lengths: Sequence[int],
+        noise: NoiseBlock,
+        options: StepOptions,
+    ) -> tuple[State, Trail]:
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        rows = torch.full((sum(lengths),), -1, dtype=torch.int64)
+        rows[ends] = torch.arange(len(lengths))
+        found = self._loop(
+            self._carry(state),
+            self._noise(splits, lengths, noise),
+            _rest([], options, factor),
+            rows.to(state.position.device),
         )
-        if not all(agree(a, b, rounding) for a, b in pairs):
-            raise ValueError(
-                "compile=True gave another first step than the model as it stands; leave compile "
-                "out"
-            )
+        moved = rebuild(found[: self._own], self._like)
+        position, gradient, *others = found[2 * self._own + 4 :]
+        density = others.pop(0) if self._like.has_density else None
+        return moved, Trail(position, density, Info(*others), gradient)
+
+    def _carry(self, state: State) -> list[Tensor]:
+        """List what one turn hands to the next: state, momentum, start, and three figures."""
+        zero = torch.zeros_like(state.position)
+        figures = [zero[:, 0].clone() for _ in range(3)]
+        return [*flatten(state), zero, *(t.clone() for t in flatten(state)), *figures]
+
+    def _noise(self, splits: Splitting, lengths: Sequence[int], noise: NoiseBlock) -> list[Tensor]:
+        """List, for every turn, the noise of its trajectory, kick and drift, and what it ends."""
+        like = noise.normal
+        index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        last = torch.tensor(lengths).cumsum(0) - 1
+        flags = like.new_zeros(2, len(index))
+        flags[0, 0] = 1
+        flags[0, (last + 1)[:-1]] = 1
+        flags[1, last] = 1
+        index = index.to(like.device)
+        wide = (noise.normal, noise.uniform, *splits)
+        return [*(part.index_select(0, index) for part in wide), *flags.unbind(0)]
+
+    def _turn(self, *tensors: Tensor) -> list[Tensor]:
+        """One turn of the loop, tensors in and tensors out."""
+        own = self._own
+        now, momentum, start = tensors[:own], tensors[own], tensors[own + 1 : 2 * own + 1]
+        kinetic, gain, lost = tensors[2 * own + 1 : 2 * own + 4]
+        normal, uniform, kick, drift, begins, ends, flags, *factor = tensors[2 * own + 4 :]
+        flight, info = trajectories.turn(
+            Flight(
+                rebuild(now, self._like),
+                momentum,
+                rebuild(start, self._like),
+                kinetic,
+                gain,
+                lost > 0,
+            ),
+            self._score,
+            factor[0] if factor else None,
+            Splitting(kick, drift),
+            begins > 0,
+            ends > 0,
+            (normal, uniform),
+            _options(flags, self._rule),
+        )
+        here, figures = flight.now, (flight.kinetic, flight.gain, flight.lost.to(kinetic))
+        return [
+            *flatten(here),
+            flight.momentum,
+            *flatten(flight.start),
+            *figures,
+            here.position,
+            here.expansion.gradient,
+            *_density(here, self._like),
+            *info,
+        ]
 
 
-def _lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Turn the tensors that a graph holds into its last arguments, and return them."""
-    nodes = graph.graph
-    nodes.set_codegen(CodeGen())
-    last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
-    held: dict[str, Any] = {}
-    with nodes.inserting_after(last):
-        for node in [n for n in nodes.nodes if n.op == "get_attr"]:
-            if node.target not in held:
-                last.append(place := nodes.placeholder(f"constant_{len(held)}"))
-                last, held[node.target] = place, (place, getattr(graph, node.target))
-            node.replace_all_uses_with(held[node.target][0])
-            nodes.erase_node(node)
-    graph.recompile()
-    return [value.detach().contiguous() for _, value in held.values()]
+def _rest(first: list[Tensor], options: StepOptions, factor: Tensor | None) -> list[Tensor]:
+    """List the tensors that are the same at every turn."""
+    flags = [float(flag) for flag in options[:2]]
+    like = first[0] if first else factor
+    dtype = torch.get_default_dtype() if like is None else like.dtype
+    device = None if like is None else like.device
+    made = torch.tensor(flags, dtype=dtype, device=device)
+    return [*first, made, *([] if factor is None else [factor.contiguous()])]
 
 
-def _compiled(
-    step: GraphModule, carry: list[Tensor], noise: list[Tensor], rest: list[Tensor]
-) -> Callable[..., Any]:
-    """Return the compiled loop of a graph; the same graph with other data shares one loop."""
-    kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in (*carry, *noise, *rest)]
-    key = (step.code, str(kinds))
-    found = _LOOPS.pop(key, None) or compiled_loop(step, carry, noise, rest)
-    _LOOPS[key] = found
-    while len(_LOOPS) > KEPT:
-        del _LOOPS[next(iter(_LOOPS))]
-    return found
+def _options(flags: Tensor, rule: Any) -> StepOptions:
+    unadjusted, uphill = flags.unbind()
+    return StepOptions(unadjusted > 0, uphill > 0, rule)
 
 
-def _bmm(a: Tensor, b: Tensor) -> Any:
-    """Write out a batched matrix product.
-
-    One matrix for all of the batch makes one large product. Small matrices times vectors are
-    written out, and fuse with what stands around them.
-    """
-    batch, rows, inner = a.shape
-    columns = b.shape[2]
-    if batch > 1 and a.stride(0) == 0:
-        found = b.mT.reshape(batch * columns, inner) @ a[0].mT
-        return found.reshape(batch, columns, rows).mT
-    if batch > 1 and b.stride(0) == 0:
-        return (a.reshape(batch * rows, inner) @ b[0]).reshape(batch, rows, columns)
-    if 1 in (rows, columns) and rows * inner * columns <= SMALL:
-        return (a.unsqueeze(3) * b.unsqueeze(1)).sum(2)
-    return NotImplemented
+def _density(state: State, like: Expansion) -> list[Tensor]:
+    return [state.expansion.log_density] if like.has_density else []  # pyright: ignore
 
 
-_LOOPS: dict[tuple[str, str], Callable[..., Any]] = {}  # the last used at the end
-_WRITTEN_OUT: dict[Any, Any] = {torch.ops.aten.bmm.default: _bmm}
+def _check(plain: tuple[State, Trail], found: tuple[State, Trail]) -> None:
+    """Compare a compiled first step with one not compiled."""
+
+    def figures(made: tuple[State, Trail]) -> list[Tensor]:
+        return [made[1].info.acceptance[0], made[0].position, made[0].expansion.gradient]
+
+    same = (plain[1].info.accepted == found[1].info.accepted.bool())[0]
+    check_alike(figures(found), figures(plain), same)

@@ -84,7 +84,7 @@ class Engine(Chains):
 
     @property
     def step_sizes(self) -> Float[Tensor, "chains 1"]:
-        """The h of each chain's last step, in the metric, (chains, 1); equal after the transient."""
+        """The h of each chain in its last step, (chains, 1); equal after the transient."""
         return self.warmup.step_sizes if self._block is None else self._block.step_size
 
     @property
@@ -200,6 +200,11 @@ class Engine(Chains):
 
     def _steps(self, block: Block, noise: NoiseBlock) -> Trail:
         """Take the steps of a block, as many as there is noise for."""
+        compiled, factor = self._compiled, block.factor
+        if compiled is not None and factor is None:
+            # one compiled loop serves all of a run
+            one = noise.normal.new_ones(self.score.dim)
+            factor = torch.diag(one) if self.warmup.dense_metric else one
         size = block.step_size * self._longer
         scales = noise.scale[:, None, None]
         splits = None
@@ -210,21 +215,18 @@ class Engine(Chains):
             # contiguous, as a compiled loop was traced
             normal, uniform = (t[:, place].contiguous() for t in noise[:2])
             part = NoiseBlock(normal, uniform, noise.scale)
-            walker = transition if self._compiled is None else self._compiled
             if splits is None:
                 given = self._here, self._metric, block.spec, size[place], part, block.options
-                return walker.walk(*given)
-            flights = trajectories if self._compiled is None else self._compiled
+                return transition.walk(*given) if compiled is None else compiled.walk(*given)
             mine = trajectories.Splitting(*(t[:, place] for t in splits))
-            lengths = block.lengths
-            given = self._here, self.score, block.factor, mine, lengths, part, block.options
-            return flights.walk(*given) if flights is trajectories else flights.fly(*given)
+            given = self._here, self.score, factor, mine, block.lengths, part, block.options
+            return trajectories.walk(*given) if compiled is None else compiled.fly(*given)
 
         self._state, trail = self._team.walk(noise.normal.shape, own)
         return trail
 
     def _change_coordinates(self, block: Block) -> None:
-        """Hold the chains as a block's kernel wants them: in x, or in the metric with a curvature."""
+        """Hold the chains as a block asks: in x, or in the metric and with a curvature."""
         spec, held = block.spec, self._metric.factor
         factor = None if spec.momentum else block.factor
         reads = spec.curvature == self._walked.curvature

@@ -119,8 +119,8 @@ def checked_trajectory(trajectory: Any) -> float | str:
     known = isinstance(trajectory, (int, float)) and not isinstance(trajectory, bool)
     if not known or not 0 <= trajectory < math.inf:
         raise ValueError(
-            f"trajectory must be 'auto', or a mean angle from 0 on, but was {trajectory!r}; 0 takes "
-            "single steps, 1.57 is a quarter turn"
+            f"trajectory must be 'auto', or a mean angle from 0 on, but was {trajectory!r}; 0 "
+            "takes single steps, 1.57 is a quarter turn"
         )
     return float(trajectory)
 

@@ -64,31 +64,38 @@ class Contest:
 
     def add(
         self,
-        choice: Choice,
-        length: int,
-        before: Float[Tensor, "chains dim"],
-        after: Float[Tensor, "chains dim"],
+        tried: Sequence[Choice | None],
+        lengths: Sequence[int],
+        path: Float[Tensor, "steps chains dim"],
     ) -> None:
-        """Fold in one step of every chain.
+        """Fold in the steps of all chains.
 
         Args:
-            choice: that was made.
-            length: how many steps its trajectory had.
-            before, after: where the chains were, in the coordinates of the law.
+            tried: what each step was; None for one that is not judged.
+            lengths: how many steps each trajectory had.
+            path: where the chains were before the first step and after each, in the coordinates
+                of the law.
         """
-        place = self.running.index(choice)
-        a, b = (
-            ((x.double() - self._middle) / self._spread).clamp(-CLIP, CLIP) for x in (before, after)
+        known = [step for step, choice in enumerate(tried) if choice is not None]
+        if not known:
+            return
+        z = ((path.double() - self._middle) / self._spread).clamp(-CLIP, CLIP)
+        square = z.square()
+        moves = torch.stack([z.diff(dim=0).square(), square.diff(dim=0).square()], 1).sum(2)
+        places = [self.running.index(tried[step]) for step in known]  # pyright: ignore
+        index = torch.tensor(places)
+        self._jumps.index_add_(0, index.to(path.device), moves[known])
+        after = z[1:].flatten(0, 1), square[1:].flatten(0, 1)
+        total = torch.full_like(self._middle, len(after[0]))
+        self._powers += torch.stack(
+            [after[0].sum(0), after[1].sum(0), after[1].square().sum(0), total]
         )
-        self._jumps[place, 0] += (b - a).square().sum(0)
-        self._jumps[place, 1] += (b.square() - a.square()).square().sum(0)
-        square = b.square()
-        ones = torch.ones_like(b)
-        self._powers += torch.stack([b, square, square.square(), ones]).sum(1)
-        self._count[place] += torch.tensor([len(a), length * len(a)])
+        chains = path.shape[1]
+        costs = [[chains, lengths[step] * chains] for step in known]
+        self._count.index_add_(0, index, torch.tensor(costs, dtype=torch.float64))
 
     def scores(self) -> dict[Choice, float]:
-        """Effective draws of the slowest coordinate a gradient, by choice; 0 where none was made."""
+        """Effective draws of the slowest coordinate a gradient, by choice."""
         first, second, fourth, total = self._powers.cpu()
         total = total.clamp(min=1)
         variances = torch.stack(

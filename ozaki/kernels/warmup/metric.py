@@ -143,15 +143,14 @@ class Typical:
         self._rows = tensors["rows"]
         self._seen, self._every = tensors["seen"].tolist()
 
-    def add(self, x: Float[Tensor, "chains dim"]) -> None:
-        """Keep the chains' positions after a step, or not: of many steps every second is dropped."""
-        if self._seen % self._every == 0:
-            self._rows = torch.cat([self._rows, x[: self.EACH]])
-            if len(self._rows) > self.ROWS:
-                step = min(len(x), self.EACH)
-                self._rows = self._rows.unflatten(0, (-1, step))[::2].flatten(0, 1)
-                self._every *= 2
-        self._seen += 1
+    def add(self, path: Float[Tensor, "steps chains dim"]) -> None:
+        """Keep the chains' positions after some steps: of many steps every second is dropped."""
+        chosen = path[-self._seen % self._every :: self._every, : self.EACH]
+        self._rows = torch.cat([self._rows, chosen.flatten(0, 1)])
+        self._seen += len(path)
+        while len(self._rows) > self.ROWS:
+            self._rows = self._rows.unflatten(0, (-1, chosen.shape[1]))[::2].flatten(0, 1)
+            self._every *= 2
 
     def scale(self) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
         """The median, and half the way from the 16th to the 84th percentile, (D,) each."""

@@ -10,7 +10,7 @@ Source: the Stan reference manual, "Automatic parameter tuning".
 import math
 from typing import NamedTuple
 
-AT_ONCE = 8  # steps between two changes of the step size, after the first steps of a window
+AT_ONCE = 16  # steps between two changes of the step size, after the first steps of a window
 
 
 class WarmupSchedule(NamedTuple):

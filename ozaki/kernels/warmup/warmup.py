@@ -267,10 +267,9 @@ class Warmup:
 
     def _fold(self, trail: Trail) -> None:
         """Fold in the positions of a trail, and its gradients."""
-        for step, position in enumerate(trail.position):
-            gradient = None if trail.gradient is None else trail.gradient[step]
-            self._moments.add(position, gradient)
-            self._typical.add(position)
+        gradient = None if trail.gradient is None else trail.gradient.flatten(0, 1)
+        self._moments.add(trail.position.flatten(0, 1), gradient)
+        self._typical.add(trail.position)
 
     def _learn_window(self, block: Block, trail: Trail, before: Tensor, chains: Chains) -> None:
         """Learn moments, jumps and the step size from steps of a window, or of the last stretch."""
@@ -282,15 +281,14 @@ class Warmup:
         if not self.adapting or count > self.plan.settled:
             return
         rates = info.acceptance.nan_to_num(0.0).mean(1).tolist()
-        places = [before, *trail.position]
-        contesting = count <= self.plan.last_window and len(self._contest.running) > 1
-        for step, choice in enumerate(block.choices[: len(rates)]):
-            if block.short[step]:
-                continue
-            if contesting:
-                self._contest.add(choice, block.lengths[step], places[step], places[step + 1])
-            if choice.halvings == 0:
-                self._rates.append(rates[step])
+        tried = block.choices[: len(rates)]
+        judged = [None if short else c for c, short in zip(tried, block.short, strict=False)]
+        if count <= self.plan.last_window and len(self._contest.running) > 1:
+            path = torch.cat([before.unsqueeze(0), trail.position])
+            self._contest.add(judged, block.lengths, path)
+        self._rates += [
+            rate for rate, c in zip(rates, judged, strict=True) if c is not None and not c.halvings
+        ]
         if count < self.until:
             return
         # once a block: several changes from the acceptances of one step size would oscillate
