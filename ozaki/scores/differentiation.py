@@ -179,7 +179,6 @@ def products_vectorised(
     f: Function, x: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]
 ) -> Float[Tensor, "n dim"]:
     """∇² log p times a vector at each point by torch.func, the batch at once."""
-
     first = expanding(f, None, len(x))
 
     def product(point: Tensor, direction: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""`replayable` makes a function of recorded tensor operations, with as few of them as will do.
+
+What does not lead to a result is left out, what is done twice is done once, and what depends on
+Python's numbers alone is done beforehand. None of that changes a bit of a result.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_map
+
+from ozaki.foundation.recording import CLONE, Recorder, Slot, Step, leaves
+
+SMALL = 2**16  # most entries of a constant that is kept rather than made anew
+
+Replay = Callable[[Tensor], tuple[Tensor, ...]]
+"""Points of the shape, dtype and device that were recorded → the results of the operations."""
+
+
+class Stale(Exception):
+    """Raised where data have changed so that other operations would be done."""
+
+
+def record(
+    f: Callable[[Tensor], Sequence[Tensor]], points: Tensor
+) -> tuple[Sequence[Tensor], Replay | str]:
+    """Call `f` once, and note the operations that led from `points` to its results.
+
+    Returns:
+        The results, and a function that does the operations again, or, in words, why none can.
+
+    Example:
+        >>> points = torch.tensor([1.0, 2.0])
+        >>> found, replay = record(lambda x: (x.square() + torch.ones(2),), points)
+        >>> replay(2 * points)
+        (tensor([ 5., 17.]),)
+    """
+    with Recorder(points) as recorder:
+        found = f(points)
+    if recorder.objection is not None:
+        return found, recorder.objection
+    return found, replayable(recorder, found)
+
+
+def replayable(recorder: Recorder, results: Sequence[Tensor]) -> Replay:
+    """Return the function that does the recorded operations again."""
+    slots = [recorder.slot(t) for t in results]
+    held = dict(recorder.held)
+    with torch.no_grad():
+        steps = _folded(recorder, held)
+    steps, renamed = _merged(recorder, steps)
+    slots = [renamed.get(s, s) for s in slots]
+    kept: set[Slot] = set()
+    # a caller may write to a result, which must be nobody else's
+    last: list[Step] = []
+    for k, slot in enumerate(slots):
+        if recorder.shared(slot) or slot in held or slot in slots[:k]:
+            slots[k] = Slot(-1 - k)
+            last.append(Step(CLONE, (slot,), {}, (slots[k],)))
+    steps = _needed([*steps, *last], slots)
+    return _generated(recorder.points, steps, held, slots)
+
+
+def _folded(recorder: Recorder, held: dict[Slot, Tensor]) -> list[Step]:
+    """Do beforehand what depends on numbers alone, and keep it among what is held."""
+    known, rest = set(recorder.fresh), []
+    for step in recorder.steps:
+        out = [s for s in step.out if s is not None]
+        fixed = step.pure and all(s in known for s in step.reads)
+        if not fixed or any(recorder.volatile(s) for s in out):
+            rest.append(step)
+            continue
+        args, kwargs = tree_map(
+            lambda v: held[v] if isinstance(v, Slot) else v,
+            (step.args, step.kwargs),
+            is_leaf=lambda v: isinstance(v, Slot),
+        )
+        found = step.op(*args, **kwargs)
+        results = found if step.several else (found,)
+        if any(t.numel() > SMALL for t in leaves(results)):
+            rest.append(step)
+            continue
+        known.update(out)
+        held.update((s, t) for s, t in zip(step.out, results, strict=True) if s is not None)
+    return rest
+
+
+def _merged(recorder: Recorder, steps: list[Step]) -> tuple[list[Step], dict[Slot, Slot]]:
+    """Do equal operations once; also return slot → the slot that takes its place."""
+    seen: dict[Any, Step] = {}
+    renamed: dict[Slot, Slot] = {}
+    kept = []
+    for step in steps:
+        args, kwargs = tree_map(
+            lambda v: renamed.get(v, v) if isinstance(v, Slot) else v,
+            (step.args, step.kwargs),
+            is_leaf=lambda v: isinstance(v, Slot),
+        )
+        step = step._replace(args=args, kwargs=kwargs)
+        out = [s for s in step.out if s is not None]
+        if not step.pure or any(recorder.volatile(s) for s in (*step.reads, *out)):
+            kept.append(step)
+            continue
+        # 1, 1.0 and True are equal, and so are 0.0 and -0.0
+        key = (step.op, repr((args, kwargs)))
+        twin = seen.setdefault(key, step)
+        if twin is step:
+            kept.append(step)
+        else:
+            renamed.update((a, b) for a, b in zip(step.out, twin.out, strict=True) if a and b)
+    return kept, renamed
+
+
+def _needed(steps: list[Step], slots: list[Slot]) -> list[Step]:
+    """Leave out what does not lead to the results."""
+    wanted, kept = set(slots), []
+    for step in reversed(steps):
+        if not step.pure or any(s in wanted for s in step.out):
+            kept.append(step)
+            wanted.update(step.reads)
+    return kept[::-1]
+
+
+def _generated(
+    points: Slot, steps: list[Step], held: dict[Slot, Tensor], slots: list[Slot]
+) -> Replay:
+    """Write the operations as Python, by torch.fx."""
+    graph, root = Graph(), torch.nn.Module()
+    nodes: dict[Slot, Node] = {points: graph.placeholder("points")}
+    constants = []
+
+    def node(slot: Slot) -> Node:
+        if slot not in nodes:
+            constants.append(held[slot])
+            nodes[slot] = graph.placeholder(f"held_{slot.number}")
+        return nodes[slot]
+
+    for slot in [s for step in steps for s in step.reads if s in held] + [
+        s for s in slots if s in held
+    ]:
+        node(slot)
+    for step in steps:
+        args, kwargs = tree_map(
+            lambda v: node(v) if isinstance(v, Slot) else v,
+            (step.args, step.kwargs),
+            is_leaf=lambda v: isinstance(v, Slot),
+        )
+        found = graph.call_function(step.op, args, kwargs)
+        if step.expected is not None:
+            graph.call_function(_expect, (found, step.expected))
+        if not step.several:
+            if step.out and step.out[0] is not None:
+                nodes[step.out[0]] = found
+            continue
+        for i, slot in enumerate(step.out):
+            if slot is not None:
+                nodes[slot] = graph.call_function(operator.getitem, (found, i))
+    graph.output(tuple(node(s) for s in slots))
+    run = GraphModule(root, graph).forward
+
+    def replay(x: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return run(x, *constants)
+
+    return replay
+
+
+def _expect(found: Any, expected: Any) -> None:
+    """Raise Stale where a value, or the shapes of tensors, are not what they were."""
+    if isinstance(expected, tuple):
+        found = tuple(t.shape for t in leaves(found))
+    if found != expected:
+        raise Stale
