@@ -10,19 +10,26 @@ torch's compiler, for seconds.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 CLONE: Any = torch.ops.aten.clone.default
 LIFT: Any = torch.ops.aten.lift_fresh.default
+FILLING = {
+    getattr(torch.ops.aten, name).default
+    for name in ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+}
+SMALL = 2**16  # most entries of a constant that is kept rather than made anew
 _HERE = threading.local()
+
+Form = tuple[torch.Size, tuple[int, ...], torch.dtype]
+"""Shape, strides and dtype."""
 
 
 class Slot(NamedTuple):
@@ -67,6 +74,7 @@ class Recorder(TorchDispatchMode):
         steps: the operations so far.
         held: slot → a tensor that was found elsewhere, or made of Python's numbers.
         fresh: which of these were made of numbers.
+        filled: slot → a tensor filled with one number, of which only the shape came from others.
         changed: the memories that an operation writes to.
         objection: why the operations cannot be done again, in words; None where they can.
     """
@@ -76,10 +84,12 @@ class Recorder(TorchDispatchMode):
         self.steps: list[Step] = []
         self.held: dict[Slot, Tensor] = {}
         self.fresh: set[Slot] = set()
+        self.filled: dict[Slot, Tensor] = {}
         self.changed: set[int] = set()
         self.objection: str | None = None
         self._slots: Any = WeakTensorKeyDictionary()
         self._memory: list[int] = []  # of each slot
+        self._forms: list[Form] = []  # likewise
         self._moving: set[Slot] = set()  # those that depend on the points
         self.points = self._new(points, None)
         self._moving.add(self.points)
@@ -126,17 +136,20 @@ class Recorder(TorchDispatchMode):
 
     def volatile(self, slot: Slot) -> bool:
         """Whether what is in a slot is written to."""
-        return self._memory[slot.number] in self.changed
+        return self.memory(slot) in self.changed
 
-    def shared(self, slot: Slot) -> bool:
-        """Whether what is in a slot has memory in common with a tensor that others hold."""
-        memory = self._memory[slot.number]
-        return any(self._memory[s.number] == memory for s in (self.points, *self.held))
+    def memory(self, slot: Slot) -> int:
+        """A number for the memory in which lies what is in a slot."""
+        return self._memory[slot.number]
+
+    def form(self, slot: Slot) -> Form:
+        """Shape, strides and dtype of what is in a slot."""
+        return self._forms[slot.number]
 
     def _note(self, func: Any, args: Any, kwargs: Any, given: list[Tensor], found: Any) -> None:
         """Write down an operation that has been done."""
         slots = [self._slot(t) for t in given]
-        moves = any(s in self._moving for s in slots)
+        moves = func not in FILLING and any(s in self._moving for s in slots)
         written = [self._slot(t) for t in _written(func, args, kwargs)]
         results = list(found) if isinstance(found, (list, tuple)) else [found]
         tensors = [t for t in results if isinstance(t, Tensor)]
@@ -149,21 +162,26 @@ class Recorder(TorchDispatchMode):
                 self.objection = f"what is done depends on the values that {func} finds"
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.objection = f"{func} draws random numbers"
-        elif any(self.shared(s) for s in written):
+        before = {self.memory(s) for s in (self.points, *self.held)}
+        if any(self.memory(s) in before for s in written):
             self.objection = f"{func} writes to a tensor that was there before"
-        self.changed.update(self._memory[s.number] for s in written)
+        self.changed.update(self.memory(s) for s in written)
         same = None if written or len(tensors) != 1 else _same(tensors[0], given)
         if same is not None and expected is None:
             self._slots[tensors[0]] = self._slot(same)
             return
-        template = tree_map(lambda v: self._slot(v) if isinstance(v, Tensor) else v, (args, kwargs))
+        args, kwargs = mapped(
+            lambda v: self._slot(v) if isinstance(v, Tensor) else v, (args, kwargs)
+        )
         out = tuple(
             self._made(t, given, written) if isinstance(t, Tensor) else None for t in results
         )
+        if func in FILLING and out[0] is not None and found.numel() <= SMALL:
+            self.filled[out[0]] = found
         if moves:
             self._moving.update(written, (s for s in out if s is not None))
         several, pure = found is not results[0], not written and expected is None and bool(tensors)
-        self.steps.append(Step(func, *template, out, several, expected, pure))
+        self.steps.append(Step(func, args, kwargs, out, several, expected, pure))
 
     def _made(self, tensor: Tensor, given: list[Tensor], written: list[Slot]) -> Slot | None:
         """Return the slot of a result; None for one of the arguments, written to."""
@@ -185,18 +203,17 @@ class Recorder(TorchDispatchMode):
 
     def _new(self, tensor: Tensor, given: list[Tensor] | None) -> Slot:
         """Give a tensor the next slot; it may be a view of those `given`, or of any held."""
-        if type(tensor) not in PLAIN or tensor.layout != torch.strided:
-            self.objection = f"it computes with a {type(tensor).__name__} of layout {tensor.layout}"
-            where = -1 - len(self._memory)
-        else:
-            where = tensor.untyped_storage()._cdata
-        slot = Slot(len(self._memory))
+        slot, where = Slot(len(self._memory)), _where(tensor)
         memory = slot.number
-        others = self.held.items() if given is None else ((self._slot(t), t) for t in given)
-        for other, of in others:
-            if where >= 0 and of.untyped_storage()._cdata == where:
-                memory = self._memory[other.number]
+        if where is None:
+            self.objection = f"it computes with a {type(tensor).__name__}, {tensor.layout}"
+        else:
+            others = self.held.items() if given is None else ((self._slot(t), t) for t in given)
+            for other, of in others:
+                if _where(of) == where:
+                    memory = self._memory[other.number]
         self._memory.append(memory)
+        self._forms.append((tensor.shape, tensor.stride() if where else (), tensor.dtype))
         self._slots[tensor] = slot
         return slot
 
@@ -206,9 +223,21 @@ def recording() -> bool:
     return getattr(_HERE, "depth", 0) > 0
 
 
+def mapped(f: Callable[[Any], Any], values: Any) -> Any:
+    """Return what `f` makes of each value in tuples, lists and dicts; slots are values."""
+    kind = type(values)
+    if kind is tuple or kind is list:
+        return kind([mapped(f, v) for v in values])
+    if kind is dict:
+        return {name: mapped(f, v) for name, v in values.items()}
+    return f(values)
+
+
 def leaves(values: Any) -> list[Any]:
-    """List what is in lists, tuples and dicts; slots are leaves."""
-    return tree_leaves(values, is_leaf=lambda v: isinstance(v, Slot))
+    """List the values in tuples, lists and dicts; slots are values."""
+    found: list[Any] = []
+    mapped(found.append, values)
+    return found
 
 
 def _sized_by_values(func: Any, given: Sequence[Tensor]) -> bool:
@@ -218,6 +247,13 @@ def _sized_by_values(func: Any, given: Sequence[Tensor]) -> bool:
     # an index has the tag, but it is so of masks alone
     masked = any(t.dtype in (torch.bool, torch.uint8) for t in given[1:])
     return masked or func is not torch.ops.aten.index.Tensor
+
+
+def _where(tensor: Tensor) -> int | None:
+    """Return the address of a tensor's memory; None of a tensor that is not a plain one."""
+    if type(tensor) not in PLAIN or tensor.layout != torch.strided:
+        return None
+    return tensor.untyped_storage()._cdata
 
 
 def _wrapped(tensor: Any) -> bool:
@@ -235,10 +271,10 @@ def _same(tensor: Tensor, given: Sequence[Tensor]) -> Tensor | None:
     """Return the one of `given` that is the same view of the same memory, if any."""
 
     def view(t: Tensor) -> tuple[Any, ...]:
-        where = t.untyped_storage()._cdata, t.storage_offset()
+        where = _where(t), t.storage_offset()
         return *where, t.shape, t.stride(), t.dtype, t.is_conj(), t.is_neg()
 
-    if any(t.layout != torch.strided for t in (tensor, *given)):
+    if None in map(_where, (tensor, *given)):
         return None
     return next((t for t in given if view(t) == view(tensor)), None)
 

@@ -5,17 +5,22 @@ Python's numbers alone is done beforehand. None of that changes a bit of a resul
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_map
 
-from ozaki.foundation.recording import CLONE, Recorder, Slot, Step, leaves
+from ozaki.foundation.recording import CLONE, SMALL, Recorder, Slot, Step, leaves, mapped
 
-SMALL = 2**16  # most entries of a constant that is kept rather than made anew
+aten: Any = torch.ops.aten
+NEG: Any = aten.neg.default
+# minus zero less zero is minus zero, but plus zero it is zero
+NEUTRAL: dict[Any, int] = {
+    **{aten.pow.Tensor_Scalar: 1, aten.sub.Tensor: 0, aten.div.Tensor: 1},
+    **{aten.mul.Tensor: 1, aten.mul.Scalar: 1},
+}
 
 Replay = Callable[[Tensor], tuple[Tensor, ...]]
 """Points of the shape, dtype and device that were recorded → the results of the operations."""
@@ -54,11 +59,11 @@ def replayable(recorder: Recorder, results: Sequence[Tensor]) -> Replay:
         steps = _folded(recorder, held)
     steps, renamed = _merged(recorder, steps)
     slots = [renamed.get(s, s) for s in slots]
-    kept: set[Slot] = set()
     # a caller may write to a result, which must be nobody else's
     last: list[Step] = []
+    foreign = {recorder.memory(s) for s in (recorder.points, *held)}
     for k, slot in enumerate(slots):
-        if recorder.shared(slot) or slot in held or slot in slots[:k]:
+        if recorder.memory(slot) in foreign or slot in slots[:k]:
             slots[k] = Slot(-1 - k)
             last.append(Step(CLONE, (slot,), {}, (slots[k],)))
     steps = _needed([*steps, *last], slots)
@@ -70,14 +75,17 @@ def _folded(recorder: Recorder, held: dict[Slot, Tensor]) -> list[Step]:
     known, rest = set(recorder.fresh), []
     for step in recorder.steps:
         out = [s for s in step.out if s is not None]
+        filled = bool(out) and out[0] in recorder.filled
         fixed = step.pure and all(s in known for s in step.reads)
-        if not fixed or any(recorder.volatile(s) for s in out):
+        if any(recorder.volatile(s) for s in out) or not (fixed or filled):
             rest.append(step)
             continue
-        args, kwargs = tree_map(
-            lambda v: held[v] if isinstance(v, Slot) else v,
-            (step.args, step.kwargs),
-            is_leaf=lambda v: isinstance(v, Slot),
+        if not fixed:
+            held[out[0]] = recorder.filled[out[0]]
+            known.add(out[0])
+            continue
+        args, kwargs = mapped(
+            lambda v: held[v] if isinstance(v, Slot) else v, (step.args, step.kwargs)
         )
         found = step.op(*args, **kwargs)
         results = found if step.several else (found,)
@@ -93,12 +101,11 @@ def _merged(recorder: Recorder, steps: list[Step]) -> tuple[list[Step], dict[Slo
     """Do equal operations once; also return slot → the slot that takes its place."""
     seen: dict[Any, Step] = {}
     renamed: dict[Slot, Slot] = {}
+    producers: dict[Slot, Step] = {}
     kept = []
     for step in steps:
-        args, kwargs = tree_map(
-            lambda v: renamed.get(v, v) if isinstance(v, Slot) else v,
-            (step.args, step.kwargs),
-            is_leaf=lambda v: isinstance(v, Slot),
+        args, kwargs = mapped(
+            lambda v: renamed.get(v, v) if isinstance(v, Slot) else v, (step.args, step.kwargs)
         )
         step = step._replace(args=args, kwargs=kwargs)
         out = [s for s in step.out if s is not None]
@@ -107,12 +114,31 @@ def _merged(recorder: Recorder, steps: list[Step]) -> tuple[list[Step], dict[Slo
             continue
         # 1, 1.0 and True are equal, and so are 0.0 and -0.0
         key = (step.op, repr((args, kwargs)))
+        same = _unchanged(recorder, step, producers)
+        if same is not None:
+            renamed[out[0]] = same
+            continue
         twin = seen.setdefault(key, step)
+        producers.update((s, step) for s in out)
         if twin is step:
             kept.append(step)
         else:
             renamed.update((a, b) for a, b in zip(step.out, twin.out, strict=True) if a and b)
     return kept, renamed
+
+
+def _unchanged(recorder: Recorder, step: Step, producers: Mapping[Slot, Step]) -> Slot | None:
+    """Return the slot that holds what an operation would return, bit by bit; None in doubt."""
+    found = None
+    if step.op is NEG:
+        maker = producers.get(step.args[0])
+        found = maker.args[0] if maker is not None and maker.op is NEG else None
+    elif step.op in NEUTRAL and len(step.args) == 2 and not step.kwargs:
+        first, second = step.args
+        number = isinstance(second, (int, float)) and second == NEUTRAL[step.op]
+        found = first if number and isinstance(first, Slot) else None
+    # memory of another layout would lead to other loops over it
+    return found if found and recorder.form(found) == recorder.form(step.out[0]) else None
 
 
 def _needed(steps: list[Step], slots: list[Slot]) -> list[Step]:
@@ -144,10 +170,8 @@ def _generated(
     ]:
         node(slot)
     for step in steps:
-        args, kwargs = tree_map(
-            lambda v: node(v) if isinstance(v, Slot) else v,
-            (step.args, step.kwargs),
-            is_leaf=lambda v: isinstance(v, Slot),
+        args, kwargs = mapped(
+            lambda v: node(v) if isinstance(v, Slot) else v, (step.args, step.kwargs)
         )
         found = graph.call_function(step.op, args, kwargs)
         if step.expected is not None:

@@ -61,8 +61,7 @@ def expand_vectorised(
         x: points, (*batch, D).
         curvature: None, "diagonal" (exact, D vector products, never D × D) or "dense".
     """
-    batch, dim = x.shape[:-1], x.shape[-1]
-    points = recordable(x.detach()).reshape(-1, dim)
+    points = recordable(x.detach()).reshape(-1, x.shape[-1])
     compute = vmap(expanding(f, curvature, len(points)))
     return assembled(evaluated(lambda: compute(points)), x, curvature)
 
