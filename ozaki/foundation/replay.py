@@ -81,7 +81,7 @@ def replayable(recorder: Recorder, results: Sequence[Tensor]) -> Replay:
             slots[k] = Slot(-1 - k)
             last.append(Step(CLONE, (slot,), {}, (slots[k],)))
     steps = _needed([*steps, *last], slots)
-    return _generated(recorder.points, steps, held, slots)
+    return _generated(recorder, steps, held, slots)
 
 
 def _folded(recorder: Recorder, held: dict[Slot, Tensor]) -> list[Step]:
@@ -166,12 +166,14 @@ def _needed(steps: list[Step], slots: list[Slot]) -> list[Step]:
 
 
 def _generated(
-    points: Slot, steps: list[Step], held: dict[Slot, Tensor], slots: list[Slot]
+    recorder: Recorder, steps: list[Step], held: dict[Slot, Tensor], slots: list[Slot]
 ) -> Replay:
     """Write the operations as Python, by torch.fx."""
+    points = recorder.points
+    found_elsewhere = [t for s, t in recorder.held.items() if s not in recorder.fresh]
     graph, root = Graph(), torch.nn.Module()
     nodes: dict[Slot, Node] = {points: graph.placeholder("points")}
-    constants = []
+    constants: list[Tensor] = []
 
     def node(slot: Slot) -> Node:
         if slot not in nodes:
@@ -198,9 +200,13 @@ def _generated(
             if slot is not None:
                 nodes[slot] = graph.call_function(operator.getitem, (found, i))
     graph.output(tuple(node(s) for s in slots))
-    run = GraphModule(root, graph).forward
+    run: Any = GraphModule(root, graph).forward
+    forms = [(t, t.shape, t.dtype) for t in found_elsewhere if any(t is c for c in constants)]
 
     def replay(x: Tensor) -> tuple[Tensor, ...]:
+        for tensor, shape, dtype in forms:
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise Stale
         with torch.no_grad():
             return run(x, *constants)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ozaki.foundation.process import unchecked
-from ozaki.foundation.replay import Replay, Stale, record
+from ozaki.foundation.replay import Replay, record
 from ozaki.foundation.shapes import Float
 from ozaki.foundation.torch_modes import ordinary, recordable
 from ozaki.scores.base import CurvatureKind, Expansion
@@ -116,7 +116,7 @@ class _Shape:
         try:
             with unchecked():
                 found, replay = record(compute, points)
-        except LinAlgError:  # where a matrix fails, other operations are done
+        except Exception:  # where a matrix fails, other operations are done
             return evaluated(lambda: compute(points))
         if isinstance(replay, str):
             self._attempts = ATTEMPTS
@@ -128,9 +128,9 @@ class _Shape:
         """Return the results of the recording; None where it does not fit."""
         try:
             return replay(points)
-        except LinAlgError:
+        except LinAlgError:  # so would the density: other operations are done
             return None
-        except (Stale, RuntimeError, IndexError):  # data of another shape, or of another device
+        except Exception:  # data of another shape, or on another device
             self._replay = None
             return None
 
