@@ -18,22 +18,40 @@ aten: Any = torch.ops.aten
 NEG: Any = aten.neg.default
 # minus zero less zero is minus zero, but plus zero it is zero
 NEUTRAL: dict[Any, int] = {
-    **{aten.pow.Tensor_Scalar: 1, aten.sub.Tensor: 0, aten.div.Tensor: 1},
-    **{aten.mul.Tensor: 1, aten.mul.Scalar: 1},
+    aten.pow.Tensor_Scalar: 1,
+    aten.sub.Tensor: 0,
+    aten.div.Tensor: 1,
+    aten.mul.Tensor: 1,
+    aten.mul.Scalar: 1,
 }
 
 # torch's own bindings of operators, which are called in half the time
 QUICK: dict[Any, Callable[..., Any]] = {
-    **{aten.mul.Tensor: torch.mul, aten.add.Tensor: torch.add, aten.sub.Tensor: torch.sub},
-    **{aten.div.Tensor: torch.div, aten.mul.Scalar: torch.mul, aten.add.Scalar: torch.add},
-    **{aten.neg.default: torch.neg, aten.exp.default: torch.exp, aten.log.default: torch.log},
-    **{aten.pow.Tensor_Scalar: torch.pow, aten.log1p.default: torch.log1p},
-    **{aten.sum.dim_IntList: torch.sum, aten.cat.default: torch.cat, aten.mm.default: torch.mm},
-    **{aten.bmm.default: torch.bmm, aten.where.self: torch.where, aten.lt.Scalar: torch.lt},
-    **{aten.unsqueeze.default: torch.unsqueeze, aten.squeeze.dim: torch.squeeze},
-    **{aten.view.default: Tensor.view, aten.expand.default: Tensor.expand},
-    **{aten.select.int: torch.select, aten.transpose.int: torch.transpose},
-    **{aten.masked_fill.Scalar: torch.masked_fill, aten.sigmoid.default: torch.sigmoid},
+    aten.mul.Tensor: torch.mul,
+    aten.add.Tensor: torch.add,
+    aten.sub.Tensor: torch.sub,
+    aten.div.Tensor: torch.div,
+    aten.mul.Scalar: torch.mul,
+    aten.add.Scalar: torch.add,
+    aten.neg.default: torch.neg,
+    aten.exp.default: torch.exp,
+    aten.log.default: torch.log,
+    aten.pow.Tensor_Scalar: torch.pow,
+    aten.log1p.default: torch.log1p,
+    aten.sum.dim_IntList: torch.sum,
+    aten.cat.default: torch.cat,
+    aten.mm.default: torch.mm,
+    aten.bmm.default: torch.bmm,
+    aten.where.self: torch.where,
+    aten.lt.Scalar: torch.lt,
+    aten.unsqueeze.default: torch.unsqueeze,
+    aten.squeeze.dim: torch.squeeze,
+    aten.view.default: Tensor.view,
+    aten.expand.default: Tensor.expand,
+    aten.select.int: torch.select,
+    aten.transpose.int: torch.transpose,
+    aten.masked_fill.Scalar: torch.masked_fill,
+    aten.sigmoid.default: torch.sigmoid,
 }
 
 Replay = Callable[[Tensor], tuple[Tensor, ...]]
@@ -143,7 +161,7 @@ def _merged(recorder: Recorder, steps: list[Step]) -> tuple[list[Step], dict[Slo
 
 def _unchanged(recorder: Recorder, step: Step, producers: Mapping[Slot, Step]) -> Slot | None:
     """Return the slot that holds what an operation would return, bit by bit; None in doubt."""
-    found = None
+    found, out = None, step.out[0]
     if step.op is NEG:
         maker = producers.get(step.args[0])
         found = maker.args[0] if maker is not None and maker.op is NEG else None
@@ -152,7 +170,9 @@ def _unchanged(recorder: Recorder, step: Step, producers: Mapping[Slot, Step]) -
         number = isinstance(second, (int, float)) and second == NEUTRAL[step.op]
         found = first if number and isinstance(first, Slot) else None
     # memory of another layout would lead to other loops over it
-    return found if found and recorder.form(found) == recorder.form(step.out[0]) else None
+    if found is None or out is None:
+        return None
+    return found if recorder.form(found) == recorder.form(out) else None
 
 
 def _needed(steps: list[Step], slots: list[Slot]) -> list[Step]:
@@ -189,7 +209,8 @@ def _generated(
         args, kwargs = mapped(
             lambda v: node(v) if isinstance(v, Slot) else v, (step.args, step.kwargs)
         )
-        found = graph.call_function(QUICK.get(step.op, step.op), args, kwargs)
+        op: Any = QUICK.get(step.op, step.op)
+        found = graph.call_function(op, args, kwargs)
         if step.expected is not None:
             graph.call_function(_expect, (found, step.expected))
         if not step.several:

@@ -88,7 +88,7 @@ class _Shape:
     def __init__(self) -> None:
         self._asked = self._attempts = self._checked = 0
         self._replay: Replay | None = None
-        self._recorded_at: Tensor | None = None
+        self._recorded_at = torch.empty(0)
 
     def evaluate(
         self, compute: Callable[[Tensor], Sequence[Tensor]], points: Tensor

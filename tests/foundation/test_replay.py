@@ -56,7 +56,7 @@ def derivatives(x):
 
 
 def twice_negative(x):
-    return -(-x), (x**1.0) * 1.0 - 0.0, x + 0.0, -0.0 * x
+    return x.neg().neg(), (x**1.0) * 1.0 - 0.0, x + 0.0, -0.0 * x
 
 
 def picked(x):

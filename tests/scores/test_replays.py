@@ -231,7 +231,6 @@ def test_a_score_outside_of_runs_is_never_recorded():
 
 def test_a_model_that_mends_a_matrix_is_as_it_was():
     """It tries a matrix, and another where that fails: its operations depend on values."""
-
     sound = torch.tensor([[3.0, 0.1], [2.0, 0.2]])
 
     def formula(x):

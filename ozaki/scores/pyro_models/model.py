@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro import poutine
@@ -196,10 +196,10 @@ class PyroModelScore(Score):
             found._replace(score_gradient=self.densityless_gradient(x)) if self.learned else found
         )
 
-    def settled(self) -> "PyroModelScore":
+    def settled(self) -> Self:
         """The same score with recordings of its own, for one run."""
         found = object.__new__(type(self))  # a copy would inspect the model anew
-        found.__dict__.update(self.__dict__)
+        vars(found).update(vars(self))
         found._replays, found._learned_replays = Replays(reader), Replays(reader)
         return found
 
