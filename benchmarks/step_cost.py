@@ -1,4 +1,4 @@
-"""What does a step of an uncompiled run cost, with recordings and without?
+"""The cost of a step of an uncompiled run, with recordings and without.
 
     python -m benchmarks.step_cost [--quick] [--seed N]
 
@@ -27,7 +27,7 @@ from ozaki.scores import replays
 from ozaki.scores.pyro_models.model import PyroModelScore
 
 NEVER = 10**9
-WARMUP, SHORT, LONG, ASKED = 300, 100, 1100, 1 / 3
+WARMUP, SHORT, LONG, ASKED = 300, 100, 500, 1 / 3
 
 
 def many_rows(rng):
@@ -76,10 +76,8 @@ def evaluations(name: str, chains: int, seed: int) -> dict[str, float]:
     model, arguments = problem(name, seed)
     plain = PyroModelScore(model, arguments)
     score = plain.settled()
-    points = [
-        plain.start(chains, torch.Generator().manual_seed(seed))
-        for seed in range(replays.FIRST + 4)
-    ]
+    each = (torch.Generator().manual_seed(k) for k in range(replays.FIRST + 4))
+    points = [plain.start(chains, generator) for generator in each]
     for x in points:
         score.expand(x)
     return medians(

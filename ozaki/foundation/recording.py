@@ -176,8 +176,8 @@ class Recorder(TorchDispatchMode):
         out = tuple(
             self._made(t, given, written) if isinstance(t, Tensor) else None for t in results
         )
-        if func in FILLING and out[0] is not None and found.numel() <= SMALL:
-            self.filled[out[0]] = found
+        if func in FILLING and out[0] is not None and tensors[0].numel() <= SMALL:
+            self.filled[out[0]] = tensors[0]
         if moves:
             self._moving.update(written, (s for s in out if s is not None))
         several, pure = found is not results[0], not written and expected is None and bool(tensors)
