@@ -138,8 +138,8 @@ def bind(
             f"batch_shape was {tuple(source.batch_shape)}; sample it in a plate of a Pyro model"
         )
     if isinstance(source, Distribution):
-        score = DistributionScore(source).settled()
+        score = DistributionScore(source)
         sites = Sites({site: score.unconstrained_shape})
-        return Target(score, sites, {site: score.transform.inv})
+        return Target(score.settled(), sites, {site: score.transform.inv})
     score = PyroModelScore(source, args, kwargs, init_strategy=init_strategy).settled()
     return Target(score, score.sites, score.transforms, score)

@@ -1,7 +1,7 @@
 """`Score` is the interface of scores: the gradient of a log density, and its second derivative."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeGuard
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ class Score(ABC):
         """
         return self.expand(x).densityless_gradient
 
-    def settled(self) -> Self:
+    def settled(self) -> "Score":
         """The same score for one run, while which nothing that it computes with is replaced.
 
         Its evaluations may be recorded and replayed. A score without recordings is its own.

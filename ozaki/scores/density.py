@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class LogDensityScore(Score):
             return self._replays.expand(self._flat, x, curvature)
         return expand_vectorised(self._flat, x, curvature)
 
-    def settled(self) -> Self:
+    def settled(self) -> "LogDensityScore":
         """The same score with recordings of its own, for one run."""
         found = copy(self)
         found._replays = Replays()

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -196,7 +196,7 @@ class PyroModelScore(Score):
             found._replace(score_gradient=self.densityless_gradient(x)) if self.learned else found
         )
 
-    def settled(self) -> Self:
+    def settled(self) -> "PyroModelScore":
         """The same score with recordings of its own, for one run."""
         found = object.__new__(type(self))  # a copy would inspect the model anew
         vars(found).update(vars(self))
