@@ -142,7 +142,10 @@ class Score(ABC):
     def settled(self) -> "Score":
         """The same score for one run, while which nothing that it computes with is replaced.
 
-        Its evaluations may be recorded and replayed. A score without recordings is its own.
+        Its evaluations may be recorded and replayed.
+
+        Returns:
+            Another object with the same law; itself of a score that keeps no recordings.
         """
         return self
 

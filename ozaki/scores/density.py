@@ -98,7 +98,11 @@ class LogDensityScore(Score):
         return expand_vectorised(self._flat, x, curvature)
 
     def settled(self) -> "LogDensityScore":
-        """The same score with recordings of its own, for one run."""
+        """The same score with recordings of its own, for one run.
+
+        Returns:
+            Another object with the same law.
+        """
         found = copy(self)
         found._replays = Replays()
         return found

@@ -197,7 +197,11 @@ class PyroModelScore(Score):
         )
 
     def settled(self) -> "PyroModelScore":
-        """The same score with recordings of its own, for one run."""
+        """The same score with recordings of its own, for one run.
+
+        Returns:
+            Another object with the same law.
+        """
         found = object.__new__(type(self))  # a copy would inspect the model anew
         vars(found).update(vars(self))
         found._replays, found._learned_replays = Replays(reader), Replays(reader)
