@@ -300,6 +300,7 @@ class ScoreKernel(MCMCKernel):
         """Resume suspended chains; return where they are, site → unconstrained tensor."""
         self._target, self._engine, self._warmup_steps, self._context = suspended
         self.transforms = suspended.target.transforms
+        suspended.target.score.resettle()
         return self._place()
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:

@@ -152,7 +152,7 @@ def bind(
     if isinstance(source, ScoreDistribution) and not source.batch_shape:
         source = source.score
     if isinstance(source, Score):
-        return Target(source, Sites({site: source.event_shape}), {})
+        return Target(source.settled(), Sites({site: source.event_shape}), {})
     if isinstance(source, ScoreDistribution) and not has_density(source.score):
         raise ValueError(
             "model must be one ScoreDistribution where its score has no density, but its "
@@ -161,6 +161,6 @@ def bind(
     if isinstance(source, Distribution):
         score = DistributionScore(source)
         sites = Sites({site: score.unconstrained_shape})
-        return Target(score, sites, {site: score.transform.inv})
-    score = PyroModelScore(source, args, kwargs, init_strategy=init_strategy)
+        return Target(score.settled(), sites, {site: score.transform.inv})
+    score = PyroModelScore(source, args, kwargs, init_strategy=init_strategy).settled()
     return Target(score, score.sites, score.transforms, score)

@@ -139,6 +139,20 @@ class Score(ABC):
         """
         return self.expand(x).densityless_gradient
 
+    def settled(self) -> "Score":
+        """The same score for one run, while which nothing that it computes with is replaced.
+
+        Its evaluations may be recorded and replayed.
+
+        Returns:
+            Another object with the same law; itself of a score that keeps no recordings.
+        """
+        return self
+
+    def resettle(self) -> None:
+        """Forget what was recorded: what the score computes with may have been replaced."""
+        return None
+
     def check(self, x: Tensor, curvature: str | None) -> None:
         """Check the arguments of `expand`, for a score that gives "diagonal" and "dense".
 

@@ -25,6 +25,7 @@ from ozaki.scores.differentiation import (
     values_looped,
     values_vectorised,
 )
+from ozaki.scores.replays import Replays
 from ozaki.scores.trials import agree, changes, no_curvature, untrue_curvature
 
 POINTS, ROWS = 3, 4  # compared: points, and rows of the Hessian at each
@@ -57,10 +58,21 @@ class Batching:
         self._untrue: str | None = None  # the objection to its curvature, if there is one
 
     def expand(
-        self, x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None = None
+        self,
+        x: Float[Tensor, "*batch dim"],
+        curvature: CurvatureKind | None = None,
+        replays: Replays | None = None,
     ) -> Expansion:
-        """The expansion at `x`, (*batch, D)."""
+        """The expansion at `x`, (*batch, D).
+
+        Args:
+            x: points.
+            curvature: None, "diagonal" or "dense".
+            replays: the recordings of a run, if they may be used.
+        """
         if self.possible(curvature):
+            if replays is not None and not tracing():
+                return replays.expand(self._f, x, curvature)
             return expand_vectorised(self._f, x, curvature)
         if tracing():
             raise ValueError("it cannot be batched over chains")

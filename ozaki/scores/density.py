@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from ozaki.scores.differentiation import (
     products_vectorised,
     values_vectorised,
 )
+from ozaki.scores.replays import Replays
 from ozaki.scores.supports import support_of
 from ozaki.scores.trials import NEAR, agree, changes, no_curvature, untrue_curvature
 
@@ -70,6 +72,7 @@ class LogDensityScore(Score):
         self.dtype, self.device = like.dtype, like.device
         self.log_density, self._start = log_density, start
         self._shape = self.event_shape  # the shape of the point that log_density is given
+        self._replays: Replays | None = None
         self._tried: str | None = None  # the objection to its curvature, if there is one
         self._check()
 
@@ -90,7 +93,24 @@ class LogDensityScore(Score):
         self.check(x, curvature)
         if curvature is not None:
             self._check_curvature()
+        if self._replays is not None and not tracing():
+            return self._replays.expand(self._flat, x, curvature)
         return expand_vectorised(self._flat, x, curvature)
+
+    def settled(self) -> "LogDensityScore":
+        """The same score with recordings of its own, for one run.
+
+        Returns:
+            Another object with the same law.
+        """
+        found = copy(self)
+        found._replays = Replays()
+        return found
+
+    def resettle(self) -> None:
+        """Forget what was recorded."""
+        if self._replays is not None:
+            self._replays.forget()
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """The log density at `x`, (*batch, D), without its derivatives."""

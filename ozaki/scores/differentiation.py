@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jacrev, vjp, vmap
+from torch.func import vjp, vmap
 
 from ozaki.foundation import validation
 from ozaki.foundation.process import unchecked
@@ -61,36 +61,77 @@ def expand_vectorised(
         x: points, (*batch, D).
         curvature: None, "diagonal" (exact, D vector products, never D × D) or "dense".
     """
+    points = recordable(x.detach()).reshape(-1, x.shape[-1])
+    compute = vmap(expanding(f, curvature, len(points)))
+    return assembled(evaluated(lambda: compute(points)), x, curvature)
+
+
+def assembled(
+    found: Sequence[Tensor], x: Float[Tensor, "*batch dim"], curvature: CurvatureKind | None
+) -> Expansion:
+    """The expansion at `x`, of gradients, values and the curvatures' entries, each (n, …)."""
     batch, dim = x.shape[:-1], x.shape[-1]
-    points = recordable(x.detach()).reshape(-1, dim)
+    gradient, value, *second = (t.detach() for t in found)
+    operator = None
+    if curvature == "dense":
+        operator = Dense(second[0].reshape(*batch, dim, dim))
+    elif curvature == "diagonal":
+        operator = Diagonal(second[0].reshape(*batch, dim))
+    return Expansion(gradient.reshape(*batch, dim), operator, value.reshape(batch).to(x.dtype))
 
-    def first(point: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        gradient, value = grad_and_value(f)(point)
-        return gradient, (gradient, value)
 
-    def diagonal(point: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        _, pull, found = vjp(first, point, has_aux=True)  # pyright: ignore
-        index = torch.arange(dim, device=point.device)
+def expanding(
+    f: Function, curvature: CurvatureKind | None, n: int
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Return a function of one point: its gradient, its value, and the entries of its curvature.
+
+    Derivatives are taken inside of `vjp`, as `torch.func.grad` does. That function and its like
+    import torch's compiler, for seconds.
+
+    Args:
+        f: log p of one point, (D,) → ().
+        curvature: None, "diagonal" or "dense".
+        n: how many points will be evaluated at once.
+    """
+
+    def first(point: Tensor) -> tuple[Tensor, Tensor]:
+        def inside(p: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            value = f(p)
+            return value, (_along(value, p), value)
+
+        return vjp(inside, point, has_aux=True)[2]  # pyright: ignore
+
+    def dense(gradient: Tensor, p: Tensor) -> Tensor:
+        basis = torch.eye(len(p), dtype=p.dtype, device=p.device)
+        return vmap(lambda row: _along(gradient, p, row))(basis)
+
+    def diagonal(gradient: Tensor, p: Tensor) -> Tensor:
+        index = torch.arange(len(p), device=p.device)
 
         def entry(i: Tensor) -> Tensor:
             basis = index == i
-            return torch.where(basis, pull(basis.to(point.dtype))[0], 0).sum()
+            return torch.where(basis, _along(gradient, p, basis.to(p.dtype)), 0).sum()
 
-        size = max(1, min(dim, CHUNK // max(1, points.numel())))
-        return vmap(entry, chunk_size=size)(index), found
+        size = max(1, min(len(p), CHUNK // max(1, n * len(p))))
+        return vmap(entry, chunk_size=size)(index)
 
-    second = None
-    if curvature == "dense":
-        hessian, (gradient, value) = evaluated(lambda: vmap(jacrev(first, has_aux=True))(points))
-        second = Dense(hessian.detach().reshape(*batch, dim, dim))
-    elif curvature == "diagonal":
-        entries, (gradient, value) = evaluated(lambda: vmap(diagonal)(points))
-        second = Diagonal(entries.detach().reshape(*batch, dim))
-    else:
-        gradient, value = evaluated(lambda: vmap(first)(points)[1])
-    return Expansion(
-        gradient.detach().reshape(*batch, dim), second, value.detach().reshape(batch).to(x.dtype)
-    )
+    def second(point: Tensor) -> tuple[Tensor, ...]:
+        def inside(p: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            gradient, value = first(p)
+            entries = dense(gradient, p) if curvature == "dense" else diagonal(gradient, p)
+            return value, (gradient, value, entries)
+
+        return vjp(inside, point, has_aux=True)[2]  # pyright: ignore
+
+    return first if curvature is None else second
+
+
+def _along(output: Tensor, point: Tensor, v: Tensor | None = None) -> Tensor:
+    """Return vᵀ ∂output/∂point; zeros where the output does not depend on the point."""
+    if not output.requires_grad:
+        return torch.zeros_like(point)
+    # without create_graph some derivatives are written in place, which vmap has to loop for
+    return torch.autograd.grad(output, point, v, create_graph=True, materialize_grads=True)[0]
 
 
 @ordinary()
@@ -137,9 +178,14 @@ def products_vectorised(
     f: Function, x: Float[Tensor, "n dim"], v: Float[Tensor, "n dim"]
 ) -> Float[Tensor, "n dim"]:
     """∇² log p times a vector at each point by torch.func, the batch at once."""
+    first = expanding(f, None, len(x))
 
     def product(point: Tensor, direction: Tensor) -> Tensor:
-        return vjp(grad(f), point)[1](direction)[0]  # pyright: ignore
+        def inside(p: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, value = first(p)
+            return value, _along(gradient, p, direction)
+
+        return vjp(inside, point, has_aux=True)[2]  # pyright: ignore
 
     return evaluated(lambda: vmap(product)(recordable(x.detach()), v)).detach()
 

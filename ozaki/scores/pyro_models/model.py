@@ -29,7 +29,8 @@ from ozaki.scores.pyro_models.data import has_others, observing, with_tensors
 from ozaki.scores.pyro_models.inspection import Latents, inspect
 from ozaki.scores.pyro_models.layout import Sites, check_initial_params
 from ozaki.scores.pyro_models.runs import begun, drawn, unvalidated
-from ozaki.scores.pyro_models.site import apart, reading_scores
+from ozaki.scores.pyro_models.site import apart, reader, reading_scores
+from ozaki.scores.replays import Replays
 from ozaki.scores.singular import LinAlgError
 from ozaki.scores.trials import agree
 
@@ -140,6 +141,8 @@ class PyroModelScore(Score):
         with self._same_sites():
             self._batching.check_repeatable()
         self._learned_part = Batching(self._learned_density, self._probe(), self._vectorize)
+        self._replays: Replays | None = None
+        self._learned_replays: Replays | None = None
 
     def _inspected(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -187,11 +190,28 @@ class PyroModelScore(Score):
         if curvature is not None:
             self._check_curvature()
         with reading_scores(curvature is not None), self._same_sites():
-            found = self._batching.expand(x, curvature)
+            found = self._batching.expand(x, curvature, self._replays)
         # outside: of that part no second derivative is read
         return (
             found._replace(score_gradient=self.densityless_gradient(x)) if self.learned else found
         )
+
+    def settled(self) -> "PyroModelScore":
+        """The same score with recordings of its own, for one run.
+
+        Returns:
+            Another object with the same law.
+        """
+        found = object.__new__(type(self))  # a copy would inspect the model anew
+        vars(found).update(vars(self))
+        found._replays, found._learned_replays = Replays(reader), Replays(reader)
+        return found
+
+    def resettle(self) -> None:
+        """Forget what was recorded."""
+        for replays in (self._replays, self._learned_replays):
+            if replays is not None:
+                replays.forget()
 
     def _check_curvature(self) -> None:
         """Refuse a second derivative of the density that is not how its gradient changes."""
@@ -209,7 +229,7 @@ class PyroModelScore(Score):
     def densityless_gradient(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gradient of its learned priors alone at `x`, (*batch, D)."""
         return (
-            self._learned_part.expand(x).gradient
+            self._learned_part.expand(x, None, self._learned_replays).gradient
             if self.learned
             else super().densityless_gradient(x)
         )

@@ -38,6 +38,11 @@ def reading_scores(second: bool = True) -> Iterator[None]:
         _READER.reset(token)
 
 
+def reader() -> str | None:
+    """Say what is being read of scores: "first" or "second" derivatives, or "none" of theirs."""
+    return _READER.get()
+
+
 @contextmanager
 def apart() -> Iterator[None]:
     """Leave every `ScoreDistribution` out of a density while the rest of it is tried.
