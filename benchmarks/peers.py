@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 
-from benchmarks.models import Problem, jax
+from benchmarks.problem import Problem, jax
 from ozaki import MCMC, ScoreOzakiKernel
 from ozaki.scores.pyro_models.model import PyroModelScore
 

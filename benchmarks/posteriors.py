@@ -34,8 +34,9 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import FIGURES
-from benchmarks.models import POSTERIORS, Problem, jax
+from benchmarks.models import POSTERIORS
 from benchmarks.peers import OURS, PYRO, SAMPLERS, Run, Size, numpyro_nuts
+from benchmarks.problem import Problem, jax
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -114,7 +115,7 @@ def measured(run: Run, true: Moments | None) -> dict[str, Any]:
 
 def measure(name: str, args: argparse.Namespace) -> list[dict]:
     """Every sampler on one posterior, in turns."""
-    problem, size = Problem(name, args.seed), Size(20 if args.quick else 100, args.warmup)
+    problem, size = Problem(name, POSTERIORS[name], args.seed), Size(20 if args.quick else 100, args.warmup)
     true = truth(problem, args.quick)
     runners: dict[str, Any] = {}
     rows = []
