@@ -24,7 +24,7 @@ FIGURES = Path(__file__).parent / "figures"
 LIBRARIES = ("ozaki", "torch", "pyro-ppl", "numpy", "arviz")
 LEAST = 0.02  # seconds that one timing lasts at least
 Route = Callable[[], Any]
-PEERS = ("jax", "numpyro", "blackjax", "torchebm")  # optional
+PEERS = ("jax", "numpyro", "blackjax", "nutpie", "pymc", "torchebm")  # optional
 
 
 def options(description: str, *parents: argparse.ArgumentParser) -> argparse.Namespace:

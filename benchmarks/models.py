@@ -7,7 +7,7 @@ stands beside a model, shapes and true values are like those of its data.
 
 import numpy as np
 
-from benchmarks.problem import Posterior
+from benchmarks.problem import Posterior, jax
 
 
 def eight_schools(ppl, dist, xp, y, sd):
@@ -131,9 +131,9 @@ def item_response_data(rng):
     return ((rng.random((60, 12)) < chances).astype(float),)
 
 
-def autoregression(xp, decay, shocks):
-    """x_t = decay x_(t−1) + shocks_t from x_0 = shocks_0, in log₂ n rounds."""
-    n, far = shocks.shape[0], 1
+def autoregression(xp, decay, shocks, n):
+    """x_t = decay x_(t−1) + shocks_t from x_0 = shocks_0, of n values, in log₂ n rounds."""
+    far = 1
     while far < n:
         shocks = xp.concatenate((shocks[:far], shocks[far:] + decay**far * shocks[:-far]))
         far *= 2
@@ -147,7 +147,7 @@ def volatility(ppl, dist, xp, y):
     size = ppl.sample("size", dist.HalfNormal(0.5))
     z = ppl.sample("z", dist.Normal(xp.zeros(100), 1.0).to_event(1))
     first = z[:1] / (1 - decay**2) ** 0.5
-    h = level + size * autoregression(xp, decay, xp.concatenate((first, z[1:])))
+    h = level + size * autoregression(xp, decay, xp.concatenate((first, z[1:])), 100)
     ppl.sample("y", dist.Normal(0.0, xp.exp(h / 2)).to_event(1), obs=y)
 
 
@@ -229,6 +229,16 @@ def mixture_data(rng):
     return (np.where(first, -1.0, 1.7) + np.where(first, 0.6, 1.1) * rng.standard_normal(200),)
 
 
+def path(xp, step, state, count):
+    """The states after each of `count` steps; in JAX by a scan: XLA takes minutes for the loop."""
+    if jax is not None and xp is jax.numpy:
+        return jax.lax.scan(lambda at, _: (step(at),) * 2, state, length=count)[1]
+    states = [state]
+    for _ in range(count):
+        states.append(step(states[-1]))
+    return xp.stack(states[1:])
+
+
 def predators(ppl, dist, xp, y):
     """Lotka–Volterra in logarithms, in units of the equilibrium: one RK4 step an observation.
 
@@ -244,14 +254,14 @@ def predators(ppl, dist, xp, y):
     def slope(state):
         return grow + meet * xp.exp(xp.roll(state, 1))
 
-    state, states, h = first, [], 0.5
-    for _ in range(len(y)):
+    def step(state, h=0.5):
         k1 = slope(state)
         k2 = slope(state + h / 2 * k1)
         k3 = slope(state + h / 2 * k2)
-        state = state + h / 6 * (k1 + 2 * (k2 + k3) + slope(state + h * k3))
-        states.append(state)
-    ppl.sample("y", dist.Normal(xp.stack(states), noise).to_event(2), obs=y)
+        return state + h / 6 * (k1 + 2 * (k2 + k3) + slope(state + h * k3))
+
+    states = path(xp, step, first, len(y))
+    ppl.sample("y", dist.Normal(states, noise).to_event(2), obs=y)
 
 
 def predators_data(rng):
