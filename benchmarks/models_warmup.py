@@ -6,6 +6,7 @@ simulated, with sizes like those of the sets that textbooks take.
 """
 
 import numpy as np
+from scipy.special import digamma, polygamma
 
 from benchmarks.models import autoregression
 from benchmarks.problem import Posterior
@@ -19,6 +20,17 @@ def line(ppl, dist, xp, x, y):
     noise = ppl.sample("noise", dist.HalfNormal(FLAT))
     with ppl.plate("data", len(y)):
         ppl.sample("y", dist.Normal(x @ w, noise), obs=y)
+
+
+def line_exact(x, y):
+    """Of log noise and the weights, by a normal and an inverse χ² of n − p − 1 degrees."""
+    n, p = x.shape
+    inverse = np.linalg.inv(x.T @ x)
+    w = inverse @ (x.T @ y)
+    rest, df = ((y - x @ w) ** 2).sum(), n - p - 1
+    log_noise = (np.log(rest / 2) - digamma(df / 2)) / 2
+    sd = np.sqrt(inverse.diagonal() * rest / (df - 2))
+    return np.array([log_noise, *w]), np.array([np.sqrt(polygamma(1, df / 2)) / 2, *sd])
 
 
 def logit(ppl, dist, xp, x, y):
@@ -131,14 +143,14 @@ def walk_data(rng):
 
 
 POSTERIORS = {
-    "scores": Posterior(line, scores),
-    "earnings": Posterior(line, earnings),
-    "bushes": Posterior(line, bushes),
-    "summers": Posterior(line, summers),
-    "parties": Posterior(line, parties),
-    "trend": Posterior(line, trend),
+    "scores": Posterior(line, scores, line_exact),
+    "earnings": Posterior(line, earnings, line_exact),
+    "bushes": Posterior(line, bushes, line_exact),
+    "summers": Posterior(line, summers, line_exact),
+    "parties": Posterior(line, parties, line_exact),
+    "trend": Posterior(line, trend, line_exact),
     "wells": Posterior(logit, wells),
-    "lags": Posterior(line, lagged),
+    "lags": Posterior(line, lagged, line_exact),
     "garch": Posterior(garch, garch_data),
     "walk": Posterior(walk, walk_data),
 }

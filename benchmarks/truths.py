@@ -5,7 +5,8 @@
 computes what `results/truths.json` lacks for the posteriors of `posteriors`, `everyday` and
 `warmup`: 20 chains of NUTS, 5,000 draws each after 1,000 steps of warm-up, at target acceptance
 0.95, with a dense metric for the regressions of `warmup`. A long run that has not converged (R-hat
-above 1.01, or fewer than 2,000 effective draws of some parameter) is not kept.
+above 1.01, or fewer than 2,000 effective draws of some parameter) is not kept. Normals and linear
+regressions with flat priors need none.
 """
 
 import argparse

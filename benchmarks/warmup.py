@@ -6,9 +6,9 @@
 and whose intercepts and slopes are correlated up to −0.9999, from uniform(−2, 2) in the
 unconstrained space: 32 chains with 500 steps of warm-up and 500 draws, and 4 chains with 300 and
 500; nothing else is set. A posterior is arrived at where each mean lies within 0.15 posterior
-standard deviations of the truth and each standard deviation within 15% of it; `truths` has long
-runs. Asked is that all are, in both settings. Told are the largest errors, and what the verdict
-says.
+standard deviations of the truth and each standard deviation within 15% of it; the truth is exact
+for the linear ones and a long run (`truths`) for the others. Asked is that all are, in both
+settings. Told are the largest errors, and what the verdict says.
 """
 
 import argparse
