@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
-import torch
 
+from benchmarks.common import now
 from benchmarks.problem import Problem, jax
 from ozaki import MCMC, ScoreOzakiKernel
 from ozaki.scores.pyro_models.model import PyroModelScore
@@ -57,13 +57,6 @@ class Run(NamedTuple):
 
 
 Runner = Callable[[int, np.ndarray], Run]
-
-
-def now() -> float:
-    """The clock, once a GPU has done what it was told."""
-    if torch.get_default_device().type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def ozaki(problem: Problem, size: Size, **options: Any) -> Runner:

@@ -206,7 +206,7 @@ def main() -> None:
     args.name = "-".join(["posteriors", *named])
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device(args.device)
+    common.on(args.device)
     warnings.filterwarnings("ignore", module="arviz")
     if jax is None:
         print(
