@@ -24,7 +24,7 @@ FIGURES = Path(__file__).parent / "figures"
 LIBRARIES = ("ozaki", "torch", "pyro-ppl", "numpy", "arviz")
 LEAST = 0.02  # seconds that one timing lasts at least
 Route = Callable[[], Any]
-PEERS = ("jax", "numpyro", "blackjax", "torchebm")  # optional
+PEERS = ("jax", "numpyro", "blackjax", "nutpie", "pymc", "torchebm")  # optional
 
 
 def options(description: str, *parents: argparse.ArgumentParser) -> argparse.Namespace:
@@ -46,6 +46,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": platform.system(),
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
@@ -116,6 +117,19 @@ def _seconds(route: Route, calls: int) -> float:
     for _ in range(calls):
         route()
     return (time.process_time() - began) / calls
+
+
+def on(device: str) -> None:
+    """Make tensors there from now on; on the CPU nothing is set, as a setting costs each call."""
+    if device != "cpu":
+        torch.set_default_device(device)
+
+
+def now() -> float:
+    """The clock, once a GPU has done what it was told."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def peak_memory(route: Route) -> int:

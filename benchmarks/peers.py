@@ -1,17 +1,19 @@
-"""The samplers that `posteriors` compares: ozaki's own, Pyro's, NumPyro's and BlackJAX's.
+"""The samplers that `posteriors` compares: ozaki's, Pyro's, NumPyro's, BlackJAX's and nutpie's.
 
 Each is a function of a `Problem` and a `Size` that gives a function of a seed and starting points.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 
-from benchmarks.models import Problem, jax
+from benchmarks.common import now
+from benchmarks.problem import Problem, jax
 from ozaki import MCMC, ScoreOzakiKernel
 from ozaki.scores.pyro_models.model import PyroModelScore
 
@@ -20,6 +22,15 @@ if jax is not None:
     import numpyro
     import optax
     from blackjax.adaptation.base import get_filter_adapt_info_fn
+    from blackjax.mcmc import adjusted_mclmc_dynamic as mams
+
+    LOW_RANK = blackjax.window_adaptation_low_rank
+try:
+    import nutpie
+
+    from benchmarks import words
+except ImportError:
+    nutpie = None
 
 FEW = 4  # draws beside a warm-up, from which `extend` goes on
 
@@ -69,13 +80,13 @@ def ozaki(problem: Problem, size: Size, **options: Any) -> Runner:
             disable_progbar=True,
             seed=seed,
         )
-        began = time.perf_counter()
+        began = now()
         mcmc.run()
-        ran = time.perf_counter()
+        ran = now()
         mcmc.extend(size.draws)
-        sampling = time.perf_counter() - ran
+        sampling = now() - ran
         warm = max(ran - began - sampling * FEW / size.draws, 0.0)
-        draws = mcmc.get_samples(group_by_chain=True)["x"][:, FEW:].numpy()
+        draws = mcmc.get_samples(group_by_chain=True)["x"][:, FEW:].cpu().numpy()
         proposal = mcmc.to_inference_data(log_likelihood=False).posterior.attrs["proposal"]
         return Run(draws, warm, sampling, size.chains * size.draws, setup, proposal=proposal)
 
@@ -185,16 +196,18 @@ def _scan(step: Any, key: Any, state: Any, size: Size) -> tuple[Any, Any]:
     return draws.swapaxes(0, 1), steps.sum()
 
 
-def blackjax_nuts(problem: Problem, size: Size) -> Runner:
-    """Each chain adapts by itself."""
+def blackjax_nuts(problem: Problem, size: Size, adaptation: Any = None) -> Runner:
+    """Each chain adapts by itself, by `blackjax.window_adaptation` unless another is given."""
     density = problem.log_density
 
     def warm(key, starts):
-        adaptation = blackjax.window_adaptation(
-            blackjax.nuts, density, adaptation_info_fn=get_filter_adapt_info_fn()
-        )
+        if adaptation is None:
+            options = {"adaptation_info_fn": get_filter_adapt_info_fn()}
+            windows = blackjax.window_adaptation(blackjax.nuts, density, **options)
+        else:
+            windows = adaptation(blackjax.nuts, density)
         keys = jax.random.split(key, size.chains)
-        return jax.vmap(lambda k, u: adaptation.run(k, u, size.warmup)[0])(keys, starts)
+        return jax.vmap(lambda k, u: windows.run(k, u, size.warmup)[0])(keys, starts)
 
     def draw(key, warmed):
         def step(key, state, parameters):
@@ -230,6 +243,72 @@ def blackjax_chees(problem: Problem, size: Size) -> Runner:
     return _compiled(warm, draw, problem, size)
 
 
+def blackjax_mams(problem: Problem, size: Size, length: float = 2.0) -> Runner:
+    """Adjusted MCLMC as BlackJAX's book has it; each chain adapts by itself.
+
+    Warm-up is three parts: a step size, the variances, and a step size again; `length` is the mean
+    number of steps of a trajectory, whose default is BlackJAX's.
+    """
+    density = problem.log_density
+    kernel = mams.build_kernel(mams.make_random_trajectory_length_fn(True))
+
+    def warm(key, starts):
+        def one(key, start):
+            first, key = jax.random.split(key)
+            return blackjax.adjusted_mclmc_find_L_and_step_size(
+                kernel,
+                density,
+                size.warmup,
+                mams.init(start, density, first),
+                key,
+                target=0.9,
+                frac_tune1=1 / 3,
+                frac_tune2=1 / 3,
+                target_num_integration_steps=length,
+            )[:2]
+
+        return jax.vmap(one)(jax.random.split(key, size.chains), starts)
+
+    def draw(key, warmed):
+        def step(key, state, found):
+            options = {"inverse_mass_matrix": found.inverse_mass_matrix}
+            options["integration_steps_params"] = (found.L / found.step_size,)
+            return kernel(key, state, density, found.step_size, **options)
+
+        return _scan(lambda k, s: jax.vmap(step)(k, s, warmed[1]), key, warmed[0], size)
+
+    return _compiled(warm, draw, problem, size)
+
+
+def nutpie_nuts(problem: Problem, size: Size, **options: Any) -> Runner:
+    """One chain after another on one thread; its time is shared out by gradients."""
+    began = time.perf_counter()
+    model = words.compiled(problem)
+    seconds = time.perf_counter() - began
+
+    def run(seed: int, starts: np.ndarray) -> Run:
+        each = iter(starts)
+        began = time.perf_counter()
+        found = nutpie.sample(
+            replace(model, initial_point_func=lambda _: next(each)),
+            draws=size.draws,
+            tune=size.warmup,
+            chains=size.chains,
+            cores=1,
+            seed=seed,
+            progress_bar=False,
+            **options,
+        )
+        whole = time.perf_counter() - began
+        before = int(found["warmup_sample_stats"]["n_steps"].sum())
+        after = int(found["sample_stats"]["n_steps"].sum())
+        warm = whole * before / (before + after)
+        draws = found["posterior"]["u"].values
+        return Run(draws, warm, whole - warm, after, compile=seconds)
+
+    return run
+
+
 OURS: dict[str, Any] = {
     "ozaki": ozaki,
     "ozaki, frozen": partial(ozaki, frozen=True),
@@ -243,5 +322,13 @@ if jax is not None:
         "NumPyro NUTS": numpyro_nuts,
         "NumPyro NUTS, dense": partial(numpyro_nuts, dense_mass=True),
         "BlackJAX NUTS": blackjax_nuts,
+        "BlackJAX NUTS, low rank": partial(blackjax_nuts, adaptation=LOW_RANK),
         "BlackJAX ChEES": blackjax_chees,
+        "BlackJAX MAMS": blackjax_mams,
+        "BlackJAX MAMS, 8 steps": partial(blackjax_mams, length=8.0),
     }
+    if nutpie is not None:
+        SAMPLERS |= {
+            "nutpie": nutpie_nuts,
+            "nutpie, low rank": partial(nutpie_nuts, low_rank_modified_mass_matrix=True),
+        }

@@ -1,16 +1,20 @@
 """Chain-steps per second of ozaki's kernels, compiled and not, beside those of other libraries.
 
-    python -m benchmarks.throughput [--quick] [--seed N] [--out DIR]
+    python -m benchmarks.throughput [--quick] [--seed N] [--out DIR] [--device cuda]
 
 The law is ½N(m, I) + ½N(−m, I) with |m| = 1.5, in single precision on one thread; every step is
 kept in memory. Within one dimension and number of chains the libraries take turns; medians. The
 first call, compilation in it, is told apart. The second table holds an unadjusted Ozaki step on a
 learned score, a network of width 128, against one compiled forward pass of that network.
 
+With `--device cuda` ozaki's kernels and torchebm's walk on the GPU, BlackJAX's where JAX has it,
+and Pyro's are left out; the JSON has its own name.
+
 BlackJAX and torchebm are optional: pip install jax blackjax torchebm. Without them their rows are
 left out.
 """
 
+import argparse
 import os
 import time
 import warnings
@@ -27,7 +31,7 @@ import torch
 from pyro.infer.mcmc import HMC
 from torch import Tensor, nn
 
-from benchmarks.common import options, table, write
+from benchmarks.common import now, on, options, table, write
 from ozaki.kernels import proposals
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
@@ -56,6 +60,7 @@ class TwoModes(Score):
 
     def __init__(self, dim: int):
         self.dim, self.event_shape, self.dtype = dim, torch.Size([dim]), torch.float32
+        self.device = torch.get_default_device()
         self.mode = torch.zeros(dim)
         self.mode[0] = 1.5
 
@@ -80,6 +85,7 @@ class Network(Score):
 
     def __init__(self, dim: int):
         self.dim, self.event_shape, self.dtype = dim, torch.Size([dim]), torch.float32
+        self.device = torch.get_default_device()
         layers = [nn.Linear(dim, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU()]
         self.net = nn.Sequential(*layers, nn.Linear(128, 2 * dim)).requires_grad_(False)
 
@@ -96,7 +102,7 @@ class Network(Score):
 
 def ours(score: Score, method: KernelSpec, chains: int, steps: int, compiled: bool) -> Timed:
     """An engine without warm-up: what MCMC walks with after its own."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(score.device).manual_seed(0)
     engine = Engine(
         score,
         Warmup(method, score.dim, steps=0, target=0.8, step_size=STEP),
@@ -104,9 +110,9 @@ def ours(score: Score, method: KernelSpec, chains: int, steps: int, compiled: bo
         compiled=Compiled() if compiled else None,
     )
     engine.start(score.start(chains, generator))
-    begun = time.perf_counter()
+    begun = now()
     engine.walk(steps)
-    first = time.perf_counter() - begun
+    first = now() - begun
 
     def run() -> int:
         kept = torch.empty(steps, chains, score.dim)
@@ -207,11 +213,12 @@ def runs(dim: int, chains: int, steps: int) -> dict[str, Timed]:
         "Langevin, Metropolis": ours(score, LANGEVIN, chains, slow, False),
         "Ozaki, Metropolis": ours(score, OZAKI, chains, slow, False),
     }
-    if jax is not None:
+    gpu = score.device.type == "cuda"
+    if jax is not None and (not gpu or jax.default_backend() == "gpu"):
         found["BlackJAX MALA"] = blackjax_mala(dim, chains, steps)
     if torchebm is not None:
         found["torchebm Langevin"] = torchebm_langevin(dim, chains, slow)
-    if chains == 1:
+    if chains == 1 and not gpu:
         found["Pyro HMC"] = pyro_hmc(dim, chains, slow)
     return found
 
@@ -221,9 +228,9 @@ def in_turn(timed: dict[str, Timed], repeats: int) -> dict[str, float]:
     rates: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
         for name, (_, run) in timed.items():
-            begun = time.perf_counter()
+            begun = now()
             steps = run()
-            rates[name].append(steps / (time.perf_counter() - begun))
+            rates[name].append(steps / (now() - begun))
     return {name: median(seen) for name, seen in rates.items()}
 
 
@@ -266,7 +273,10 @@ def draw(rows: list[dict], path: Any) -> None:
 
 
 def main() -> None:
-    args = options(__doc__ or "")
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    args = options(__doc__ or "", own)
+    on(args.device)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
@@ -319,8 +329,9 @@ def main() -> None:
     most = max(row["step_over_forward_pass"] for row in learned)
     asked = "<= 1.15"
     bars.append({"bar": "unadjusted Ozaki step / forward pass", "asked": asked, "measured": most})
-    write("throughput", args, rows + learned, bars)
-    if not args.quick:
+    name = "throughput" + f"-{args.device}" * (args.device != "cpu")
+    write(name, args, rows + learned, bars)
+    if not args.quick and args.device == "cpu":
         draw(rows, args.out.parent / "figures" / "throughput.svg")
 
 
