@@ -219,8 +219,11 @@ class Engine(Chains):
                 given = self._here, self._metric, block.spec, size[place], part, block.options
                 return transition.walk(*given) if compiled is None else compiled.walk(*given)
             mine = trajectories.Splitting(*(t[:, place] for t in splits))
-            given = self._here, self.score, factor, mine, block.lengths, part, block.options
-            return trajectories.walk(*given) if compiled is None else compiled.fly(*given)
+            rest = factor, mine, block.lengths, part, block.options
+            if compiled is not None:
+                return compiled.fly(self._here, self.score, *rest)
+            # held in x, the metric only detaches what is read from the score's own graph
+            return trajectories.walk(self._here, self._metric, *rest)
 
         self._state, trail = self._team.walk(noise.normal.shape, own)
         return trail

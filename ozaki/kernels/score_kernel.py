@@ -16,13 +16,12 @@ from torch.distributions import Distribution, Transform
 from ozaki.foundation import validation
 from ozaki.foundation.deprecation import attribute_renamed
 from ozaki.foundation.torch_modes import ordinary, recordable
-from ozaki.kernels import proposals
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.processes import Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.selection import opening_of, tracks_of
+from ozaki.kernels.selection import opening_of, own_proposal, tracks_of
 from ozaki.kernels.target import (
     LONE,
     Model,
@@ -383,7 +382,9 @@ class ScoreKernel(MCMCKernel):
         """Refuse trajectories of steps that read the curvature at every point."""
         if self._trajectory == "auto" or self._trajectory == 0 or frozen:
             return
-        moves = spec.proposal is proposals.langevin or self.competing(False)
+        moves = any(
+            own_proposal(one) for one in (spec.proposal, *(c[0] for c in self.competing(False)))
+        )
         if moves and (self._step_size is None or spec.curvature is None):
             return
         raise ValueError(

@@ -51,15 +51,20 @@ def tracks_of(
     single = targets[correction]
     if own is langevin:
         candidates = (LANGEVIN, *(c for c in candidates if c is not LANGEVIN))
-    elif not frozen and _local(spec, candidates, trajectory, dim):
+    elif not frozen and _local(spec, candidates, times, dim):
         price = cost(spec.curvature, dim)
         found.append(Track(spec, "pooled", single, price, halvings=HALVINGS))
+    turning = ornstein_uhlenbeck in [c.proposal for c in candidates]
     for candidate in candidates:
-        mine = KernelSpec(candidate.proposal, None, correction, True)
         target = single if candidate.target is None else candidate.target
+        if not own_proposal(candidate.proposal):
+            if 0.0 in times:
+                found.append(Track(KernelSpec(candidate.proposal, None, correction), target=target))
+            continue
+        mine = KernelSpec(candidate.proposal, None, correction, True)
         target = target if times == (0.0,) else TRAJECTORIES
         metrics = ("pooled", "scores")
-        if candidate is LANGEVIN and own is not langevin:
+        if candidate is LANGEVIN and turning:
             if correction == "exact" and times != (0.0,):
                 continue  # turning is never worse than leapfrog in a good metric
             metrics = ("pooled",)
@@ -99,14 +104,14 @@ def _times(trajectory: float | str, correction: Correction) -> tuple[float, ...]
 
 
 def _local(
-    spec: KernelSpec, candidates: Sequence[Candidate], trajectory: float | str, dim: int
+    spec: KernelSpec, candidates: Sequence[Candidate], times: tuple[float, ...], dim: int
 ) -> bool:
-    """Say whether steps that read the curvature where they are compete."""
+    """Say whether the kernel's own steps, which share no momentum, compete."""
     if not candidates:
         return True
-    if trajectory != 0 and (trajectory != "auto" or spec.correction == "exact"):
-        return False
     known = ornstein_uhlenbeck in [c.proposal for c in candidates]
+    if 0.0 not in times or (known and times != (0.0,) and spec.correction == "exact"):
+        return False
     return not (known and spec.curvature == "dense" and spec.correction == "exact" and dim > LOCAL)
 
 

@@ -100,15 +100,36 @@ def test_the_candidate_that_moves_furthest_is_walked_and_has_the_right_moments(k
     assert proposal == walked.__name__ + beaten
 
 
-def test_a_candidate_that_wins_brings_the_acceptance_that_it_seeks():
+@pytest.mark.parametrize(("trajectory", "sought"), [(0.0, LANGEVIN.target), ("auto", 0.8)])
+def test_a_candidate_that_wins_brings_the_acceptance_that_it_seeks(trajectory, sought):
+    kernel = Bold(GAUSS, trajectory=trajectory)
+    kernel.begin(kernel.bind(), 300, RunContext(8, torch.Generator().manual_seed(0)))
+    kernel.place(kernel.initial_params)
+    warmup = kernel.engine.warmup
+    assert warmup.tracks[warmup.chosen.track].target == 0.234
+    while kernel.engine.warming_up:
+        kernel.walk(300)
+    assert warmup.tracks[warmup.chosen.track].target == sought
+    assert kernel.engine.spec.proposal is proposals.langevin
+
+
+def test_steps_of_ones_own_share_no_momentum():
     kernel = Bold(GAUSS)
     kernel.begin(kernel.bind(), 300, RunContext(8, torch.Generator().manual_seed(0)))
     kernel.place(kernel.initial_params)
-    assert kernel.engine.warmup.target == 0.234
-    while kernel.engine.warming_up:
-        kernel.walk(300)
-    assert kernel.engine.warmup.target == LANGEVIN.target
-    assert kernel.engine.spec.proposal is proposals.langevin
+    walked = [
+        (t.spec.proposal, t.spec.momentum, t.times[-1] > 0) for t in kernel.engine.warmup.tracks
+    ]
+    assert walked[:2] == [(random_walk, False, False), (timid, False, False)]
+    assert set(walked[2:]) == {(proposals.langevin, True, True)}
+    # asked for trajectories, only what can share one is left
+    kernel = Bold(GAUSS, trajectory=1.0)
+    kernel.begin(kernel.bind(), 300, RunContext(8, torch.Generator().manual_seed(0)))
+    kernel.place(kernel.initial_params)
+    assert {t.spec.proposal for t in kernel.engine.warmup.tracks} == {proposals.langevin}
+    for one in (Timid, RandomWalkKernel):
+        with pytest.raises(ValueError, match="trajectory must be 'auto' or 0"):
+            run(one(GAUSS, trajectory=1.0), 10, 30)
 
 
 def test_a_user_may_say_which_candidates_the_settings_leave():

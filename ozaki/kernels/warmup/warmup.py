@@ -181,7 +181,9 @@ class Warmup:
     def _choice(self, step: int) -> Choice:
         """Return what a step tries: the choices of the block's track in turn, in warm-up."""
         plan, running = self.plan, self._contest.running
-        if len(running) == 1 or not plan.transient <= step < plan.last_window:
+        if step >= plan.last_window:  # whole steps are adapted, and then halved once and for all
+            return self.chosen._replace(halvings=0)
+        if len(running) == 1 or step < plan.transient:
             return self.chosen
         tracks = list(dict.fromkeys(c.track for c in running))
         own = [c for c in running if c.track == tracks[self._turns % len(tracks)]]
