@@ -293,8 +293,9 @@ class MCMC(RunReaders, PyroMCMC):
         """The settings of the run, as a report shows them."""
         engine, own = self.kernel.engine, type(self.kernel).proposal
         spec = engine.spec
-        chosen = f", which warm-up saw move further than {own.__name__}"
-        walked = spec.proposal
+        walked, chosen = spec.proposal, ""
+        if own in [track.spec.proposal for track in engine.warmup.tracks]:
+            chosen = f", which warm-up saw move further than {own.__name__}"
         return {
             "kernel": type(self.kernel).__name__,
             "proposal": walked.__name__ + ("" if walked is own else chosen),
