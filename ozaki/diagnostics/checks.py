@@ -356,7 +356,8 @@ def _centred(e: Evidence) -> Iterator[Problem]:
         f"{'is itself' if one else 'are themselves'} drawn: where it is small the law is a narrow "
         "neck, which steps that suit the rest do not enter",
         f"Walk on pyro.poutine.reparam(model, config={{{config}}}), with LocScaleReparam from "
-        "pyro.infer.reparam; or on AutoReparam(centered=0.0)(model), which does so for all such sites.",
+        "pyro.infer.reparam; or on AutoReparam(centered=0.0)(model), which does so for all such "
+        "sites.",
         False,
     )
 

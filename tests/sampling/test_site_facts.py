@@ -156,12 +156,12 @@ def test_a_store_keeps_what_is_known_of_its_sites(tmp_path):
     assert mcmc.get_samples()["x"].shape == (120,)
 
 
-def hierarchy(y=torch.zeros(3)):
+def hierarchy():
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfNormal(1.0))
     with pyro.plate("groups", 3):
         theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=torch.zeros(3))
 
 
 def neck():
