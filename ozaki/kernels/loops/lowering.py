@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -18,6 +18,12 @@ from ozaki.kernels.loops.merging import apart, together
 from ozaki.kernels.loops.rules import RULES
 from ozaki.kernels.loops.tables import FILLS, KEPT, LOGICAL, POINTS, REDUCTIONS, SHOWN
 from ozaki.kernels.loops.values import Op, PerChain, Unsupported, Value, contiguous, without
+
+aten = torch.ops.aten
+MORE = [
+    *(aten.gelu, aten._softmax, aten._log_softmax, aten.logsumexp, aten.linalg_vector_norm),
+    *(aten.glu, aten.logit),
+]
 
 
 @dataclass
@@ -43,10 +49,10 @@ class Lowered:
 
 def plain_graph(step: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     """Trace a step anew, without changes in place and with few kinds of operation."""
-    table = {
+    table: Any = {
         op: how
-        for op, how in core_aten_decompositions().items()
-        if op.overloadpacket.__name__ not in KEPT
+        for op, how in {**core_aten_decompositions(), **get_decompositions(MORE)}.items()
+        if op.overloadpacket.__name__ not in KEPT  # pyright: ignore
     }
     with torch.no_grad():
         made = make_fx(functionalize(step, remove="mutations"), decomposition_table=table)
@@ -111,7 +117,7 @@ class _Lowering(Builder):
         floats: set[torch.dtype] = set()
         count = 0
         for node in self._graph.graph.nodes:
-            val = node.meta.get("val")
+            val: Any = node.meta.get("val")
             for one in val if isinstance(val, (list, tuple)) else [val]:
                 if isinstance(one, Tensor):
                     if one.dtype not in KINDS or one.device.type != "cpu":
@@ -161,8 +167,8 @@ class _Lowering(Builder):
 
     def _call(self, node: Node) -> Any:
         if node.target is operator.getitem:
-            found = self._values[node.args[0]]
-            return found[node.args[1]]
+            whole, place = node.args
+            return self._values[whole][place]  # pyright: ignore
         name = node.target.overloadpacket.__name__  # pyright: ignore
         args = [self._argument(a) for a in node.args]
         if any(a is None and isinstance(b, Node) for a, b in zip(args, node.args, strict=True)):

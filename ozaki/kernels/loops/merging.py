@@ -13,8 +13,8 @@ from ozaki.kernels.loops.values import Sizes, Unsupported, Value, view_strides
 
 # which arguments of an operation are axes
 AXES = {
-    **dict.fromkeys(("select", "slice", "unbind", "squeeze", "cumsum", "unsqueeze"), (1,)),
-    **dict.fromkeys(("sum", "mean", "amax", "amin", "any", "all", "prod", "permute"), (1,)),
+    **dict.fromkeys(("select", "slice", "unbind", "squeeze", "cumsum", "unsqueeze", "flip"), (1,)),
+    **dict.fromkeys(("sum", "mean", "amax", "amin", "any", "all", "prod", "permute", "var"), (1,)),
     **dict.fromkeys(("transpose",), (1, 2)),
     **dict.fromkeys(("split_with_sizes", "split", "diagonal"), (2, 3)),
 }

@@ -98,7 +98,7 @@ def _width(dtype: torch.dtype) -> int:
 
 
 def _prelude() -> str:
-    return resources.files(__package__).joinpath("prelude.h").read_text()
+    return resources.files("ozaki.kernels.loops").joinpath("prelude.h").read_text()
 
 
 @cache

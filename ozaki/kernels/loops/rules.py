@@ -3,6 +3,7 @@
 Each takes the builder, the node and its arguments.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -55,7 +56,7 @@ def _mm(low: Builder, node: Node, a: Value, b: Value) -> Value:
     flat = len(node.meta["val"].shape) == 2
     if flat and a.axis is not None and b.axis is not None:
         raise Unsupported("a product over chains")
-    inner = node.args[-1].meta["val"].shape[-2]
+    inner = node.all_input_nodes[-1].meta["val"].shape[-2]
     b = low.pick(b, [*range(1, b.rank), 0]) if flat else low.swap(b)
     rows, columns = (a.rank - 1, b.rank - 1) if flat else (1, 1)
     left, right = a, b
@@ -107,6 +108,35 @@ def _index(low: Builder, node: Node, x: Value, places: list[Value | None]) -> Va
     axis = x.axis if x.axis is None or x.axis < dim else x.axis + n - 1
     args = [replace(x, shape=shape, strides=rest, axis=axis), where]
     return low.add("gather", args, shape, axis, x.kind, (size, stride))
+
+
+def _index_select(low: Builder, node: Node, x: Value, dim: int, place: Value) -> Value:
+    return _index(low, node, x, [*[None] * (dim % x.rank), place])
+
+
+def _var(
+    low: Builder,
+    node: Node,
+    x: Value,
+    dims: Any = None,
+    *,
+    correction: Any = 1,
+    keepdim: bool = False,
+) -> Value:
+    axes = sorted({d % x.rank for d in (dims or range(x.rank))})
+    own = tuple(own_axis(x, d) for d in axes)
+    out = tuple(1 if i in own else n for i, n in enumerate(x.shape))
+    count = math.prod(x.shape[i] for i in own)
+    if x.op < 0 or count <= correction:
+        raise Unsupported("the variance of one")
+
+    def mean(v: Value, n: float) -> Value:
+        summed = low.reduce_(v, out, own, "float", "sum")
+        return low.point("({0} / {1})", [summed, low.number(n, (), "float")], "float")
+
+    apart = low.point("sq({0} - {1})", [x, mean(x, count)], "float")
+    found = mean(apart, count - correction)
+    return found if keepdim else low.drop(found, axes)
 
 
 def _index_put(
@@ -294,6 +324,9 @@ RULES: dict[str, Callable[..., Any]] = {
     "bmm": _mm,
     "addmm": _addmm,
     "index": _index,
+    "index_select": _index_select,
+    "var": _var,
+    "flip": views.flip,
     "index_put": _index_put,
     "cat": _cat,
     "diagonal_scatter": _diagonal_scatter,

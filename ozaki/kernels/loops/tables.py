@@ -43,6 +43,8 @@ POINTS = {
     **{name: name + "_({0})" for name in FUNCTIONS},
     "atan2": "atan2_({0}, {1})",
     "pow": "pow_({0}, {1})",
+    "fmod": "fmod_({0}, {1})",
+    "remainder": "remainder_({0}, {1})",
 }
 LOGICAL = set(
     [

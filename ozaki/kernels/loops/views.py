@@ -137,6 +137,14 @@ def _sliced(x: Value, own: int, first: int, count: int, step: int) -> Value:
     return replace(x, shape=tuple(shape), strides=tuple(strides), offset=offset)
 
 
+def flip(low: Builder, node: Node, x: Value, dims: Sequence[int]) -> Value:
+    """Turn the order along axes round."""
+    for dim in dims:
+        own = own_axis(x, dim)
+        x = _sliced(x, own, x.shape[own] - 1, x.shape[own], -1)
+    return x
+
+
 def split(low: Builder, node: Node, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
     """Cut along an axis."""
     own = own_axis(x, dim)

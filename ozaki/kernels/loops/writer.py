@@ -131,9 +131,8 @@ class Writer(Lines):
     def _member(self, i: int, group: set[int], whole: bool) -> None:
         """Write one operation of a loop."""
         op = self.low.ops[i]
-        if op.name == "gather":
-            found = self._gathered(op)
-        else:
+        args = []
+        if op.name != "gather":
             args = [
                 self.element(
                     v,
@@ -151,8 +150,7 @@ class Writer(Lines):
             target = f"a{i}" if whole else f"{self.buffer(i)}[{place}]"
             self.put(f"{target} = {JOINS[how].format(target, args[0])};")
             return
-        if op.name == "point":
-            found = op.how[0].format(*args)
+        found = self._gathered(op) if op.name == "gather" else op.how[0].format(*args)
         self.put(f"const {self.type(op)} v{i} = {found};")
         if i in self.plan.stored:
             self.put(f"{self.buffer(i)}[{entry(op.shape, contiguous(op.shape))}] = v{i};")
