@@ -101,7 +101,7 @@ class ScoreOzakiKernel(ScoreKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
-        trajectory: float | str = "auto",
+        trajectory: int | float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         validation.choice("curvature", curvature, ("auto", "diagonal", "low_rank", "dense"))

@@ -92,7 +92,7 @@ class ScoreKernel(MCMCKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
-        trajectory: float | str = "auto",
+        trajectory: int | float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         check_model(model, score, init_strategy)
