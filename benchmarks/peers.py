@@ -311,9 +311,8 @@ def nutpie_nuts(problem: Problem, size: Size, **options: Any) -> Runner:
 
 OURS: dict[str, Any] = {
     "ozaki": ozaki,
-    "ozaki, frozen": partial(ozaki, frozen=True),
     "ozaki, compiled": partial(ozaki, compile=True),
-    "ozaki, frozen, compiled": partial(ozaki, frozen=True, compile=True),
+    "ozaki, single steps, compiled": partial(ozaki, trajectory=0, compile=True),
 }
 PYRO = "Pyro NUTS"
 SAMPLERS = OURS | {PYRO: pyro_nuts}

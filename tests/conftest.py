@@ -1,10 +1,14 @@
 """Every annotated call in ozaki has its shapes and types checked while the tests run."""
 
+import getpass
 import os
+import tempfile
 
 # here and in every process that a test starts: batches are small, so that a second thread only
 # waits; and what is forked from a process with threads can wait for ever
 os.environ["OMP_NUM_THREADS"] = "1"
+# code compiled by tests is no user's, and is shared by the processes that test
+os.environ["OZAKI_CACHE"] = os.path.join(tempfile.gettempdir(), f"ozaki-tests-{getpass.getuser()}")
 
 import hypothesis
 import jaxtyping

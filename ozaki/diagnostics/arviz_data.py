@@ -30,6 +30,7 @@ FACTS = (
     "saturated",
     "flat",
     "masked",
+    "centred",
 )  # facts about a site, as `ozaki.sampling.site_facts` finds them
 
 STORED_FACTS = "facts"  # the attribute of a store's posterior that holds them, by site

@@ -342,6 +342,26 @@ def _flat(e: Evidence) -> Iterator[Problem]:
         )
 
 
+def _centred(e: Evidence) -> Iterator[Problem]:
+    """Find sites whose scale is itself drawn, where the chains do not mix well."""
+    rhats = [r for r in e.rhat.values() if np.isfinite(r)]
+    sizes = [v for values in (e.ess_bulk, e.ess_tail) for v in values.values() if np.isfinite(v)]
+    ill = max(rhats, default=1.0) > RHAT_WARN or min(sizes, default=np.inf) < ESS_TOTAL
+    if not e.centred or not (ill or diverged(e).any()):
+        return
+    one = len(e.centred) == 1
+    config = ", ".join(f"{name!r}: LocScaleReparam(0.0)" for name in e.centred[:MOST_NAMED])
+    yield Problem(
+        f"{some(list(e.centred))} {'has a scale' if one else 'have scales'} that "
+        f"{'is itself' if one else 'are themselves'} drawn: where it is small the law is a narrow "
+        "neck, which steps that suit the rest do not enter",
+        f"Walk on pyro.poutine.reparam(model, config={{{config}}}), with LocScaleReparam from "
+        "pyro.infer.reparam; or on AutoReparam(centered=0.0)(model), which does so for all such "
+        "sites.",
+        False,
+    )
+
+
 def _saturated(e: Evidence) -> Iterator[Problem]:
     """Find sites with draws that the dtype cannot hold."""
     for site, share in e.saturated.items():
@@ -421,6 +441,7 @@ CHECKS: tuple[Check, ...] = (
     _rhat,
     _ess,
     _unrecorded,
+    _centred,
     _flat,
     _saturated,
     _acceptance,

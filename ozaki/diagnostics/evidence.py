@@ -47,6 +47,7 @@ class Evidence(NamedTuple):
             cosine's and its sine's.
         flat: components on which the density does not depend; they have no `rhat` and no ESS.
         masked: those of them that the model itself leaves out by a mask.
+        centred: sites whose scale is itself drawn.
         saturated: site → the share of its draws that the dtype does not hold.
     """
 
@@ -66,6 +67,7 @@ class Evidence(NamedTuple):
     flat: Sequence[str] = ()
     masked: Collection[str] = ()
     saturated: Mapping[str, float] = MappingProxyType({})
+    centred: Sequence[str] = ()
 
 
 def is_constant(draws: np.ndarray) -> bool:

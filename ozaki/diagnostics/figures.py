@@ -241,6 +241,11 @@ def verdict(
             circular=angular(idata),
             flat=flat,
             masked=_marked_entries(idata, "masked"),
+            centred=[
+                str(name)
+                for name, variable in idata["posterior"].data_vars.items()
+                if variable.attrs.get("centred")
+            ],
             saturated={
                 name: float(variable.attrs["saturated"])
                 for name, variable in drawn(idata).items()

@@ -26,6 +26,9 @@ class ScoreLangevinKernel(ScoreKernel):
             that can be batched, and some ten to thirty seconds at the first run.
         site: the name of the draws where `model` is a score or a distribution.
         jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
+        trajectory: the mean angle T of a trajectory in the metric, several steps that share a
+            momentum and are corrected once at their end; 0 for single steps; "auto" lets warm-up
+            choose. With a `step_size` there is no metric, and T is time.
         init_strategy: where the chains of a Pyro model begin, one of Pyro's, as
             `pyro.infer.autoguide.init_to_median`; None for uniform(−2, 2), unconstrained.
 

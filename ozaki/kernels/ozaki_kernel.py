@@ -16,7 +16,9 @@ class ScoreOzakiKernel(ScoreKernel):
     """Ozaki steps, N(x + (h/2) φ(h s2/2) s1, h φ(h s2)) with φ(u) = expm1(u)/u (eq. 20).
 
     Long steps where the density is wide, short ones where it is narrow; exact on a Gaussian at any
-    h with the full curvature. Positive curvature is flattened to 0 and counted.
+    h with the full curvature. Positive curvature is flattened to 0 and counted. In the metric that
+    warm-up finds the curvature is −I, and several steps share a momentum: with θ given by
+    cos θ = exp(−h/2), p ← p + tan(θ/2) s1, x ← x + sin(θ) p, p ← p + tan(θ/2) s1.
 
     Args:
         model: a `Score`, a torch or Pyro distribution (walked unconstrained, returned constrained),
@@ -25,21 +27,22 @@ class ScoreOzakiKernel(ScoreKernel):
             coordinates; the chain stays exact for the model.
         step_size: h, the time of dX = ½ s1 dt + dW, kept as given in the identity metric; None
             finds it in warm-up, with a metric.
-        curvature: "diagonal", "low_rank", "dense", or "auto": an estimator's own kind; for
-            densities dense up to D = 100, diagonal beyond; and where warm-up sees a step in the
-            metric that reads no curvature move further, Langevin's as between separate modes or
-            that of the pooled covariance as on nearly Gaussian laws, the draws are walked by it.
+        curvature: "diagonal", "low_rank", "dense": what each step reads where it is; or "auto":
+            trajectories in a metric, which read none. They compete in warm-up with steps that read
+            an estimator's own kind, and under trajectory=0 a density's dense Hessian in up to 10
+            dimensions.
         frozen: one curvature for all points, factorised once: its mean over warm-up and chains, or
-            the pooled covariance of the chains where that moves further. "auto" is True where
-            curvature="auto" would be a density's dense Hessian in more than 10 dimensions, which
-            costs as much as ten steps and more, if warm-up finds the step_size and the correction
-            is exact.
+            a metric of the chains' draws where that moves further. False reads it at every point;
+            "auto" leaves it to `curvature`.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
         compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model
             that can be batched, and some ten to thirty seconds at the first run.
         site: the name of the draws where `model` is a score or a distribution.
         jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
+        trajectory: the mean angle T of a trajectory in the metric, several steps that share a
+            momentum and are corrected once at their end; 0 for single steps; "auto" lets warm-up
+            choose. With a `step_size` there is no metric, and T is time.
         init_strategy: where the chains of a Pyro model begin, one of Pyro's, as
             `pyro.infer.autoguide.init_to_median`; None for uniform(−2, 2), unconstrained.
 

@@ -164,10 +164,15 @@ class ScoreKernel(MCMCKernel):
         return self.params
 
     def logging(self) -> Any:
-        """Step size and mean acceptance so far, for the progress bar."""
+        """Step size, mean acceptance, trajectory and divergences so far, for the progress bar."""
         seen = f"{self.acceptance_rate:.3f}" if self._counted else "warm-up"
         size = "–" if self._engine is None else f"{self._engine.step_size:.2e}"
-        return OrderedDict([("step size", size), ("acc. prob", seen)])
+        found = OrderedDict([("step size", size), ("acc. prob", seen)])
+        if self._engine is not None and self._engine.time:
+            found["trajectory"] = f"{self._engine.time:.2f}"
+        if diverged := sum(map(len, self._divergences)):
+            found["divergences"] = diverged
+        return found
 
     def diagnostics(self) -> dict[str, Any]:
         """Post-warm-up divergences, as draw indices, and the mean acceptance, of a lone chain."""

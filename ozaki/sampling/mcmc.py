@@ -291,13 +291,17 @@ class MCMC(RunReaders, PyroMCMC):
 
     def _info(self, count: int) -> dict[str, Any]:
         """The settings of the run, as a report shows them."""
-        spec, own = self.kernel.engine.spec, type(self.kernel).proposal
-        chosen = f", which warm-up saw move further than {own.__name__}"
-        walked = spec.proposal
+        engine, own = self.kernel.engine, type(self.kernel).proposal
+        spec = engine.spec
+        walked, chosen = spec.proposal, ""
+        if own in [track.spec.proposal for track in engine.warmup.tracks]:
+            chosen = f", which warm-up saw move further than {own.__name__}"
         return {
             "kernel": type(self.kernel).__name__,
             "proposal": walked.__name__ + ("" if walked is own else chosen),
             "correction": spec.correction,
+            "metric": engine.warmup.metric,
+            "trajectory": _in_turns(engine.time),
             "num_chains": self.num_chains,
             "num_samples": count,
             "warmup_steps": self.warmup_steps,
@@ -332,3 +336,8 @@ class MCMC(RunReaders, PyroMCMC):
             half = self._walked.draws_at_half_step()
         self._result = replace(made, bias=made.step_bias(half))
         return self._result.bias
+
+
+def _in_turns(time: float) -> str:
+    """Say how long trajectories are."""
+    return f"a mean angle of {time:.3g}" if time else "single steps"

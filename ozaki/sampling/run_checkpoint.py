@@ -90,6 +90,12 @@ class RunCheckpoint:
         if found is None:
             return None
         tensors, settings, numbers = found
+        if "trajectory" not in settings:
+            raise ValueError(
+                f"{self.folder} must hold a run that this version began, but holds one of version "
+                "0.1, whose warm-up knew no trajectories; end it with that version, or choose "
+                "another folder"
+            )
         checkpoint.match(self.folder, settings, self.settings, FILE)
         if numbers["streamed"] is not None:
             draws.find(numbers["streamed"])

@@ -27,6 +27,7 @@ def site_facts(
       unconstrained coordinates it is another, and the density there is not the law's.
     - ``flat``, ``masked``: which entries, in the order of the flattened site, the density does not
       depend on, and which of those the model itself leaves out by a mask.
+    - ``centred``: 1 where the site's scale is itself drawn, and it could be drawn without.
 
     Args:
         target: what was walked on.
@@ -44,6 +45,8 @@ def site_facts(
         found[name] = facts
     model = target.observation
     if model is not None:
+        for name in model.centred():
+            found[name]["centred"] = 1
         for name, free in model.flat().items():
             masked = model.masked.get(name, torch.tensor(True))
             # its draws walk off without end: no other fact about them matters

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.reparam import LocScaleReparam
 from torch import tensor as t
 
 from ozaki import MCMC, ScoreOzakiKernel
@@ -153,3 +154,46 @@ def test_a_store_keeps_what_is_known_of_its_sites(tmp_path):
     mcmc.extend(10)
     assert dict(load(store)["posterior"]["x"].attrs) == {"circular": 1}
     assert mcmc.get_samples()["x"].shape == (120,)
+
+
+def hierarchy():
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("groups", 3):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=torch.zeros(3))
+
+
+def neck():
+    v = pyro.sample("v", dist.Normal(0.0, 3.0))
+    pyro.sample("x", dist.Normal(torch.zeros(2), torch.exp(v / 2)).to_event(1))
+
+
+REPARAMETRISED = pyro.poutine.reparam(hierarchy, config={"theta": LocScaleReparam(0.0)})
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (hierarchy, ["theta"]),
+        (neck, ["x"]),
+        (REPARAMETRISED, []),  # the remedy
+        (lambda: pyro.sample("x", dist.Normal(0.0, 2.0)), []),
+        # a scale that is drawn, of a law that is not on the whole line
+        (lambda: pyro.sample("x", dist.LogNormal(0.0, pyro.sample("s", dist.HalfNormal(1.0)))), []),
+    ],
+)
+def test_sites_whose_scale_is_itself_drawn_are_marked(model, named):
+    found = target(model)
+    facts = site_facts(found, torch.zeros(2, 10, found.score.dim))
+    assert facts == {name: {"centred": 1} for name in named}
+
+
+def test_the_line_that_reparametrises_is_said_where_chains_do_not_mix_and_only_there():
+    assert not judged({"centred": 1}).problems
+    walks = np.random.default_rng(0).normal(size=(4, 500, 3)).cumsum(1)
+    found = judged({"centred": 1}, walks)
+    assert not found.trusted
+    remedies = [problem.remedy for problem in found.problems]
+    assert any("reparam(model, config={'x': LocScaleReparam(0.0)})" in r for r in remedies)
+    assert not any("LocScaleReparam" in problem.remedy for problem in judged({}, walks).problems)

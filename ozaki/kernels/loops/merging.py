@@ -13,8 +13,8 @@ from ozaki.kernels.loops.values import Sizes, Unsupported, Value, view_strides
 
 # which arguments of an operation are axes
 AXES = {
-    **dict.fromkeys(("select", "slice", "unbind", "squeeze", "cumsum", "unsqueeze"), (1,)),
-    **dict.fromkeys(("sum", "mean", "amax", "amin", "any", "all", "prod", "permute"), (1,)),
+    **dict.fromkeys(("select", "slice", "unbind", "squeeze", "cumsum", "unsqueeze", "flip"), (1,)),
+    **dict.fromkeys(("sum", "mean", "amax", "amin", "any", "all", "prod", "permute", "var"), (1,)),
     **dict.fromkeys(("transpose",), (1, 2)),
     **dict.fromkeys(("split_with_sizes", "split", "diagonal"), (2, 3)),
 }
@@ -68,9 +68,9 @@ def apart(args: list[Any], chains: int, name: str) -> tuple[list[Any], Sizes]:
     merged = [v for v in values if v.around != (0, 0)]
     first = merged[0]
     place = _place(first)
-    if any(v.around != first.around or _place(v) != place for v in merged):
-        if name not in ("mm", "addmm"):
-            raise Unsupported("axes merged in several ways")
+    several = any(v.around != first.around or _place(v) != place for v in merged)
+    if several and name not in ("mm", "addmm"):
+        raise Unsupported("axes merged in several ways")
     found: list[Any] = []
     for a in args:
         if isinstance(a, Value):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _width(dtype: torch.dtype) -> int:
 
 
 def _prelude() -> str:
-    return resources.files(__package__).joinpath("prelude.h").read_text()
+    return resources.files("ozaki.kernels.loops").joinpath("prelude.h").read_text()
 
 
 @cache
@@ -142,7 +143,7 @@ class _Loop:
         self._sums, self._blocks = notes["sums"], notes["blocks"]
         count = min(RANGES, max(1, self._blocks // RANGE))
         cuts = [self._blocks * i // count for i in range(count + 1)]
-        self._ranges = list(zip(cuts[:-1], cuts[1:], strict=True))
+        self._ranges = list(pairwise(cuts))
 
     def __call__(self, *tensors: Tensor, rows: Tensor | None = None) -> list[Tensor]:
         carry, noise = self._counts

@@ -54,6 +54,13 @@ ALONG(ceil_, std::ceil)
 ALONG(trunc_, std::trunc)
 ALONG(round_, std::nearbyint)
 ALONG(lgamma_, std::lgamma)
+static inline T fmod_(T a, T b) { return std::fmod(a, b); }
+static inline L fmod_(L a, L b) { return a % b; }
+static inline V fmod_(V a, V b) { V r; LANES r[l] = std::fmod(a[l], b[l]); return r; }
+template <class A> static inline A remainder_(A a, A b) {
+  const A r = fmod_(a, b);
+  return sel((r != A{}) & ((r < A{}) != (b < A{})), r + b, r);
+}
 static inline L abs_(L a) { return a < 0 ? -a : a; }
 
 #ifdef OZAKI_SLEEF

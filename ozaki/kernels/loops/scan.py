@@ -24,7 +24,7 @@ def loop(
     step: GraphModule, carry: list[Tensor], noise: list[Tensor], rest: list[Tensor]
 ) -> Callable[..., list[Tensor]]:
     """Do as `compiled_loop` does."""
-    n, m = len(carry), len(noise)
+    n = len(carry)
     kept: list[tuple[torch.Size, torch.dtype]] = []
 
     def body(*tensors: Tensor) -> list[Tensor]:

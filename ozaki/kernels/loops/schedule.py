@@ -1,4 +1,4 @@
-"""`schedule` gathers operations that loop over the same entries in groups, and gives out buffers."""
+"""`schedule` puts operations that loop over the same entries together, and gives out buffers."""
 
 import math
 from collections.abc import Iterable
@@ -44,6 +44,7 @@ def loop_of(op: Op) -> Sizes:
 
 
 def schedule(low: Lowered) -> Schedule:
+    """Order what has to be computed."""
     ops = low.ops
     needed = _needed(ops, [*low.carry, *low.kept])
     groups: dict[Section, list[Group]] = {(c, s): [] for c in (False, True) for s in (False, True)}

@@ -48,6 +48,7 @@ class Value:
 
     @property
     def rank(self) -> int:
+        """How many axes the full shape has."""
         return len(self.shape) + (self.axis is not None)
 
     def full(self, chains: int) -> Sizes:

@@ -64,8 +64,10 @@ class PooledMoments:
     def factor(self, dtype: torch.dtype) -> Float[Tensor, "..."] | None:
         """L with L Lᵀ the covariance S, (D,) or lower triangular (D, D); None if not definite.
 
-        A matrix is shrunk towards its own diagonal by (D + 5)/(n + D + 5): without units, and
-        definite from the first window on.
+        A matrix is shrunk towards its own diagonal by ((D + 5)/(n + D + 5))³: without units,
+        definite from the first window on, and of many draws by next to nothing. An intercept and a
+        slope on years are correlated at −0.99999, and a shrinkage of 1% would leave the narrow
+        direction wide by a factor of 1,000.
         """
         covariance = self._covariance(0)
         if covariance is None:
@@ -114,8 +116,8 @@ class PooledMoments:
         if covariance.ndim == 1:
             return covariance
         dim = len(variance)
-        weight = count / (count + dim + 5)
-        return weight * covariance + (1 - weight) * torch.diag(variance)
+        weight = ((dim + 5) / (count + dim + 5)) ** 3
+        return (1 - weight) * covariance + weight * torch.diag(variance)
 
 
 class Typical:

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Distribution, Transform, TransformedDistribution
+from torch.distributions import Distribution, Transform, TransformedDistribution, constraints
 
 from ozaki.scores.base import Score
 from ozaki.scores.bijections import support_transform
@@ -194,6 +194,17 @@ class _Sites:
             raise ValueError(
                 f"transforms must be for the latent sites {sorted(values)}, but named {unknown}"
             )
+
+
+def located_scale(fn: Any) -> Tensor | None:
+    """Return the scale of a location-scale law on the whole line; None of any other."""
+    while hasattr(fn, "base_dist") and not hasattr(fn, "scale"):
+        fn = fn.base_dist
+    known = {"loc", "scale"} <= set(getattr(fn, "arg_constraints", {}))
+    if not known or getattr(fn.support, "base_constraint", fn.support) is not constraints.real:
+        return None
+    scale: Any = fn.scale
+    return scale if isinstance(scale, Tensor) else None
 
 
 def has_density(score: Score) -> bool:

@@ -26,7 +26,7 @@ from ozaki.scores.base import CurvatureKind, Expansion, Score, dense_up_to
 from ozaki.scores.batching import Batching
 from ozaki.scores.differentiation import evaluated, finite_start, uniform
 from ozaki.scores.pyro_models.data import has_others, observing, with_tensors
-from ozaki.scores.pyro_models.inspection import Latents, inspect
+from ozaki.scores.pyro_models.inspection import Latents, inspect, located_scale
 from ozaki.scores.pyro_models.layout import Sites, check_initial_params
 from ozaki.scores.pyro_models.runs import begun, drawn, unvalidated
 from ozaki.scores.pyro_models.site import apart, reader, reading_scores
@@ -285,6 +285,30 @@ class PyroModelScore(Score):
         free = (((gradient - of_jacobian).abs() <= rounding) | ~known).all(0) & known.any(0)
         sites = self.unflatten(free.to(self.dtype)).items()
         return {name: v > 0 for name, v in sites if name in self._open and bool(v.any())}
+
+    @ordinary()
+    def centred(self) -> list[str]:
+        """Name the latent sites of a location-scale law whose scale moves with other latent sites.
+
+        Their reparametrisation, by which the scale leaves the prior, is `LocScaleReparam` of Pyro.
+        """
+        with isolated_rng(1):
+            point = self._near(1, None)[0]
+        with torch.enable_grad(), unvalidated():
+            u = recordable(point.detach()).requires_grad_()
+            try:
+                trace = self.trace_at(u)
+            except Exception:  # a model may refuse what asks for gradients; then nothing is known
+                return []
+            found = []
+            for name in self.names:
+                scale = located_scale(trace.nodes[name]["fn"])
+                if scale is None or not scale.requires_grad:
+                    continue
+                moves = torch.autograd.grad(scale.sum(), u, retain_graph=True, allow_unused=True)[0]
+                if moves is not None and bool((moves != 0).any()):
+                    found.append(name)
+        return found
 
     @property
     def blamed(self) -> str:
