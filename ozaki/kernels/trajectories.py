@@ -102,7 +102,10 @@ def angle(step_size: float, rotating: bool) -> float:
         >>> round(angle(10.0, True), 3), round(angle(0.04, False), 3)
         (1.564, 0.2)
     """
-    return math.acos(math.exp(-step_size / 2)) if rotating else math.sqrt(step_size)
+    if not rotating:
+        return math.sqrt(step_size)
+    # 1 − cos θ = 2 sin²(θ/2), which keeps the digits of a small h
+    return 2 * math.asin(math.sqrt(-math.expm1(-step_size / 2) / 2))
 
 
 def steps_of(time: float, angle: float, index: int) -> int:
@@ -128,7 +131,9 @@ def steps_of(time: float, angle: float, index: int) -> int:
         r += place * (i & 1)
         i >>= 1
         place /= 2
-    return min(MOST, max(1, math.ceil(2 * r * time / angle)))
+    if 2 * r * time >= MOST * angle:  # an angle may be next to nothing
+        return MOST
+    return max(1, math.ceil(2 * r * time / angle))
 
 
 def depart(state: State, momentum: Float[Tensor, "chains dim"]) -> Flight:

@@ -17,10 +17,10 @@ from torch.testing import assert_close
 
 from ozaki import MCMC, ScoreOzakiKernel, diagnostics
 from ozaki.io.atomic import lock
-from ozaki.kernels import processes, transition
+from ozaki.kernels import processes, trajectories, transition
 from ozaki.kernels.noise import NoiseBlock
 from ozaki.kernels.proposals import langevin
-from ozaki.kernels.transition import KernelSpec
+from ozaki.kernels.transition import KernelSpec, StepOptions
 from ozaki.sampling import zarr_draws
 from tests.kit.tolerances import ROUNDING, rounding
 from tests.sampling.test_loop import DATA, KERNELS, MIXTURE, model
@@ -109,19 +109,25 @@ def raised(found, error, message):
 
 
 def _all_kernels(names):
-    sizes, real = set(), transition.walk
+    sizes = set()
 
-    def walk(state, *args):
-        sizes.add(len(state.position))
-        return real(state, *args)
+    def watched(real):
+        def walk(state, *args):
+            sizes.add(len(state.position))
+            return real(state, *args)
 
-    transition.walk = walk
+        return walk
+
+    transition.walk = watched(transition.walk)
+    trajectories.walk = watched(trajectories.walk)
     return sizes, [chains(name, extend=4) for name in names]
 
 
 SHARES = {
     ("chosen", "frozen", "line integral"): [{3}, {2}],
     ("unadjusted", "given step", "model"): [{2}, {2}, {1}],
+    ("trajectories", "paths", "frozen paths"): [{3}, {2}],
+    ("leapfrog", "unadjusted paths", "a model's paths"): [{2}, {2}, {1}],
 }
 
 
@@ -133,27 +139,38 @@ def test_every_process_walks_its_share_of_the_chains_of_one(names, tmp_path):
         assert_same([each[i] for _, each in found], chains(name, extend=4))
 
 
-def test_steps_that_are_passed_on_are_the_steps_of_all():
-    """The jump is a mean over chains: over all, however many each process has."""
+@pytest.mark.parametrize("flying", [False, True])
+def test_steps_that_are_passed_on_are_the_steps_of_all(flying):
+    """However many each process has; trajectories' gradients travel as well."""
     g = torch.Generator().manual_seed(0)
     like = {"dtype": torch.float64, "generator": g}
     x = torch.randn(5, 2, **like)
     noise = NoiseBlock(torch.randn(4, 5, 2, **like), torch.rand(4, 5, **like), torch.ones(4))
-    method = KernelSpec(langevin, "dense", "exact")
+    method = KernelSpec(langevin, None if flying else "dense", "exact", flying)
     state, h = transition.init(MIXTURE, x, method), torch.full((5, 1), 2.0)
-    _, whole = transition.walk(state, MIXTURE, method, h, noise)
+
+    def walk(state, h, noise):
+        if not flying:
+            return transition.walk(state, MIXTURE, method, h, noise)[1]
+        splits = trajectories.splitting(h.expand(4, -1, -1))
+        lengths, options = [2, 1, 3, 1], StepOptions()
+        return trajectories.walk(state, MIXTURE, None, splits, lengths, noise, options)[1]
+
+    whole = walk(state, h, noise)
     messages, counts = [], [3, 1, 1]
     for place in (slice(0, 3), slice(3, 4), slice(4, 5)):
         share = NoiseBlock(noise.normal[:, place], noise.uniform[:, place], noise.scale)
-        own = transition.rows(state, place)
-        _, trail = transition.walk(own, MIXTURE, method, h[place], share)
+        trail = walk(transition.rows(state, place), h[place], share)
         messages.append((processes._pack(trail), trail))
     parts = [processes._unpack(m, 4, n, 2) for (m, _), n in zip(messages, counts, strict=True)]
-    joined = processes._join(parts, counts, messages[0][1])
+    joined = processes._join(parts, messages[0][1])
     assert 0 < whole.info.accepted.sum() < 20  # something to tell apart
     for a, b in zip((*joined[:2], *joined.info), (*whole[:2], *whole.info), strict=True):
         assert a.dtype == b.dtype
         assert_close(a, b)
+    assert (whole.gradient is not None) == flying
+    if flying:
+        assert_close(joined.gradient, whole.gradient)
 
 
 def _without_a_seed():

@@ -130,6 +130,9 @@ def test_angles_are_those_of_the_steps():
     for theta in (0.01, 0.4, 1.5):
         for rotating in (True, False):
             assert angle(float(turned(theta, rotating)), rotating) == pytest.approx(theta)
+    # of a small h, θ = √h and all its digits
+    for h in (1e-12, 1e-20, 1e-300):
+        assert angle(h, True) == pytest.approx(math.sqrt(h), rel=1e-9)
 
 
 # -- the map --------------------------------------------------------------------------------------
@@ -256,7 +259,8 @@ def test_the_sequence_is_haltons():
         min(MOST, math.ceil(2 * r / 0.001)) for r in halton
     ]
     assert steps_of(0.0, 0.3, 5) == 1
-    assert steps_of(100.0, 1e-4, 5) == MOST
+    for tiny in (1e-4, 1e-300, 5e-324, 0.0):
+        assert steps_of(100.0, tiny, 5) == MOST
 
 
 def test_lengths_know_nothing_of_the_state():

@@ -43,6 +43,20 @@ KERNELS = {
     "unadjusted": (lambda: ScoreLangevinKernel(Bare(MIXTURE), metropolis="none"), ()),
     "given step": (lambda: ScoreOzakiKernel(MIXTURE, step_size=0.5), ()),
     "model": (lambda: ScoreOzakiKernel(model), (DATA,)),
+    "trajectories": (lambda: ScoreOzakiKernel(MIXTURE, trajectory=1.0), ()),
+    "leapfrog": (lambda: ScoreLangevinKernel(MIXTURE, trajectory=0.8), ()),
+    "paths": (lambda: ScoreOzakiKernel(Bare(MIXTURE), trajectory=1.0), ()),
+    "unadjusted paths": (
+        lambda: ScoreLangevinKernel(
+            Bare(MIXTURE), metropolis="none", trajectory=0.8, step_size=0.1, jitter=0.2
+        ),
+        (),
+    ),
+    "frozen paths": (
+        lambda: ScoreOzakiKernel(MIXTURE, frozen=True, step_size=0.5, trajectory=1.0),
+        (),
+    ),
+    "a model's paths": (lambda: ScoreOzakiKernel(model, trajectory=0.7), (DATA,)),
 }
 WARMUP, DRAWS, EVERY = 61, 20, 7
 
@@ -101,7 +115,20 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_draws(name, tmp_path):
     assert_same(chains(name, folder, stop=1), whole)
 
 
-@pytest.mark.parametrize("name", ["chosen", "line integral"])
+@pytest.mark.parametrize("name", ["trajectories", "leapfrog", "frozen paths"])
+def test_a_hook_that_stops_every_step_sees_the_same_draws(name):
+    """Hooks are called between steps, blocks are planned as without."""
+    build, args = KERNELS[name]
+    found = []
+    for hook in (None, lambda *_: None):
+        options = {"num_chains": 3, "seed": 3, "disable_progbar": True, "hook_fn": hook}
+        mcmc = MCMC(build(), num_samples=DRAWS, warmup_steps=WARMUP, **options)
+        mcmc.run(*args)
+        found.append(mcmc)
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("name", ["chosen", "line integral", "trajectories", "frozen paths"])
 def test_extending_gives_the_draws_of_a_longer_run(name, tmp_path):
     long = chains(name, draws=31)
     short = chains(name, draws=12)
