@@ -32,8 +32,8 @@ class ScoreOzakiKernel(ScoreKernel):
             an estimator's own kind, and under trajectory=0 a density's dense Hessian in up to 10
             dimensions.
         frozen: one curvature for all points, factorised once: its mean over warm-up and chains, or
-            a metric of the chains' draws where that moves further. False reads it at every point;
-            "auto" leaves it to `curvature`.
+            a metric of the chains' draws where that moves further. Under False steps that read it
+            at every point compete whatever they cost; "auto" leaves it to `curvature`.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
         compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model

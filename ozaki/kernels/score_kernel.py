@@ -363,7 +363,7 @@ class ScoreKernel(MCMCKernel):
             score.dim,
             trajectory=self._trajectory if adapting or self._trajectory != "auto" else 0.0,
             adapting=adapting,
-            frozen=frozen,
+            frozen=self._frozen,
         )
         warmup = Warmup(
             tracks,

@@ -406,7 +406,7 @@ def test_a_callers_move_is_followed_however_small():
         (100, {}, {None}),
         (10, {"frozen": True}, {None}),
         (11, {"trajectory": 0}, {None}),  # beyond 10 dimensions it does not compete
-        (11, {"frozen": False}, {"dense"}),
+        (11, {"frozen": False}, {"dense", None}),
         (11, {"curvature": "diagonal"}, {"diagonal"}),
         (11, {"metropolis": "none"}, {"dense", None}),
         (11, {"step_size": 0.1}, {"dense"}),
