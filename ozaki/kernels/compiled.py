@@ -1,8 +1,8 @@
 """`Compiled` takes the steps of `transition.walk` in one compiled loop.
 
 One step is traced to a graph of tensor operations; the score may be a Pyro model, a formula or a
-network. `loops` makes the graph a loop of any number of steps in machine code. Warm-up walks it step by step, and draws are walked a hundred steps at a
-time, so that the time to compile does not grow with the number of steps.
+network. `loops` makes the graph a loop of any number of steps in machine code. Warm-up walks it
+step by step, and draws are walked a hundred steps at a time.
 """
 
 from collections.abc import Callable, Sequence
