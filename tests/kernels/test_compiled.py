@@ -289,3 +289,12 @@ def test_machine_code_of_pyro_models(curvature):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_machine_code_of_every_law(law, frozen):
     same(lambda flag: ozaki.ScoreOzakiKernel(LAWS[law], frozen=frozen, compile=flag))
+
+
+@pytest.mark.thorough
+def test_a_folder_of_compiled_code_that_cannot_be_used_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OZAKI_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(compiled, "_LOOPS", {})
+    with pytest.raises(OSError, match="OZAKI_CACHE must name a folder that can be written, but"):
+        walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
