@@ -21,7 +21,7 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.processes import Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.selection import opening_of, own_proposal, tracks_of
+from ozaki.kernels.selection import opening_of, can_turn, tracks_of
 from ozaki.kernels.target import (
     LONE,
     Model,
@@ -388,7 +388,7 @@ class ScoreKernel(MCMCKernel):
         if self._trajectory == "auto" or self._trajectory == 0 or frozen:
             return
         moves = any(
-            own_proposal(one) for one in (spec.proposal, *(c[0] for c in self.competing(False)))
+            can_turn(one) for one in (spec.proposal, *(c[0] for c in self.competing(False)))
         )
         if moves and (self._step_size is None or spec.curvature is None):
             return
