@@ -21,7 +21,7 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.processes import Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.selection import opening_of, can_turn, tracks_of
+from ozaki.kernels.selection import can_turn, opening_of, tracks_of
 from ozaki.kernels.target import (
     LONE,
     Model,
