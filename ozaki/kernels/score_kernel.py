@@ -167,7 +167,7 @@ class ScoreKernel(MCMCKernel):
         """Step size, mean acceptance, trajectory and divergences so far, for the progress bar."""
         seen = f"{self.acceptance_rate:.3f}" if self._counted else "warm-up"
         size = "–" if self._engine is None else f"{self._engine.step_size:.2e}"
-        found = OrderedDict([("step size", size), ("acc. prob", seen)])
+        found: OrderedDict[str, Any] = OrderedDict([("step size", size), ("acc. prob", seen)])
         if self._engine is not None and self._engine.time:
             found["trajectory"] = f"{self._engine.time:.2f}"
         if diverged := sum(map(len, self._divergences)):

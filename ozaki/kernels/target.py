@@ -116,13 +116,14 @@ def checked_trajectory(trajectory: Any) -> float | str:
     """
     if isinstance(trajectory, str) and trajectory == "auto":
         return trajectory
-    known = isinstance(trajectory, (int, float)) and not isinstance(trajectory, bool)
-    if not known or not 0 <= trajectory < math.inf:
+    number = isinstance(trajectory, (int, float)) and not isinstance(trajectory, bool)
+    angle = float(trajectory) if number else math.nan
+    if not 0 <= angle < math.inf:
         raise ValueError(
             f"trajectory must be 'auto', or a mean angle from 0 on, but was {trajectory!r}; 0 "
             "takes single steps, 1.57 is a quarter turn"
         )
-    return float(trajectory)
+    return angle
 
 
 def bind(
