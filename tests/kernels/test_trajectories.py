@@ -459,8 +459,8 @@ def test_the_part_that_has_a_density_is_exact():
 def shrunk(x):
     n, d = x.shape
     covariance = torch.cov(x.mT)
-    weight = n / (n + d + 5)
-    return weight * covariance + (1 - weight) * torch.diag(covariance.diagonal())
+    weight = ((d + 5) / (n + d + 5)) ** 3
+    return (1 - weight) * covariance + weight * torch.diag(covariance.diagonal())
 
 
 @given(seeds, st.integers(2, 6), st.integers(3, 40))
