@@ -185,7 +185,7 @@ class Engine(Chains):
         self._noise = NoiseStream(here["walk.position"], self.generator, self.jitter)
         self.count = numbers["count"]
         self.warmup.restore(here, numbers)
-        self._metric = Whitened(self.score, here.get("walk.factor"))
+        self._metric = Whitened(self.score, self.warmup.factor_like(here.get("walk.factor")))
         self._walked = self.warmup.spec._replace(
             curvature=numbers["reads"], momentum=numbers["momentum"]
         )

@@ -23,7 +23,7 @@ class ScoreLangevinKernel(ScoreKernel):
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
         compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model
-            that can be batched, and some ten to thirty seconds at the first run.
+            that can be batched, and some seconds at the first run of a model.
         site: the name of the draws where `model` is a score or a distribution.
         jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
         trajectory: the mean angle T of a trajectory in the metric, several steps that share a
@@ -65,7 +65,7 @@ class ScoreLangevinKernel(ScoreKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
-        trajectory: float | str = "auto",
+        trajectory: int | float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         super().__init__(

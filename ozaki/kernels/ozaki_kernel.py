@@ -32,12 +32,12 @@ class ScoreOzakiKernel(ScoreKernel):
             an estimator's own kind, and under trajectory=0 a density's dense Hessian in up to 10
             dimensions.
         frozen: one curvature for all points, factorised once: its mean over warm-up and chains, or
-            a metric of the chains' draws where that moves further. False reads it at every point;
-            "auto" leaves it to `curvature`.
+            a metric of the chains' draws where that moves further. Under False steps that read it
+            at every point compete whatever they cost; "auto" leaves it to `curvature`.
         metropolis: "exact" (a log density is needed), "line_integral" (scores are enough;
             approximate), "none" (the unadjusted chain), or "auto": exact where it can be.
         compile: run the steps as machine code, many at a call; it needs a C++ compiler, a model
-            that can be batched, and some ten to thirty seconds at the first run.
+            that can be batched, and some seconds at the first run of a model.
         site: the name of the draws where `model` is a score or a distribution.
         jitter: j in [0, 1): each step's h is scaled by 1 + j u, with u uniform on (−1, 1).
         trajectory: the mean angle T of a trajectory in the metric, several steps that share a
@@ -101,7 +101,7 @@ class ScoreOzakiKernel(ScoreKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
-        trajectory: float | str = "auto",
+        trajectory: int | float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         validation.choice("curvature", curvature, ("auto", "diagonal", "low_rank", "dense"))

@@ -21,7 +21,7 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.metropolis import Correction
 from ozaki.kernels.processes import Team
 from ozaki.kernels.proposals import Proposal
-from ozaki.kernels.selection import opening_of, own_proposal, tracks_of
+from ozaki.kernels.selection import can_turn, opening_of, tracks_of
 from ozaki.kernels.target import (
     LONE,
     Model,
@@ -92,7 +92,7 @@ class ScoreKernel(MCMCKernel):
         compile: bool = False,
         site: str = "x",
         jitter: float = 0.0,
-        trajectory: float | str = "auto",
+        trajectory: int | float | str = "auto",
         init_strategy: InitStrategy | None = None,
     ):
         check_model(model, score, init_strategy)
@@ -363,7 +363,7 @@ class ScoreKernel(MCMCKernel):
             score.dim,
             trajectory=self._trajectory if adapting or self._trajectory != "auto" else 0.0,
             adapting=adapting,
-            frozen=frozen,
+            frozen=self._frozen,
         )
         warmup = Warmup(
             tracks,
@@ -388,7 +388,7 @@ class ScoreKernel(MCMCKernel):
         if self._trajectory == "auto" or self._trajectory == 0 or frozen:
             return
         moves = any(
-            own_proposal(one) for one in (spec.proposal, *(c[0] for c in self.competing(False)))
+            can_turn(one) for one in (spec.proposal, *(c[0] for c in self.competing(False)))
         )
         if moves and (self._step_size is None or spec.curvature is None):
             return

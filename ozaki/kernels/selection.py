@@ -29,7 +29,7 @@ def tracks_of(
     *,
     trajectory: float | str,
     adapting: bool,
-    frozen: bool,
+    frozen: bool | str,
 ) -> tuple[Track, ...]:
     """The tracks that compete in warm-up; one where nothing is left to it.
 
@@ -40,24 +40,24 @@ def tracks_of(
         dim: D.
         trajectory: "auto", or a mean angle T; 0 for single steps.
         adapting: whether warm-up finds step size and metric.
-        frozen: whether one curvature serves all points.
+        frozen: whether one curvature serves all points; "auto" leaves that to the rest.
     """
     correction, own = spec.correction, spec.proposal
     times = _times(trajectory, correction)
     if not adapting:
-        moves = times[-1] > 0 and not frozen
+        moves = times[-1] > 0 and frozen is not True
         return (Track(spec._replace(momentum=moves), times=times[-1:]),)
     found = []
     single = targets[correction]
     if own is langevin:
         candidates = (LANGEVIN, *(c for c in candidates if c is not LANGEVIN))
-    elif not frozen and _local(spec, candidates, times, dim):
+    elif frozen is False or (frozen is not True and _local(spec, candidates, times, dim)):
         price = cost(spec.curvature, dim)
         found.append(Track(spec, "pooled", single, price, halvings=HALVINGS))
     turning = ornstein_uhlenbeck in [c.proposal for c in candidates]
     for candidate in candidates:
         target = single if candidate.target is None else candidate.target
-        if not own_proposal(candidate.proposal):
+        if not can_turn(candidate.proposal):
             if 0.0 in times:
                 found.append(Track(KernelSpec(candidate.proposal, None, correction), target=target))
             continue
@@ -68,7 +68,7 @@ def tracks_of(
             if correction == "exact" and times != (0.0,):
                 continue  # turning is never worse than leapfrog in a good metric
             metrics = ("pooled",)
-        if frozen and candidate is not LANGEVIN:
+        if frozen is True and candidate is not LANGEVIN:
             metrics = ("curvature", *metrics)
         found += [Track(mine, metric, target, 1.0, times) for metric in metrics]
     return tuple(found)
@@ -115,6 +115,6 @@ def _local(
     return not (known and spec.curvature == "dense" and spec.correction == "exact" and dim > LOCAL)
 
 
-def own_proposal(proposal: Proposal) -> bool:
+def can_turn(proposal: Proposal) -> bool:
     """Whether a proposal can share a momentum over several steps."""
     return proposal in (langevin, ornstein_uhlenbeck)

@@ -7,8 +7,8 @@ Give the diffusion a momentum p and linearise its drift, as Ozaki does, about a 
 
 It is reversible, keeps volume, costs one gradient, and is exact on that normal at any θ. With
 ω → 0 it is the leapfrog step of length √h. With p fresh at every step it is the single step of the
-same h: `ornstein_uhlenbeck` in a metric (ω = 1), `langevin` (ω = 0). It is the turn of (x − m, p) by
-θ between two kicks of tan(θ/2) times the rest force s1 + ω²(x − m): m drops out.
+same h: `ornstein_uhlenbeck` in a metric (ω = 1), `langevin` (ω = 0). It is the turn of (x − m, p)
+by θ between two kicks of tan(θ/2) times the rest force s1 + ω²(x − m): m drops out.
 
 Everything is a flat loop over gradients. What each turn of it begins or ends stands in its data.
 

@@ -14,9 +14,9 @@ import torch
 from torch.testing import assert_close
 
 import ozaki
-from ozaki.kernels import compiled
-from ozaki.kernels.compiled import _bmm, _lift_constants
+from ozaki.kernels import traced
 from ozaki.kernels.noise import NUMBERS, STEPS, NoiseStream
+from ozaki.kernels.traced import _bmm, _lift_constants
 from ozaki.linalg import LowRank
 from ozaki.scores import GaussianMixtureScore, GaussianScore
 from ozaki.scores.density import LogDensityScore
@@ -47,21 +47,23 @@ def interpreted(monkeypatch):
     """Loops run in Python, graph by graph: what is traced is tested without the compiler."""
 
     def loop(step, carry, share, rest):
-        n = len(carry)
+        n, m = len(carry), len(carry) + len(share)
 
-        def run(*tensors):
-            state, noise, others = list(tensors[:n]), tensors[n : n + 3], tensors[n + 3 :]
+        def run(*tensors, rows=None):
+            state, noise, others = list(tensors[:n]), tensors[n:m], tensors[m:]
             kept = []
             for parts in zip(*noise, strict=True):
                 found = list(step(*state, *parts, *others))
                 state = found[:n]
                 kept.append(found[n:])
+            if rows is not None:
+                kept = [row for row, place in zip(kept, rows.tolist(), strict=True) if place >= 0]
             return [*state, *(torch.stack(part) for part in zip(*kept, strict=True))]
 
         return run
 
-    monkeypatch.setattr(compiled, "_LOOPS", {})
-    monkeypatch.setattr(compiled, "compiled_loop", loop)
+    monkeypatch.setattr(traced, "_LOOPS", {})
+    monkeypatch.setattr(traced, "compiled_loop", loop)
 
 
 def walked(kernel, *args, warmup=40, draws=10, **options):
@@ -144,7 +146,7 @@ def test_a_model_that_factorises_a_matrix():
     y = torch.tensor([1.0, -0.5])
     same(lambda flag: ozaki.ScoreOzakiKernel(model, compile=flag), y)
     # a raise that depends on a value is nothing a compiled loop can hold
-    assert compiled._LOOPS and not any("check_errors" in code for code, _ in compiled._LOOPS)
+    assert traced._LOOPS and not any("check_errors" in code for code, _ in traced._LOOPS)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -152,7 +154,7 @@ def test_data_are_arguments_of_the_loop_and_the_same_graph_is_compiled_once():
     for seed in (0, 1):
         x = torch.randn(30, 2, generator=generator(seed))
         walked(ozaki.ScoreLangevinKernel(regression, compile=True), x, x @ torch.ones(2))
-    assert len(compiled._LOOPS) == 1
+    assert len(traced._LOOPS) == 1
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -192,20 +194,16 @@ def test_a_model_that_branches_on_values_is_refused():
 
 def test_a_loop_that_gives_other_numbers_is_refused(monkeypatch):
     def wrong(step, carry, share, rest):
-        def run(*tensors):
-            found = list(
-                step(
-                    *tensors[: len(carry)],
-                    *(t[0] for t in tensors[len(carry) :][:3]),
-                    *tensors[len(carry) + 3 :],
-                )
-            )
+        n, m = len(carry), len(carry) + len(share)
+
+        def run(*tensors, rows=None):
+            found = list(step(*tensors[:n], *(t[0] for t in tensors[n:m]), *tensors[m:]))
             return [*found[: len(carry)], *(t.unsqueeze(0) * 0.5 for t in found[len(carry) :])]
 
         return run
 
-    monkeypatch.setattr(compiled, "_LOOPS", {})
-    monkeypatch.setattr(compiled, "compiled_loop", wrong)
+    monkeypatch.setattr(traced, "_LOOPS", {})
+    monkeypatch.setattr(traced, "compiled_loop", wrong)
     with pytest.raises(ValueError, match="compile=True gave another first step"):
         walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
 
@@ -291,3 +289,12 @@ def test_machine_code_of_pyro_models(curvature):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_machine_code_of_every_law(law, frozen):
     same(lambda flag: ozaki.ScoreOzakiKernel(LAWS[law], frozen=frozen, compile=flag))
+
+
+@pytest.mark.thorough
+def test_a_folder_of_compiled_code_that_cannot_be_used_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OZAKI_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(compiled, "_LOOPS", {})
+    with pytest.raises(OSError, match="OZAKI_CACHE must name a folder that can be written, but"):
+        walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))

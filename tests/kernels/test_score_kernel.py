@@ -16,7 +16,6 @@ from pyro.infer.mcmc import StreamingMCMC
 from torch.testing import assert_close
 
 from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel
-from ozaki.kernels import score_kernel
 from ozaki.scores import DenoiserScore, GaussianScore, LogDensityScore
 from tests.kernels.test_transition import ScoreOnly
 from tests.kit.registry import KERNELS
@@ -401,39 +400,29 @@ def test_a_callers_move_is_followed_however_small():
 
 
 @pytest.mark.parametrize(
-    ("dim", "options", "frozen"),
+    ("dim", "options", "kinds"),
     [
-        (10, {}, False),
-        (11, {}, True),
-        (11, {"frozen": False}, False),
-        (11, {"curvature": "diagonal"}, False),
-        (11, {"curvature": "dense"}, False),
-        (11, {"metropolis": "none"}, False),
-        (11, {"step_size": 0.1}, False),
-        (10, {"frozen": True}, True),
+        (10, {}, {None}),
+        (100, {}, {None}),
+        (10, {"frozen": True}, {None}),
+        (11, {"trajectory": 0}, {None}),  # beyond 10 dimensions it does not compete
+        (11, {"frozen": False}, {"dense", None}),
+        (11, {"curvature": "diagonal"}, {"diagonal"}),
+        (11, {"metropolis": "none"}, {"dense", None}),
+        (11, {"step_size": 0.1}, {"dense"}),
     ],
 )
-def test_a_dense_hessian_in_many_dimensions_is_read_in_warmup_alone(
-    dim, options, frozen, monkeypatch
-):
-    read, engines = [], []
+def test_a_dense_hessian_is_read_in_warmup_alone_where_nothing_asks_for_it(dim, options, kinds):
+    read = []
 
     class Counted(GaussianScore):
         def expand(self, x, curvature=None):
             read.append(curvature)
             return super().expand(x, curvature)
 
-    class Seen(score_kernel.Engine):
-        def __init__(self, *args, **given):
-            super().__init__(*args, **given)
-            engines.append(self)
-
-    monkeypatch.setattr(score_kernel, "Engine", Seen)
     score = Counted(torch.zeros(dim), torch.eye(dim) + 0.5)
     few = {**FEW, "warmup_steps": 60}
     mcmc = MCMC(ScoreOzakiKernel(score, **options), num_chains=4, seed=0, **few)
     mcmc.run()
-    assert engines[0].warmup.frozen is frozen
-    if frozen:
-        assert set(read[-20:]) == {None}  # of the draws
+    assert set(read[-20:]) <= kinds  # of the draws
     assert bool(mcmc.get_samples()["x"].isfinite().all())

@@ -125,7 +125,7 @@ class _Lowering(Builder):
                     if KINDS[one.dtype] == "float":
                         floats.add(one.dtype)
             if node.op == "placeholder":
-                self._values[node] = self._input(count, val)
+                self._values[node] = self._input(count, val)  # pyright: ignore
                 count += 1
             elif node.op == "call_function":
                 self._values[node] = self._call(node)

@@ -11,7 +11,7 @@ from ozaki.kernels.loops.lowering import Lowered
 from ozaki.kernels.loops.schedule import Group, Schedule, Section, schedule
 from ozaki.kernels.loops.values import Op, Sizes, Unsupported, Value, contiguous, without
 
-TILE = 4  # columns of a product that are summed side by side
+TILE = 8  # columns of a product that are summed side by side
 REGISTER = 32  # bytes of a vector
 LARGE = 512  # vectors of a buffer that does not lie on the stack
 MOST = 2**25  # bytes of a thread's buffers
@@ -167,7 +167,7 @@ class Writer(Lines):
         full = a.shape
         shape, k = full[:-1], full[-1]
         kind = self.type(op)
-        tiled = [d for d, n in enumerate(shape) if n >= TILE and 0 in (a.strides[d], b.strides[d])]
+        tiled = [d for d, n in enumerate(shape) if n > 1 and 0 in (a.strides[d], b.strides[d])]
         # along the tile the vectors of the chains stay the same
         tiled.sort(
             key=lambda d: (
@@ -185,7 +185,7 @@ class Writer(Lines):
         if tile is not None:
             n = shape[tile]
             cut = n - n % TILE
-            parts = [(TILE, 0, cut)] + ([(1, cut, n)] if cut < n else [])
+            parts = [p for p in ((TILE, 0, cut), (n - cut, cut, n)) if p[1] < p[2]]
         for width, start, end in parts:
             if tile is not None:
                 self.put(f"for (L i{tile} = {start}; i{tile} < {end}; i{tile} += {width}) {{")

@@ -403,6 +403,15 @@ class Warmup:
                 {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             )
 
+    def factor_like(self, factor: Tensor | None) -> Tensor | None:
+        """Return the track's own tensor that a factor is equal to, or the factor itself.
+
+        By it the engine knows that chains which are held in a metric stay in it.
+        """
+        own = [course.factor for course in self._courses if course.factor is not None]
+        same = [f for f in own if factor is not None and torch.equal(f, factor)]
+        return same[0] if same else factor
+
     def _records(self) -> dict[str, Any]:
         return {
             "arrival": self._arrival,
