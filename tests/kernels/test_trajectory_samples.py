@@ -60,7 +60,7 @@ def engine_of(law, kernel, metric, time, correction, chains=128):
 
 
 def hold(law, kernel, metric, time, correction, draws=60):
-    draws = draws if time else 3 * draws  # a single step is worth less
+    draws = draws if time else 5 * draws  # a single step is worth less
     engine = engine_of(law, kernel, metric, time, correction)
     trails = [engine.walk() for _ in range(draws)]
     _, mean, covariance = EVERY[law]
@@ -121,7 +121,7 @@ BUILT = {
 @pytest.mark.parametrize("name", BUILT)
 def test_so_do_the_kernels_as_they_are_built(name, time):
     score, mean, covariance = LAWS["logistic"]
-    draws = 200 if "given" in name else 60
+    draws = 400 if "given" in name else 60
     mcmc = MCMC(BUILT[name](score, time), draws, 120, num_chains=128, seed=7, disable_progbar=True)
     mcmc.run()
     moments_match(mcmc.get_samples(group_by_chain=True)["x"], mean, covariance)

@@ -109,8 +109,8 @@ def test_pooled_moments_equal_numpys(seed, dim, dense):
     want = torch.cov(x.reshape(-1, dim).mT).reshape(dim, dim)
     factor = pooled.factor(torch.float64)
     if dense:
-        weight = 150 / (150 + dim + 5)
-        shrunk = weight * want + (1 - weight) * torch.diag(want.diagonal())
+        weight = ((dim + 5) / (150 + dim + 5)) ** 3
+        shrunk = (1 - weight) * want + weight * torch.diag(want.diagonal())
         assert_close(factor @ factor.mT, shrunk)
     else:
         assert_close(factor.square(), want.diagonal())
@@ -307,7 +307,7 @@ def test_turning_in_a_metric_of_scores_is_exact_on_a_normal():
         learned = engine.metric @ engine.metric.mT
         values = torch.linalg.eigvals(torch.linalg.solve(learned, sigma)).real
         found[metric] = float(values.max() / values.min()), engine.step_size
-    # of 1,300 draws: one is off by √(20/n) either way, the other by what was shrunk, 25/n
+    # of 1,300 draws: one is off by √(20/n) either way, the other by what was shrunk
     assert found["scores"][0] < 1.6 < found["pooled"][0]
     # and so its step is held by the cap alone
     assert found["scores"][1] > 0.9 * warmup.MAX_STEP_SIZE

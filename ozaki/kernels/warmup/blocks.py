@@ -5,6 +5,7 @@ learns.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,3 +84,55 @@ class Block(NamedTuple):
         mask = info.diverging.new_tensor(excused).unsqueeze(-1)
         diverging = torch.where(mask, info.broken, info.diverging)
         return trail._replace(info=info._replace(diverging=diverging))
+
+
+class Walked:
+    """The steps of a block that has not ended.
+
+    A hook or a checkpoint may cut a block in parts. What is learned from it is learned once it has
+    ended, so that sums are rounded alike however it was cut.
+
+    Args:
+        like: the chains, (chains, D).
+    """
+
+    def __init__(self, like: Float[Tensor, "chains dim"]):
+        self.path = like.new_zeros(0, *like.shape)
+        self.gradient = self.path
+        self._plan = torch.zeros(0, 2, dtype=torch.long)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was walked so far."""
+        return {"path": self.path, "gradient": self.gradient, "plan": self._plan}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.path, self.gradient = tensors["path"], tensors["gradient"]
+        self._plan = tensors["plan"].cpu()
+
+    def add(self, block: Block, trail: Trail, before: Tensor, running: Sequence[Choice]) -> None:
+        """Add steps.
+
+        Args:
+            block: that they are of.
+            trail: what they did.
+            before: where the chains were.
+            running: what competes.
+        """
+        steps = len(trail.position)
+        begun = self.path if len(self.path) else before.unsqueeze(0)
+        self.path = torch.cat([begun, trail.position])
+        if trail.gradient is not None:
+            self.gradient = torch.cat([self.gradient, trail.gradient])
+        places = [
+            -1 if short or choice not in running else running.index(choice)
+            for choice, short in zip(block.choices[:steps], block.short, strict=False)
+        ]
+        added = torch.tensor([places, block.lengths[:steps]]).mT
+        self._plan = torch.cat([self._plan, added])
+
+    def judged(self, running: Sequence[Choice]) -> tuple[list[Choice | None], list[int]]:
+        """Return the choice of each step, None where it is not judged, and its gradients."""
+        places, lengths = self._plan.unbind(1)
+        return [None if p < 0 else running[p] for p in places.tolist()], lengths.tolist()

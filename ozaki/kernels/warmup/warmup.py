@@ -17,7 +17,7 @@ from ozaki.kernels.proposals import langevin
 from ozaki.kernels.trajectories import angle, steps_of
 from ozaki.kernels.transition import KernelSpec, StepOptions, Trail
 from ozaki.kernels.warmup.arrival import Arrival
-from ozaki.kernels.warmup.blocks import Block, Chains
+from ozaki.kernels.warmup.blocks import Block, Chains, Walked
 from ozaki.kernels.warmup.contest import Contest
 from ozaki.kernels.warmup.metric import MeanCurvature, PooledMoments, Typical, precision_factor
 from ozaki.kernels.warmup.schedule import schedule
@@ -94,7 +94,7 @@ class Warmup:
     def open(self, like: Float[Tensor, "chains dim"]) -> None:
         """Begin with chains like these."""
         self.step_sizes = like.new_full((len(like), 1), self.first_step_size)
-        self._arrival = Arrival(like)
+        self._arrival, self._walked = Arrival(like), Walked(like)
         self._open(like)
         middle = like.new_zeros(self._dim)
         self._contest = Contest(self.tracks, self._running(0), middle, middle + 1)
@@ -213,7 +213,7 @@ class Warmup:
             return in_draws
         if count < plan.transient:
             return 1
-        return plan.at_once(count)
+        return plan.at_once(count, None if self.frozen is None else COLLECTED)
 
     def _short(self, step: int) -> bool:
         """Say whether a step is a short one, which teaches nothing about the others."""
@@ -261,35 +261,46 @@ class Warmup:
         if self.adapting and self._arrival.arrived(count):
             self.plan = plan = schedule(plan.total, count)
         if count > plan.transient // 2:
-            self._fold(trail)
+            self._fold(trail.position, trail.gradient)
         if count == plan.transient:
             moved = self._arrival.rescued(chains.position) if self.adapting else None
             self._end_window(chains)
         return moved
 
-    def _fold(self, trail: Trail) -> None:
-        """Fold in the positions of a trail, and its gradients."""
-        gradient = None if trail.gradient is None else trail.gradient.flatten(0, 1)
-        self._moments.add(trail.position.flatten(0, 1), gradient)
-        self._typical.add(trail.position)
+    def _fold(self, position: Tensor, gradient: Tensor | None) -> None:
+        """Fold in the positions of steps, and the gradients there."""
+        known = gradient is not None and len(gradient) > 0
+        self._moments.add(
+            position.flatten(0, 1),
+            gradient.flatten(0, 1) if known else None,  # pyright: ignore
+        )
+        self._typical.add(position)
+
+    def _fold_block(self, block: Block, trail: Trail, before: Tensor, count: int) -> None:
+        """Fold in the steps of a block, once it has ended."""
+        running = self._contest.running
+        self._walked.add(block, trail, before, running)
+        if count < self.until:
+            return
+        whole, self._walked = self._walked, Walked(before)
+        self._fold(whole.path[1:], whole.gradient)
+        if self.adapting and len(running) > 1:
+            self._contest.add(*whole.judged(running), whole.path)
 
     def _learn_window(self, block: Block, trail: Trail, before: Tensor, chains: Chains) -> None:
         """Learn moments, jumps and the step size from steps of a window, or of the last stretch."""
         info, count = trail.info, chains.count
         if count <= self.plan.last_window:
-            self._fold(trail)
+            self._fold_block(block, trail, before, count)
         if self.frozen is not None and count % COLLECTED == 0 and count <= self.plan.last_window:
             self._curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
         if not self.adapting or count > self.plan.settled:
             return
         rates = info.acceptance.nan_to_num(0.0).mean(1).tolist()
-        tried = block.choices[: len(rates)]
-        judged = [None if short else c for c, short in zip(tried, block.short, strict=False)]
-        if count <= self.plan.last_window and len(self._contest.running) > 1:
-            path = torch.cat([before.unsqueeze(0), trail.position])
-            self._contest.add(judged, block.lengths, path)
         self._rates += [
-            rate for rate, c in zip(rates, judged, strict=True) if c is not None and not c.halvings
+            rate
+            for rate, c, short in zip(rates, block.choices, block.short, strict=False)
+            if not short and not c.halvings
         ]
         if count < self.until:
             return
@@ -404,6 +415,7 @@ class Warmup:
     def _records(self) -> dict[str, Any]:
         return {
             "arrival": self._arrival,
+            "walked": self._walked,
             "contest": self._contest,
             "moments": self._moments,
             "typical": self._typical,
