@@ -36,7 +36,7 @@ from ozaki.kernels import proposals
 from ozaki.kernels.compiled import Compiled
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.transition import KernelSpec
-from ozaki.kernels.warmup import Warmup
+from ozaki.kernels.warmup import Track, Warmup
 from ozaki.linalg import Diagonal
 from ozaki.scores.base import Expansion, Score
 
@@ -105,7 +105,7 @@ def ours(score: Score, method: KernelSpec, chains: int, steps: int, compiled: bo
     generator = torch.Generator(score.device).manual_seed(0)
     engine = Engine(
         score,
-        Warmup(method, score.dim, steps=0, target=0.8, step_size=STEP),
+        Warmup((Track(method),), score.dim, steps=0, step_size=STEP),
         generator=generator,
         compiled=Compiled() if compiled else None,
     )
