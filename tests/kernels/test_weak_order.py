@@ -14,14 +14,21 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from ozaki.kernels.proposals import GaussianStep, langevin, ozaki
+from ozaki.kernels import trajectories
+from ozaki.kernels.proposals import GaussianStep, langevin, ornstein_uhlenbeck, ozaki
+from ozaki.kernels.trajectories import splitting
+from ozaki.kernels.transition import State, StepOptions
 from ozaki.scores import GaussianMixtureScore, GaussianScore, LogisticMixtureScore
 from tests.kit.oracles import affine_map, stationary_covariance
 
 F64 = torch.float64
-KERNELS = [(langevin, None), (ozaki, "diagonal"), (ozaki, "dense")]
+KERNELS = [(langevin, None), (ornstein_uhlenbeck, None), (ozaki, "diagonal"), (ozaki, "dense")]
 # what of s2 a proposal does not use
-LEFT_OUT = {langevin: lambda s2: s2, ozaki: lambda s2: s2.clamp(min=0)}
+LEFT_OUT = {
+    langevin: lambda s2: s2,
+    ornstein_uhlenbeck: lambda s2: s2 + 1,
+    ozaki: lambda s2: s2.clamp(min=0),
+}
 STEPS = (0.1, 0.05, 0.025)
 
 
@@ -224,6 +231,59 @@ def test_one_step_errs_by_h_squared(proposal, kind, law):
 def test_after_a_given_time_the_error_is_of_order_one(proposal, kind, law):
     a, b = (error(proposal, LAWS[law], kind, square, h, round(1 / h)) for h in STEPS[1:])
     assert math.log2(a / b) == pytest.approx(1, abs=0.15)  # second-order terms, as in `holds`
+
+
+# -- several steps that share a momentum ----------------------------------------------------------
+
+
+def flights(score, h, count, curvature):
+    """The matrix of E f(x') on the grid, x' the end of an unadjusted trajectory.
+
+    The momentum is integrated by the trapezoid rule, and f is known between points by sinc
+    functions.
+    """
+    p = torch.linspace(-8, 8, 161, dtype=F64)
+    weight = torch.exp(-p.square() / 2) / math.sqrt(2 * math.pi) * float(p[1] - p[0])
+    x = X.repeat_interleave(len(p)).unsqueeze(-1)
+    flight = trajectories.depart(State(x, score.expand(x)), p.repeat(len(X)).unsqueeze(-1))
+    split = splitting(torch.tensor(h, dtype=F64), curvature)
+    for _ in range(count):
+        flight = trajectories.advance(flight, score, None, split, StepOptions())
+    ends = flight.now.position.reshape(len(X), len(p))
+    return torch.stack([weight @ torch.sinc((row[:, None] - X) / SPACING) for row in ends])
+
+
+def flown(score, time, counts, curvature):
+    """The bias of E x² for trajectories of a time T, by how many steps they take."""
+    weight, _, _ = derivatives(score, X)
+    exact = float((weight * X.square()).sum())
+    found = []
+    for count in counts:
+        theta = time / count
+        h = -2 * math.log(math.cos(theta)) if curvature else theta**2
+        law = stationary(flights(score, h, count, curvature))
+        found.append(float((law * X.square()).sum()) - exact)
+    return found
+
+
+@pytest.mark.parametrize("law", ["skew", "modes"])
+@pytest.mark.parametrize("curvature", [-1.0, 0.0])
+def test_trajectories_are_of_second_order_in_the_angle(curvature, law):
+    """Whatever their time: the error is that of the energy that their map keeps."""
+    first, second, third = flown(LAWS[law], 0.6, (2, 4, 8), curvature)
+    # fourth-order terms, as second-order ones in `holds`
+    assert math.log2(abs(first / second)) == pytest.approx(2, abs=0.3)
+    assert math.log2(abs(second / third)) == pytest.approx(2, abs=0.15)
+    assert abs(third) > 1e-6  # a bias that is there
+
+
+@pytest.mark.parametrize(("proposal", "curvature"), [(langevin, 0.0), (ornstein_uhlenbeck, -1.0)])
+def test_of_one_step_they_are_the_single_step(proposal, curvature):
+    h = 0.1
+    law = stationary(flights(MODES, h, 1, curvature))
+    single = stationary(transitions(proposal, MODES, h, None))
+    # float64, over the sums of the grid
+    torch.testing.assert_close(law, single, atol=1e-10, rtol=0)
 
 
 # -- and it can fail ------------------------------------------------------------------------------
