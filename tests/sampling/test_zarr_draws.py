@@ -87,11 +87,11 @@ def assert_same(a, b):
         assert_close(value, two[name])
 
 
-@pytest.mark.parametrize("name", ["model", "chosen", "line integral"])
+@pytest.mark.parametrize("name", ["model", "chosen", "line integral", "trajectories", "paths"])
 def test_draws_on_disk_are_those_in_memory(name, tmp_path):
     memory, disk = chains(name=name), chains(tmp_path / "d", name)
     assert_same(memory, disk)
-    assert ("lp" in disk.result.draws.stats) == (name != "line integral")
+    assert ("lp" in disk.result.draws.stats) == (name not in ("line integral", "paths"))
     assert memory._diagnostics == disk._diagnostics
     one, two = (m.to_inference_data() for m in (memory, disk))
     assert diagnostics.groups(one) == diagnostics.groups(two)
@@ -180,7 +180,7 @@ def wholes(tmp_path_factory):
     """Runs with a checkpoint that were not stopped."""
     return {
         name: chains(name=name, checkpoint=tmp_path_factory.mktemp("whole"))
-        for name in ("chosen", "line integral")
+        for name in ("chosen", "line integral", "trajectories", "paths")
     }
 
 
@@ -194,7 +194,7 @@ STOPS = {
 
 @pytest.mark.usefixtures("killed")
 @pytest.mark.parametrize("when", STOPS)
-@pytest.mark.parametrize("name", ["chosen", "line integral"])
+@pytest.mark.parametrize("name", ["chosen", "line integral", "trajectories", "paths"])
 def test_a_run_that_was_stopped_goes_on(name, when, wholes, tmp_path):
     options = {"checkpoint": tmp_path / "c", "store": tmp_path / "d", "name": name}
     for stop in STOPS[when]:
