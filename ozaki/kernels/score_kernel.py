@@ -369,7 +369,9 @@ class ScoreKernel(MCMCKernel):
             tracks,
             score.dim,
             steps=self._warmup_steps,
-            opening=opening_of(spec, tracks, score.dim, len(x), adapting),
+            opening=opening_of(
+                spec, tracks, score.dim, len(x), adapting=adapting, frozen=self._frozen
+            ),
             step_size=self._step_size,
             frozen=kind if frozen else None,
             dense_metric=score.dim <= DENSE,

@@ -15,6 +15,9 @@ WORK = 2**20
 """Chains × D³, up to which the transient reads one all the same: it brings chains home where no
 metric is known, and ends as soon as they are."""
 
+MANY = 100
+"""Dimensions beyond which the transient reads no diagonal: of a density it takes D products."""
+
 TRAJECTORIES = 0.8
 """The acceptance that trajectories seek."""
 
@@ -75,7 +78,13 @@ def tracks_of(
 
 
 def opening_of(
-    spec: KernelSpec, tracks: Sequence[Track], dim: int, chains: int, adapting: bool
+    spec: KernelSpec,
+    tracks: Sequence[Track],
+    dim: int,
+    chains: int,
+    *,
+    adapting: bool,
+    frozen: bool | str,
 ) -> KernelSpec:
     """The kernel of the transient: the local curvature where that is cheap, else trajectories.
 
@@ -85,11 +94,13 @@ def opening_of(
         dim: D.
         chains: how many walk.
         adapting: whether warm-up finds step size and metric.
+        frozen: True where a curvature is averaged, and may be wanting where chains begin.
     """
     if not adapting:
         return tracks[0].spec
     costly = spec.curvature == "dense" and dim > LOCAL and chains * dim**3 > WORK
-    if spec.curvature is not None and not costly and (spec.curvature != "diagonal" or dim <= 100):
+    near = spec.curvature is not None and not costly and frozen is not True
+    if near and (spec.curvature != "diagonal" or dim <= MANY):
         return spec
     moving = [track.spec for track in tracks if track.spec.momentum]
     return moving[0] if moving else spec

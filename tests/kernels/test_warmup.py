@@ -193,7 +193,7 @@ def test_a_metric_of_the_curvature(dense):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", ["auto", True])
 def test_a_kernel_that_may_leave_its_curvature_seldom_reads_it(frozen):
     score, read = GaussianScore(torch.zeros(3).double(), spd(generator(2), 3)), []
 
@@ -238,7 +238,7 @@ BOTH = (LANGEVIN_CANDIDATE, ORNSTEIN_UHLENBECK)
 SOUGHT = {"exact": 0.574, "line_integral": 0.574, "none": 0.9}
 
 
-def planned(score, method, steps=500, *, candidates=(), frozen=False, chains=4, **options):
+def planned(score, method, steps=500, *, candidates=(), frozen="auto", chains=4, **options):
     """Warm-up as a kernel of this spec would plan it."""
     trajectory, step_size = options.pop("trajectory", "auto"), options.get("step_size")
     tracks = tracks_of(
@@ -250,8 +250,10 @@ def planned(score, method, steps=500, *, candidates=(), frozen=False, chains=4, 
         adapting=step_size is None,
         frozen=frozen,
     )
-    opening = opening_of(method, tracks, score.dim, chains, step_size is None)
-    given = {"opening": opening, "frozen": method.curvature if frozen else None, **options}
+    opening = opening_of(
+        method, tracks, score.dim, chains, adapting=step_size is None, frozen=frozen
+    )
+    given = {"opening": opening, "frozen": method.curvature if frozen is True else None, **options}
     return Warmup(tracks, score.dim, steps=steps, **{"dense_metric": True, **given})
 
 
@@ -382,7 +384,7 @@ def test_an_unadjusted_chain_settles_in_its_own_law_before_the_draws():
 
 
 def test_tracks_are_what_the_settings_leave():
-    def tracks(method, dim=5, trajectory="auto", candidates=BOTH, frozen=False, adapting=True):
+    def tracks(method, dim=5, trajectory="auto", candidates=BOTH, frozen="auto", adapting=True):
         given = {"trajectory": trajectory, "adapting": adapting, "frozen": frozen}
         return tracks_of(method, candidates, SOUGHT, dim, **given)
 
@@ -414,6 +416,8 @@ def test_tracks_are_what_the_settings_leave():
     line = DENSE._replace(correction="line_integral")
     assert line in [t.spec for t in tracks(line)]
     assert line not in [t.spec for t in tracks(line, trajectory=0.7)]
+    # where it is said not to be frozen, it competes whatever it costs
+    assert DENSE in [t.spec for t in tracks(DENSE, 11, frozen=False)]
     # frozen, its own metric is the mean curvature
     assert [t.metric for t in tracks(DENSE, candidates=BOTH[1:], frozen=True)] == [
         "curvature",
