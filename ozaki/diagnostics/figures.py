@@ -122,7 +122,7 @@ def effective_sample_size(draws: np.ndarray, method: str = "bulk") -> float:
         (True, nan)
     """
     options = {"prob": TAILS} if method == "tail" else {}
-    return float(az.ess(draws, method=method, **options)) if _usable(draws) else math.nan
+    return _number(az.ess(draws, method=method, **options)) if _usable(draws) else math.nan
 
 
 def thinning(draws: np.ndarray) -> int:
@@ -285,7 +285,7 @@ def step_bias(whole: Mapping[str, Any], half: Mapping[str, Any]) -> DataFrame:
         y = other[name]
         spread = y.std()
         errors = [
-            [float(az.mcse(d.astype(float), method=m)) / spread for d in (x, y)]
+            [_number(az.mcse(d.astype(float), method=m)) / spread for d in (x, y)]
             for m in ("mean", "sd")
         ]
         rows[name] = {
@@ -308,10 +308,10 @@ def _figures(draws: np.ndarray) -> dict[str, float]:
     return {
         "mean": mean,
         "sd": sd,
-        "mcse_mean": float(az.mcse(x, method="mean")) if usable else math.nan,
+        "mcse_mean": _number(az.mcse(x, method="mean")) if usable else math.nan,
         "ess_bulk": effective_sample_size(draws, "bulk"),
         "ess_tail": effective_sample_size(draws, "tail"),
-        "r_hat": float(az.rhat(chains)) if usable and chains.shape[1] >= 4 else math.nan,
+        "r_hat": _number(az.rhat(chains)) if usable and chains.shape[1] >= 4 else math.nan,
     }
 
 
@@ -333,3 +333,8 @@ def _angle(draws: np.ndarray) -> dict[str, float]:
 def _usable(draws: np.ndarray) -> bool:
     """Say whether ArviZ's figures are defined: at least 4 draws, finite, and not constant."""
     return draws.shape[1] >= 4 and bool(np.isfinite(draws).all()) and not is_constant(draws)
+
+
+def _number(found: Any) -> float:
+    """Return what ArviZ found as a number: where numba is installed it is an array of one entry."""
+    return float(np.ravel(found)[0])

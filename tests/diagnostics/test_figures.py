@@ -1,6 +1,7 @@
 """Figures against ArviZ and closed forms; verdicts on draws whose fault is known."""
 
 import re
+import warnings
 
 import arviz as az
 import numpy as np
@@ -580,3 +581,21 @@ def test_draws_of_odd_kinds_are_refused_by_a_sentence(draws, message):
 def test_draws_of_floats_that_numpy_has_not_are_taken(dtype):
     x = torch.ones(4, 9).to(dtype)
     assert inference_data({"x": x})["posterior"]["x"].dtype == np.float32
+
+
+def test_figures_that_come_as_arrays_of_one_entry_are_numbers(monkeypatch):
+    """As ArviZ gives them where numba is installed; NumPy 2.4 makes no number of them."""
+    x = np.random.default_rng(0).normal(size=(4, 200))
+    as_they_are = verdict(inference_data({"x": x}))
+    asked = []
+    for name in ("ess", "mcse", "rhat"):
+
+        def wrapped(*args, of=getattr(az, name), **options):
+            asked.append(of)
+            return np.atleast_1d(of(*args, **options))
+
+        monkeypatch.setattr(az, name, wrapped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # of NumPy before 2.4
+        found = verdict(inference_data({"x": x}))
+    assert found == as_they_are and len(set(asked)) == 3
