@@ -588,13 +588,16 @@ def test_figures_that_come_as_arrays_of_one_entry_are_numbers(monkeypatch):
     x = np.random.default_rng(0).normal(size=(4, 200))
     as_they_are = verdict(inference_data({"x": x}))
     asked = []
-    for name in ("ess", "mcse", "rhat"):
 
-        def wrapped(*args, of=getattr(az, name), **options):
+    def wrapped(of):
+        def call(*args, **options):
             asked.append(of)
             return np.atleast_1d(of(*args, **options))
 
-        monkeypatch.setattr(az, name, wrapped)
+        return call
+
+    for name in ("ess", "mcse", "rhat"):
+        monkeypatch.setattr(figures.az, name, wrapped(getattr(az, name)))
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)  # of NumPy before 2.4
         found = verdict(inference_data({"x": x}))
