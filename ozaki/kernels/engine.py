@@ -236,10 +236,6 @@ class Engine(Chains):
         if factor is held and reads:
             self._walked = spec
             return
-        same = factor is not None and held is not None and torch.equal(factor, held)
-        if same and reads:  # of a run that was resumed: no point is rounded anew
-            self._metric, self._walked = Whitened(self.score, factor), spec
-            return
         position = self.position
         self._metric, self._walked = Whitened(self.score, factor), spec
         self._stand(self._metric.to_u(position), under_way=True)

@@ -1,5 +1,6 @@
 """Warm-up: schedules, dual averaging, metrics, and the engine that uses them."""
 
+import json
 import math
 
 import pyro
@@ -547,6 +548,39 @@ def test_a_halved_step_is_halved_once(monkeypatch):
     assert set(scales) == {1.0}
     # exact on a normal: the whole step is capped
     assert engine.step_size == pytest.approx(warmup.MAX_STEP_SIZE / 4, rel=0.1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("method", [DENSE, TURNING])
+@pytest.mark.parametrize("steps", [20, 90, 150, 205])
+def test_an_engine_goes_on_from_what_it_told_to_the_last_bit(method, steps):
+    """From the transient, a window, the last stretch and the draws, within a block or not.
+
+    A way there and back through the metric would round the points of so many chains.
+    """
+    score = GaussianScore(torch.zeros(6).double(), spd(generator(3), 6))
+
+    def made():
+        track = Track(method, halvings=2, times=TIMES if method.momentum else (0.0,))
+        g = torch.Generator().manual_seed(3)
+        return Engine(score, Warmup((track,), 6, steps=200, dense_metric=True), generator=g)
+
+    first, other = made(), made()
+    first.start(score.start(64, generator(1)))
+    while first.count < steps:
+        first.walk(steps - first.count)
+    first.refresh()
+    kept = {name: tensor.clone() for name, tensor in first.tensors().items()}
+    other.restore(kept, json.loads(json.dumps(first.numbers())))
+    for _ in range(30):
+        one, two = first.walk(), other.walk()
+        assert torch.equal(one.position, two.position)
+        assert torch.equal(one.info.acceptance, two.info.acceptance)
+    told = first.tensors(), other.tensors()
+    assert told[0].keys() == told[1].keys()
+    for name, tensor in told[0].items():
+        assert torch.equal(tensor, told[1][name]), name
+    assert first.numbers() == other.numbers()
 
 
 # -- whether chains have come home ----------------------------------------------------------------
