@@ -88,6 +88,36 @@ def write(
         print(f"written to {path}")
 
 
+def merged(
+    name: str,
+    args: argparse.Namespace,
+    rows: list[dict],
+    keys: tuple[str, str],
+    order: Callable[[dict], Any],
+    bars: Callable[[list[dict]], list[dict]],
+) -> list[dict]:
+    """Write all rows known so far, with these in place of those that have the same keys.
+
+    Args:
+        name: of the benchmark.
+        args: its options.
+        rows: new ones.
+        keys: the columns that say which row is which.
+        order: what rows are sorted by.
+        bars: of all rows.
+
+    Returns:
+        All rows, in order.
+    """
+    path = args.out / f"{name}{'-quick' if args.quick else ''}.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {tuple(row[key] for key in keys) for row in rows}
+    kept = [row for row in known if tuple(row[key] for key in keys) not in new]
+    found = sorted(kept + rows, key=order)
+    write(name, args, found, bars(found), quiet=True)
+    return found
+
+
 def table(rows: list[dict], columns: list[str]) -> None:
     """Print rows under their column names."""
     cells = [[_text(row[c]) for c in columns] for row in rows]

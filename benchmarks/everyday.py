@@ -18,7 +18,6 @@ JSON by model and sampler, so that they can run one by one.
 """
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -127,14 +126,15 @@ def bars(rows: list[dict]) -> list[dict]:
 
 def merged(args: argparse.Namespace, rows: list[dict]) -> list[dict]:
     """All rows known so far, with these in place of those of their model and sampler."""
-    path = args.out / f"everyday{'-quick' if args.quick else ''}.json"
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    new = {(r["model"], r["sampler"]) for r in rows}
-    rows = [r for r in known if (r["model"], r["sampler"]) not in new] + rows
     places = list(POSTERIORS)
-    rows.sort(key=lambda r: (places.index(r["model"]), r["sampler"] == PYRO))
-    common.write("everyday", args, rows, bars(rows), quiet=True)
-    return rows
+    return common.merged(
+        "everyday",
+        args,
+        rows,
+        ("model", "sampler"),
+        lambda r: (places.index(r["model"]), r["sampler"] == PYRO),
+        bars,
+    )
 
 
 def main() -> None:

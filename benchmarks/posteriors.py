@@ -27,7 +27,6 @@ JAX, NumPyro, BlackJAX, nutpie and PyMC are optional: pip install 'ozaki[bench]'
 """
 
 import argparse
-import json
 import statistics
 import warnings
 from typing import Any
@@ -156,14 +155,16 @@ def bars(rows: list[dict]) -> list[dict]:
 
 def merged(args: argparse.Namespace, rows: list[dict]) -> list[dict]:
     """All rows known so far, with these in place of those of their model and sampler."""
-    path = args.out / f"{args.name}{'-quick' if args.quick else ''}.json"
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    new = {(r["model"], r["sampler"]) for r in rows}
-    rows = [r for r in known if (r["model"], r["sampler"]) not in new] + rows
+    keys = ("model", "sampler")
     places = {name: i for i, name in enumerate([*POSTERIORS, *SAMPLERS])}
-    rows.sort(key=lambda r: [places.get(r[key], len(places)) for key in ("model", "sampler")])
-    common.write(args.name, args, rows, bars(rows), quiet=True)
-    return rows
+    return common.merged(
+        args.name,
+        args,
+        rows,
+        keys,
+        lambda r: [places.get(r[key], len(places)) for key in keys],
+        bars,
+    )
 
 
 def draw(lines: list[dict]) -> None:

@@ -12,10 +12,8 @@ settings. Told are the largest errors, and what the verdict says.
 """
 
 import argparse
-import json
 import time
 import warnings
-from typing import Any
 
 import torch
 
@@ -83,13 +81,15 @@ def bars(rows: list[dict]) -> list[dict]:
 
 def merged(args: argparse.Namespace, rows: list[dict]) -> list[dict]:
     """All rows known so far, with these in place of those of their model and setting."""
-    path = args.out / f"warmup{'-quick' if args.quick else ''}.json"
-    known: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    new = {(r["model"], r["chains"]) for r in rows}
-    rows = [r for r in known if (r["model"], r["chains"]) not in new] + rows
-    rows.sort(key=lambda r: (list(POSTERIORS).index(r["model"]), -r["chains"]))
-    common.write("warmup", args, rows, bars(rows), quiet=True)
-    return rows
+    places = list(POSTERIORS)
+    return common.merged(
+        "warmup",
+        args,
+        rows,
+        ("model", "chains"),
+        lambda r: (places.index(r["model"]), -r["chains"]),
+        bars,
+    )
 
 
 def main() -> None:

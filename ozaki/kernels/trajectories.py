@@ -37,6 +37,7 @@ from ozaki.kernels.transition import (
     select,
 )
 from ozaki.scores.base import Score
+from ozaki.scores.transformed import pulled, pushed
 
 MOST = 1024  # gradients of one trajectory
 
@@ -277,20 +278,6 @@ def turn(
     position = torch.where(ends, landed.position, flight.now.position)
     now = State(position, select(ended, landed.expansion, flight.now.expansion))
     return flight._replace(now=now), info
-
-
-def pushed(v: Float[Tensor, "*batch dim"], factor: Tensor | None) -> Float[Tensor, "*batch dim"]:
-    """L v: a difference of points, from the metric to the coordinates of the law."""
-    if factor is None:
-        return v
-    return v * factor if factor.ndim == 1 else v @ factor.mT
-
-
-def pulled(g: Float[Tensor, "*batch dim"], factor: Tensor | None) -> Float[Tensor, "*batch dim"]:
-    """Lᵀ g: a gradient, from the coordinates of the law to the metric."""
-    if factor is None:
-        return g
-    return g * factor if factor.ndim == 1 else g @ factor
 
 
 def _either(mask: Tensor, a: Flight, b: Flight) -> Flight:

@@ -53,10 +53,10 @@ class Whitened(_Wrapper):
         if self.factor is None:
             return at
         return Expansion(
-            self._pull(at.gradient),
+            pulled(at.gradient, self.factor),
             None if at.curvature is None else at.curvature.congruence(self.factor),
             at.log_density,
-            None if at.score_gradient is None else self._pull(at.score_gradient),
+            None if at.score_gradient is None else pulled(at.score_gradient, self.factor),
         )
 
     def start(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
@@ -65,14 +65,11 @@ class Whitened(_Wrapper):
 
     def densityless_gradient(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The wrapped score's, in u."""
-        found = self.score.densityless_gradient(self.to_x(x)).detach()
-        return found if self.factor is None else self._pull(found)
+        return pulled(self.score.densityless_gradient(self.to_x(x)).detach(), self.factor)
 
     def to_x(self, u: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """L u."""
-        if self.factor is None:
-            return u
-        return u * self.factor if self.factor.ndim == 1 else u @ self.factor.mT
+        return pushed(u, self.factor)
 
     def to_u(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """L⁻¹ x."""
@@ -82,10 +79,29 @@ class Whitened(_Wrapper):
             return x / self.factor
         return torch.linalg.solve_triangular(self.factor, x.mT, upper=False).mT
 
-    def _pull(self, g: Tensor) -> Tensor:
-        factor = self.factor
-        assert factor is not None
-        return g * factor if factor.ndim == 1 else g @ factor
+
+def pushed(u: Float[Tensor, "*batch dim"], factor: Tensor | None) -> Float[Tensor, "*batch dim"]:
+    """L u: a point or a difference, from the metric to the coordinates of the law.
+
+    Args:
+        u: (*batch, D).
+        factor: L, (D,) or (D, D); None for the identity.
+    """
+    if factor is None:
+        return u
+    return u * factor if factor.ndim == 1 else u @ factor.mT
+
+
+def pulled(g: Float[Tensor, "*batch dim"], factor: Tensor | None) -> Float[Tensor, "*batch dim"]:
+    """Lᵀ g: a gradient, from the coordinates of the law to the metric.
+
+    Args:
+        g: (*batch, D).
+        factor: L, (D,) or (D, D); None for the identity.
+    """
+    if factor is None:
+        return g
+    return g * factor if factor.ndim == 1 else g @ factor
 
 
 def _detached(at: Expansion) -> Expansion:

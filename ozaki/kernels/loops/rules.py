@@ -87,15 +87,20 @@ def _addmm(
     return low.point("({0} + {1})", [c, _mm(low, node, a, b)], "float")
 
 
-def _index(low: Builder, node: Node, x: Value, places: list[Value | None]) -> Value:
-    """x[:, …, index, …]: one index, the same for all chains."""
-    dims = [i for i, p in enumerate(places) if p is not None]
-    if len(dims) != 1:
+def _lone(places: list[Value | None]) -> tuple[int, Value]:
+    """Return the dimension that is indexed, and its index: one, the same for all chains."""
+    found = [(i, place) for i, place in enumerate(places) if place is not None]
+    if len(found) != 1:
         raise Unsupported("several indices")
-    dim, place = dims[0], places[dims[0]]
-    assert place is not None
+    dim, place = found[0]
     if place.axis is not None or place.kind != "int" or place.op < 0:
         raise Unsupported("an index of each chain")
+    return dim, place
+
+
+def _index(low: Builder, node: Node, x: Value, places: list[Value | None]) -> Value:
+    """x[:, …, index, …]: one index, the same for all chains."""
+    dim, place = _lone(places)
     own = own_axis(x, dim)
     size, stride = x.shape[own], x.strides[own]
     n = len(place.shape)
@@ -147,13 +152,7 @@ def _index_put(
     what: Value,
     accumulate: bool = False,
 ) -> Value:
-    dims = [i for i, p in enumerate(places) if p is not None]
-    if len(dims) != 1:
-        raise Unsupported("several indices")
-    dim, place = dims[0], places[dims[0]]
-    assert place is not None
-    if place.axis is not None or place.kind != "int" or place.op < 0:
-        raise Unsupported("an index of each chain")
+    dim, place = _lone(places)
     n = len(place.shape)
 
     def taken(w: Value) -> Value:

@@ -2,9 +2,10 @@
 
 A chain is home once it moves, and its log density has stopped rising by more than it wanders. At
 the end of the transient a chain that is not home, and whose density lies far below that of all the
-chains that are, began where nothing leads away: in a flat far tail, or in a mode with next to no
-mass. It goes on from a chain that is home. A chain in a mode of its own, however wide, narrow or
-low, is at rest there, and stays: the rule takes no weight from any mode that chains can rest in.
+chains that are, is hopeless: it still climbs in a far tail, or cannot move where it began. It goes
+on from a chain that is home. A chain in a mode of its own, however wide, narrow or low, is at rest
+there, and stays: the rule takes no weight from any mode that chains can rest in. Nor does it see a
+tail so flat that chains rest in it too.
 """
 
 import math
@@ -74,8 +75,7 @@ class Arrival:
         if not bool(home.any()):
             return None
         density = self._density[-1]
-        low = density < density[home].min() - BELOW - 2 * self._wander
-        lost = low & ~home
+        lost = density < density[home].min() - BELOW - 2 * self._wander
         if not bool(lost.any()):
             return None
         good = home.nonzero().flatten()

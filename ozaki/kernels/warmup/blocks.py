@@ -67,9 +67,8 @@ class Block(NamedTuple):
 
     def cut(self, steps: int) -> "Block":
         """Return the block's first steps alone."""
-        return self._replace(
-            **{name: getattr(self, name)[:steps] for name in self._fields[5:]},
-        )
+        each = {name: part for name, part in self._asdict().items() if isinstance(part, list)}
+        return self._replace(**{name: part[:steps] for name, part in each.items()})
 
     def judged(self, trail: Trail) -> Trail:
         """Return the trail, in which an excused step diverged only if its proposal was not finite.

@@ -17,12 +17,11 @@ from ozaki.kernels.proposals import langevin
 from ozaki.kernels.trajectories import angle, steps_of
 from ozaki.kernels.transition import KernelSpec, StepOptions, Trail
 from ozaki.kernels.warmup.arrival import Arrival
-from ozaki.kernels.warmup.blocks import Block, Chains, Walked
-from ozaki.kernels.warmup.contest import Contest
-from ozaki.kernels.warmup.metric import MeanCurvature, PooledMoments, Typical, precision_factor
+from ozaki.kernels.warmup.blocks import Block, Chains
 from ozaki.kernels.warmup.schedule import schedule
 from ozaki.kernels.warmup.step_size import DualAveraging, transient_step_size, update
 from ozaki.kernels.warmup.tracks import Choice, Course, Track, choices, frozen_directions
+from ozaki.kernels.warmup.window import Window
 from ozaki.linalg import Dense
 
 SHORT, SHORT_EVERY = 1 / 8, 16
@@ -68,11 +67,10 @@ class Warmup:
         self.first_step_size = 1.0 if step_size is None else step_size
         self.until = 0  # the step at which the block ends that is learned from
         self.chosen = Choice(0, tracks[0].usual)
-        self._opening = tracks[0].spec if opening is None else opening
+        self.opening = tracks[0].spec if opening is None else opening
         self._courses = [Course(1.0) for _ in tracks]
         self._dim = dim
         self._settled = len(choices(tracks, tuple(range(len(tracks))), True)) == 1
-        self._turns = 0  # blocks of this window
         self._rates: list[float] = []  # the acceptances of the block so far
         self._fixed: tuple[Tensor, Tensor] | None = None  # directions and values that are frozen
 
@@ -82,11 +80,6 @@ class Warmup:
         return self._frozen_spec if self._fixed is not None else self.tracks[self.chosen.track].spec
 
     @property
-    def opening(self) -> KernelSpec:
-        """The kernel of the first step."""
-        return self._opening
-
-    @property
     def metric(self) -> str:
         """What the metric is made of: "identity", "pooled", "scores" or "curvature"."""
         return self.tracks[self.chosen.track].metric if self.adapting else "identity"
@@ -94,17 +87,13 @@ class Warmup:
     def open(self, like: Float[Tensor, "chains dim"]) -> None:
         """Begin with chains like these."""
         self.step_sizes = like.new_full((len(like), 1), self.first_step_size)
-        self._arrival, self._walked = Arrival(like), Walked(like)
-        self._open(like)
+        self._arrival = Arrival(like)
         middle = like.new_zeros(self._dim)
-        self._contest = Contest(self.tracks, self._running(0), middle, middle + 1)
+        self._window = self._opened(like, 0, (middle, middle + 1))
 
-    def _open(self, like: Tensor) -> None:
-        """Begin a window."""
-        self._turns = 0
-        self._moments = PooledMoments(self._dim, self.dense_metric, like)
-        self._typical = Typical(like)
-        self._curvature = MeanCurvature()
+    def _opened(self, like: Tensor, count: int, scale: tuple[Tensor, Tensor]) -> Window:
+        """Return the window that begins after `count` steps."""
+        return Window(self.tracks, self._running(count), like, self.dense_metric, scale)
 
     def _running(self, count: int) -> list[Choice]:
         """List what competes in the window that begins after `count` steps."""
@@ -165,7 +154,7 @@ class Warmup:
         if self._fixed is not None:
             directions, values = self._fixed
             return self._frozen_spec, directions, values
-        spec = self._opening if transient else self.tracks[choice.track].spec
+        spec = self.opening if transient else self.tracks[choice.track].spec
         factor = None if transient else self._courses[choice.track].factor
         return spec, factor, 0.0 if spec.proposal is langevin else -1.0
 
@@ -180,13 +169,13 @@ class Warmup:
 
     def _choice(self, step: int) -> Choice:
         """Return what a step tries: the choices of the block's track in turn, in warm-up."""
-        plan, running = self.plan, self._contest.running
+        plan, running = self.plan, self._window.contest.running
         if step >= plan.last_window:  # whole steps are adapted, and then halved once and for all
             return self.chosen._replace(halvings=0)
         if len(running) == 1 or step < plan.transient:
             return self.chosen
         tracks = list(dict.fromkeys(c.track for c in running))
-        own = [c for c in running if c.track == tracks[self._turns % len(tracks)]]
+        own = [c for c in running if c.track == tracks[self._window.turns % len(tracks)]]
         # another order than that in which trajectories' lengths vary
         return own[(step // 2) % len(own)] if len(own) > 1 else own[0]
 
@@ -202,7 +191,7 @@ class Warmup:
         index = step
         if self.plan.transient <= step < self.plan.last_window:
             # each choice goes through the sequence by itself
-            rivals = len([c for c in self._contest.running if c.track == choice.track])
+            rivals = len([c for c in self._window.contest.running if c.track == choice.track])
             index = 2 * (step // (2 * rivals)) + step % 2 if rivals > 1 else step
         return steps_of(choice.time, angle(size, spec.proposal is not langevin), index)
 
@@ -245,10 +234,9 @@ class Warmup:
         if count <= plan.transient:
             return self._learn_transient(trail, chains)
         self._learn_window(block, trail, before, chains)
+        self._window.turns += count >= self.until
         if count in plan.windows:
             self._end_window(chains)
-        if count >= self.until:
-            self._turns += 1
         return None
 
     def _learn_transient(self, trail: Trail, chains: Chains) -> Tensor | None:
@@ -260,40 +248,20 @@ class Warmup:
         moved = None
         if self.adapting and self._arrival.arrived(count):
             self.plan = plan = schedule(plan.total, count)
-        if count > plan.transient // 2:
-            self._fold(trail.position, trail.gradient)
+        if self.adapting and count > plan.transient // 2:
+            self._window.fold(trail.position, trail.gradient)
         if count == plan.transient:
             moved = self._arrival.rescued(chains.position) if self.adapting else None
             self._end_window(chains)
         return moved
 
-    def _fold(self, position: Tensor, gradient: Tensor | None) -> None:
-        """Fold in the positions of steps, and the gradients there."""
-        known = gradient is not None and len(gradient) > 0
-        self._moments.add(
-            position.flatten(0, 1),
-            gradient.flatten(0, 1) if known else None,  # pyright: ignore
-        )
-        self._typical.add(position)
-
-    def _fold_block(self, block: Block, trail: Trail, before: Tensor, count: int) -> None:
-        """Fold in the steps of a block, once it has ended."""
-        running = self._contest.running
-        self._walked.add(block, trail, before, running)
-        if count < self.until:
-            return
-        whole, self._walked = self._walked, Walked(before)
-        self._fold(whole.path[1:], whole.gradient)
-        if self.adapting and len(running) > 1:
-            self._contest.add(*whole.judged(running), whole.path)
-
     def _learn_window(self, block: Block, trail: Trail, before: Tensor, chains: Chains) -> None:
         """Learn moments, jumps and the step size from steps of a window, or of the last stretch."""
         info, count = trail.info, chains.count
-        if count <= self.plan.last_window:
-            self._fold_block(block, trail, before, count)
+        if self.adapting and count <= self.plan.last_window:
+            self._window.add(block, trail, before, count >= self.until)
         if self.frozen is not None and count % COLLECTED == 0 and count <= self.plan.last_window:
-            self._curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
+            self._window.curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
         if not self.adapting or count > self.plan.settled:
             return
         rates = info.acceptance.nan_to_num(0.0).mean(1).tolist()
@@ -317,41 +285,27 @@ class Warmup:
 
     def _end_window(self, chains: Chains) -> None:
         """Change the metrics to what the window saw, and begin the next one."""
-        position, count = chains.position, chains.count
+        position, count, seen = chains.position, chains.count, self._window
         last = count == self.plan.last_window
         if self.frozen is not None:
-            self._curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
-        if not self.adapting:
-            if self.frozen is not None and last:
-                mean = self._curvature.average()
-                dense = isinstance(mean, Dense)
-                self._fixed = frozen_directions(mean.dense() if dense else mean.diagonal())
-            self._open(position)
-            return
-        if count > self.plan.transient and len(self._contest.running) > 1:
-            self._decide(last)
-        for place, course in enumerate(self._courses):
-            factor = self._factor(place, position.dtype)
-            course.factor = course.factor if factor is None else factor
-            course.restart(1.0)
-        middle, spread = self._typical.scale()
-        self._open(position)
-        self._contest = Contest(self.tracks, self._running(count), middle, spread)
-
-    def _factor(self, place: int, dtype: torch.dtype) -> Tensor | None:
-        """Return the factor of a track's metric; of few draws that of the pooled covariance."""
-        kind = self.tracks[place].metric
-        found = None
-        if kind == "scores":
-            found = self._moments.scores_factor(dtype)
-        elif kind == "curvature":
-            found = precision_factor(self._curvature.average(), self.dense_metric)
-            found = None if found is None else found.to(dtype)
-        return self._moments.factor(dtype) if found is None else found
+            seen.curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
+        if self.adapting:
+            if count > self.plan.transient and len(seen.contest.running) > 1:
+                self._decide(last)
+            for track, course in zip(self.tracks, self._courses, strict=True):
+                factor = seen.factor(track.metric, position.dtype)
+                course.factor = course.factor if factor is None else factor
+                course.restart(1.0)
+        elif self.frozen is not None and last:
+            mean = seen.curvature.average()
+            dense = isinstance(mean, Dense)
+            self._fixed = frozen_directions(mean.dense() if dense else mean.diagonal())
+        scale = seen.typical.scale() if self.adapting else seen.contest.scale
+        self._window = self._opened(position, count, scale)
 
     def _decide(self, last: bool) -> None:
         """Settle on the track that earned most, and at the end of the last window on its choice."""
-        best = self._contest.best()
+        best = self._window.contest.best()
         self.chosen = best if last else Choice(best.track, self.tracks[best.track].usual)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -362,9 +316,8 @@ class Warmup:
                 found[f"metric.{place}"] = course.factor
         if self._fixed is not None:
             found["frozen.directions"], found["frozen.values"] = self._fixed
-        for part, record in self._records().items():
-            found |= {f"{part}.{name}": tensor for name, tensor in record.tensors.items()}
-        found["contest.middle"], found["contest.spread"] = self._contest.scale
+        found |= {f"arrival.{name}": tensor for name, tensor in self._arrival.tensors.items()}
+        found |= self._window.tensors
         return found
 
     def numbers(self) -> dict[str, Any]:
@@ -373,9 +326,9 @@ class Warmup:
             "chosen": list(self.chosen),
             "averaging": [list(course.averaging) for course in self._courses],
             "transient": self.plan.transient,
-            "running": [list(choice) for choice in self._contest.running],
+            "running": [list(choice) for choice in self._window.contest.running],
             "until": self.until,
-            "turns": self._turns,
+            "turns": self._window.turns,
             "rates": list(self._rates),
         }
 
@@ -393,15 +346,13 @@ class Warmup:
         self.until, self._rates = numbers["until"], list(numbers["rates"])
         self.open(tensors["walk.position"])
         self.step_sizes = tensors["walk.step_size"]
-        self._turns = numbers["turns"]
+        self._arrival.restore({name: tensors[f"arrival.{name}"] for name in self._arrival.tensors})
         running = [Choice(*choice) for choice in numbers["running"]]
         scale = tensors["contest.middle"], tensors["contest.spread"]
-        self._contest = Contest(self.tracks, running, *scale)
-        for part, record in self._records().items():
-            prefix = f"{part}."
-            record.restore(
-                {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            )
+        like = tensors["walk.position"]
+        self._window = Window(self.tracks, running, like, self.dense_metric, scale)
+        self._window.restore(tensors)
+        self._window.turns = numbers["turns"]
 
     def factor_like(self, factor: Tensor | None) -> Tensor | None:
         """Return the track's own tensor that a factor is equal to, or the factor itself.
@@ -411,16 +362,6 @@ class Warmup:
         own = [course.factor for course in self._courses if course.factor is not None]
         same = [f for f in own if factor is not None and torch.equal(f, factor)]
         return same[0] if same else factor
-
-    def _records(self) -> dict[str, Any]:
-        return {
-            "arrival": self._arrival,
-            "walked": self._walked,
-            "contest": self._contest,
-            "moments": self._moments,
-            "typical": self._typical,
-            "curvature": self._curvature,
-        }
 
 
 def _check(steps: int, step_size: float | None, frozen: bool) -> None:
