@@ -295,6 +295,6 @@ def test_machine_code_of_every_law(law, frozen):
 def test_a_folder_of_compiled_code_that_cannot_be_used_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("OZAKI_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(compiled, "_LOOPS", {})
+    monkeypatch.setattr(traced, "_LOOPS", {})
     with pytest.raises(OSError, match="OZAKI_CACHE must name a folder that can be written, but"):
         walked(ozaki.ScoreLangevinKernel(FORMULA, compile=True))
