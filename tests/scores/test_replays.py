@@ -343,6 +343,7 @@ def test_threads_share_a_score():
     assert not failed and used(score) == 1
 
 
+@pytest.mark.thorough
 def test_a_first_run_imports_no_compiler():
     """Torch's compiler takes seconds to import, and an uncompiled run has no use for it."""
     code = """
