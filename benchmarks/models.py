@@ -230,9 +230,11 @@ def mixture_data(rng):
 
 
 def path(xp, step, state, count):
-    """The states after each of `count` steps; in JAX by a scan: XLA takes minutes for the loop."""
+    """The states after each of `count` steps; a scan where compilers take minutes for a loop."""
     if jax is not None and xp is jax.numpy:
         return jax.lax.scan(lambda at, _: (step(at),) * 2, state, length=count)[1]
+    if hasattr(xp, "path"):  # `words`
+        return xp.path(step, state, count)
     states = [state]
     for _ in range(count):
         states.append(step(states[-1]))

@@ -7,10 +7,12 @@ numba compiles. PyMC and nutpie are optional.
 
 import math
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 from nutpie import compile_pymc_model
 from scipy.special import gammaln
@@ -210,10 +212,18 @@ class Laws:
     MixtureSameFamily = MixtureSameFamily
 
 
+def path(step: Any, state: Any, count: int) -> Any:
+    """What `models.path` is, by PyTensor's scan."""
+    return pytensor.scan(step, outputs_info=[state], n_steps=count, return_updates=False)
+
+
+TENSORS = SimpleNamespace(**vars(pt), path=path)  # what stands for torch
+
+
 def density(problem: Problem, point: Any) -> Any:
     """The log density at a flat vector, (D,), up to a constant."""
     words = Density(problem, point)
-    problem.posterior.model(words, Laws, pt, *problem.data)
+    problem.posterior.model(words, Laws, TENSORS, *problem.data)
     return words.total
 
 
@@ -224,8 +234,14 @@ def compiled(problem: Problem) -> Any:
         RuntimeError: the density differs from NumPyro's by more than a constant.
     """
     with pm.Model() as model:
-        point = pm.Flat("u", shape=problem.dim)
-        pm.Potential("density", density(problem, point))
+        # not a flat variable with a potential: a scan would find its random generator behind it
+        pm.CustomDist(
+            "u",
+            np.zeros(problem.dim),
+            logp=lambda u, _: density(problem, u),
+            support_point=lambda rv, size, zeros: zeros,
+            signature="(d)->(d)",
+        )
     log_density = model.compile_logp(mode="FAST_COMPILE")
     points = problem.starts(5, 0)
     values = np.array([float(problem.log_density(u)) for u in points])
