@@ -5,7 +5,7 @@
 runs one after another, each as a process of its own that is ended when time is up: `posteriors`
 with 1,000 and 10,000 chains on cuda, the compiled kernel, one run each; `throughput` on cuda;
 `images_cost` with the large network. Each writes its JSON, and `gpu.json` tells which came to their
-end and how long they took. Correctness is judged by the truths kept in `results/truths.json`, so
+end and how long they took. Correctness is judged by the truths kept in `truths.json`, so
 that no JAX is needed. With `--images` the image benchmarks that train the large networks follow,
 with the GPU's settings; they take hours and have no limit.
 """

@@ -212,7 +212,7 @@ def main() -> None:
     if jax is None:
         print(
             "without JAX there are no rows for NumPyro and BlackJAX, and correctness is judged "
-            f"where results/truths.json has the truth; {HINT}"
+            f"where truths.json has the truth; {HINT}"
         )
     elif nutpie is None:
         print(f"without nutpie and PyMC there are no rows for nutpie; {HINT}")

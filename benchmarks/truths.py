@@ -2,7 +2,7 @@
 
     python -m benchmarks.truths [--seed N] [--only PART ...]
 
-computes what `results/truths.json` lacks for the posteriors of `posteriors`, `everyday` and
+computes what `truths.json` lacks for the posteriors of `posteriors`, `everyday` and
 `warmup`: 20 chains of NUTS, 5,000 draws each after 1,000 steps of warm-up, at target acceptance
 0.95, with a dense metric for the regressions of `warmup`. A long run that has not converged (R-hat
 above 1.01, or fewer than 2,000 effective draws of some parameter) is not kept. Normals and linear
@@ -12,19 +12,20 @@ regressions with flat priors need none.
 import argparse
 import json
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import arviz as az
 import numpy as np
 import torch
 
-from benchmarks import common, models, models_everyday, models_warmup
+from benchmarks import models, models_everyday, models_warmup
 from benchmarks.peers import Size, numpyro_nuts
 from benchmarks.problem import Problem, jax
 
 az.utils.Numba.disable_numba()  # with it and NumPy 2.4, az.mcse raises
 
-KEPT = common.RESULTS / "truths.json"
+KEPT = Path(__file__).with_suffix(".json")
 ALL = models.POSTERIORS | models_everyday.POSTERIORS | models_warmup.POSTERIORS
 LONG, SHORT = Size(20, 1000, 5000), Size(20, 500, 1000)
 WORST_R_HAT, FEWEST = 1.01, 2000

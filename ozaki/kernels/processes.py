@@ -19,7 +19,7 @@ from ozaki.kernels import transition
 from ozaki.kernels.transition import Info, State, Trail
 from ozaki.linalg import SymmetricOperator
 
-FIGURES = 6  # numbers that a chain's step has beside its position
+FIGURES = 7  # numbers that a chain's step has beside its position
 
 
 class Team:
@@ -250,12 +250,12 @@ def _heard() -> Iterator[None]:
 
 
 def _pack(trail: Trail) -> Tensor:
-    """Pack steps into (1 + steps × chains × (2 D + 6)); the first number says all is well."""
+    """Pack steps into (1 + steps × chains × (2 D + 7)); the first number says all is well."""
     info = trail.info
     zero = torch.zeros_like(info.acceptance)
     density = zero if trail.log_density is None else trail.log_density
     flags = (info.accepted, info.diverging, info.broken)
-    figures = (density, info.acceptance, *flags, info.modified)
+    figures = (density, info.acceptance, *flags, info.modified, info.rise)
     gradient = torch.zeros_like(trail.position) if trail.gradient is None else trail.gradient
     wide = [trail.position, gradient, *(f.unsqueeze(-1) for f in figures)]
     each = torch.cat([part.double().cpu() for part in wide], -1)
@@ -264,7 +264,7 @@ def _pack(trail: Trail) -> Tensor:
 
 
 def _unpack(message: Tensor, steps: int, chains: int, dim: int) -> Tensor:
-    """Unpack a message: the steps, (steps, chains, 2 D + 6)."""
+    """Unpack a message: the steps, (steps, chains, 2 D + 7)."""
     return message[1:].reshape(steps, chains, 2 * dim + FIGURES)
 
 
@@ -273,7 +273,7 @@ def _join(parts: list[Tensor], like: Trail) -> Trail:
     each = torch.cat(parts, 1)
     position, gradient = each[..., :-FIGURES].chunk(2, -1)
     figures = each[..., -FIGURES:].unbind(-1)
-    density, acceptance, accepted, diverging, broken, modified = figures
+    density, acceptance, accepted, diverging, broken, modified, rise = figures
     info = like.info
     return Trail(
         position.to(like.position),
@@ -284,6 +284,7 @@ def _join(parts: list[Tensor], like: Trail) -> Trail:
             diverging=diverging.to(info.diverging),
             broken=broken.to(info.broken),
             modified=modified.to(info.modified),
+            rise=rise.to(info.rise),
         ),
         None if like.gradient is None else gradient.to(like.gradient),
     )

@@ -206,6 +206,7 @@ def arrive(
         diverging=log_ratio < DIVERGENCE,
         broken=log_ratio.isneginf(),
         modified=torch.zeros_like(acceptance),
+        rise=torch.where(accepted, change, 0),
     )
     position = torch.where(accepted.unsqueeze(-1), y, start.position)
     return State(position, select(accepted, there, start.expansion)), info

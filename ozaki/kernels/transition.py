@@ -54,6 +54,7 @@ class Info(NamedTuple):
         diverging: the proposal was not finite, or its log ratio fell below `DIVERGENCE`.
         broken: the proposal was not finite, or the law there was not.
         modified: directions of positive curvature that were flattened where the step began.
+        rise: how much the log density rose by the move, or its line integral; 0 of no move.
     """
 
     acceptance: Tensor
@@ -61,6 +62,7 @@ class Info(NamedTuple):
     diverging: Tensor
     broken: Tensor
     modified: Tensor
+    rise: Tensor
 
 
 class Trail(NamedTuple):
@@ -211,6 +213,7 @@ def step(
         diverging=log_ratio < DIVERGENCE,
         broken=log_ratio.isneginf(),
         modified=flattened if curvature is None else flattened + modified(curvature),
+        rise=torch.where(accepted, change, 0),
     )
     moved = State(torch.where(accepted.unsqueeze(-1), y, x), select(accepted, there, state[1]))
     return moved, info

@@ -34,7 +34,9 @@ class ScoreOnly(Score):
     def expand(self, x, curvature=None):
         self.calls += 1
         at = self.inner.expand(x, curvature)
-        gradient = at.gradient + self.swirl * torch.stack([-x[..., 1], x[..., 0]], -1)
+        gradient = at.gradient
+        if self.swirl:
+            gradient = gradient + self.swirl * torch.stack([-x[..., 1], x[..., 0]], -1)
         if self.fail is not None:
             gradient = torch.where(self.fail(x).unsqueeze(-1), torch.nan, gradient)
         return Expansion(gradient, at.curvature, None)

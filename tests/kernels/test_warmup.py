@@ -38,6 +38,7 @@ from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.density import LogDensityScore
 from ozaki.scores.pyro_models.model import PyroModelScore
 from ozaki.scores.transformed import Frozen, Guided, Whitened
+from tests.kernels.test_transition import ScoreOnly
 from tests.kit.strategies import generator, mixtures, seeds, spd
 from tests.kit.tolerances import MCSE
 
@@ -586,15 +587,15 @@ def test_an_engine_goes_on_from_what_it_told_to_the_last_bit(method, steps):
 # -- whether chains have come home ----------------------------------------------------------------
 
 
-def densities(*chains, accepted=True, dim=2):
+def densities(*chains, moving=True, dim=2):
     """An `Arrival` that has seen these log densities, chain by chain."""
     rows = torch.tensor(chains, dtype=torch.float64).mT
-    arrival = Arrival(torch.zeros(len(chains), dim).double())
-    flags = torch.full(rows.shape, accepted)
-    for row, flag in zip(rows, flags, strict=True):
-        info = Info(torch.ones_like(row), flag, ~flag, ~flag, torch.zeros_like(row))
-        info = Info(*(part.unsqueeze(0) for part in info))
-        arrival.add(Trail(torch.zeros(1, len(row), dim), row.unsqueeze(0), info))
+    arrival = Arrival(here := torch.zeros(len(chains), dim).double())
+    for row in rows.unsqueeze(1):
+        # a step that is shorter than rounding is accepted as well, and moves nothing
+        info = Info(torch.ones_like(row), row < 0, *[torch.zeros_like(row)] * 4)
+        there = here + 1 if moving else here
+        arrival.add(Trail(there.unsqueeze(0), row, info), here)
     return arrival
 
 
@@ -605,7 +606,7 @@ RISING = [-1000.0 + 90.0 * i for i in range(10)]
 def test_a_chain_is_home_once_it_moves_and_climbs_no_more():
     assert densities(REST, REST).home().tolist() == [True, True]
     assert densities(REST, RISING).home().tolist() == [True, False]
-    assert densities(REST, REST, accepted=False).home().tolist() == [False, False]
+    assert densities(REST, REST, moving=False).home().tolist() == [False, False]
     assert densities(REST[:5], REST[:5]).home().tolist() == [False, False]  # too soon to say
     arrival = densities(REST, REST)
     assert not arrival.arrived(8)  # nor does it end as soon as that
@@ -631,18 +632,36 @@ def test_only_a_chain_that_is_lost_and_low_goes_on_from_another():
     assert densities(RISING, RISING, RISING).rescued(position) is None
 
 
-def test_of_a_law_without_a_density_nothing_is_known():
-    arrival = Arrival(torch.zeros(2, 2).double())
-    info = Info(*(torch.ones(1, 2),) * 5)
-    arrival.add(Trail(torch.zeros(1, 2, 2), None, info))
-    assert not arrival.arrived(100)
-    assert arrival.rescued(torch.zeros(2, 2)) is None
+def test_of_a_law_without_a_density_only_rises_are_known():
+    def seen(*chains):
+        """An `Arrival` of chains that rose by so much at each step; None where it did not move."""
+        arrival = Arrival(here := torch.zeros(len(chains), 2).double())
+        for row in zip(*chains, strict=True):
+            moved = torch.tensor([[value is not None] for value in row])
+            rise = torch.tensor([[value or 0.0 for value in row]])
+            info = Info(*[torch.zeros(1, len(row))] * 5, rise)
+            arrival.add(Trail((here + moved).unsqueeze(0), None, info), here)
+        return arrival
+
+    rest, rising, still = [0.5, -0.5] * 6, [0.6] * 12, [None] * 12
+    position = torch.arange(6.0).reshape(3, 2)
+    assert seen(rest, rest).arrived(12)
+    assert seen(rest, rising).home().tolist() == [True, False]
+    assert seen(rest, rising, still).home().tolist() == [True, False, False]
+    # one that climbs may be near or far; one that cannot move goes on from another
+    moved = seen(rest, rising, still).rescued(position, False)
+    assert_close(moved, position[[0, 1, 0]])
+    assert seen(rest, rising, rest).rescued(position, False) is None
+    assert seen(still, still, rising).rescued(position, False) is None
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_the_transient_ends_once_chains_are_home():
     score = GaussianScore(torch.zeros(3).double(), torch.eye(3).double())
-    for method in (TURNING, DENSE):
+    bare = ScoreOnly(score)
+    bare_steps = [m._replace(correction="line_integral") for m in (TURNING, DENSE)]
+    laws = [(score, TURNING), (score, DENSE), *((bare, method) for method in bare_steps)]
+    for score, method in laws:
         engine = Engine(score, Warmup((Track(method),), 3, steps=500), generator=generator(0))
         engine.start(torch.randn(8, 3, generator=generator(1), dtype=torch.float64))
         while engine.warming_up:
@@ -655,6 +674,23 @@ def test_the_transient_ends_once_chains_are_home():
     for _ in range(100):
         engine.walk()
     assert 12 < engine.warmup.plan.transient <= 75
+
+
+def test_without_a_density_a_chain_that_cannot_move_goes_on_from_another():
+    start = torch.tensor([[0.1, 0.2], [0.5, -1.0], [300.0, -200.0]]).double()
+
+    def fail(x):
+        return (x.norm(dim=-1) > 50) & ~(x == start[2]).all(-1)
+
+    score = ScoreOnly(GaussianScore(torch.zeros(2).double(), torch.eye(2).double()), fail=fail)
+    for method in (TURNING, DENSE):
+        method = method._replace(correction="line_integral")
+        engine = Engine(score, Warmup((Track(method),), 2, steps=400), generator=generator(0))
+        engine.start(start)
+        while engine.warming_up:
+            engine.walk()
+        assert engine.position[2].norm() < 10
+        assert engine.step_size > 0.1
 
 
 def test_jitter_scales_each_step_about_the_one_that_was_found():

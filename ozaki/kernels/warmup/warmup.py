@@ -232,26 +232,27 @@ class Warmup:
         if count > plan.total:
             return None
         if count <= plan.transient:
-            return self._learn_transient(trail, chains)
+            return self._learn_transient(trail, before, chains)
         self._learn_window(block, trail, before, chains)
         self._window.turns += count >= self.until
         if count in plan.windows:
             self._end_window(chains)
         return None
 
-    def _learn_transient(self, trail: Trail, chains: Chains) -> Tensor | None:
+    def _learn_transient(self, trail: Trail, before: Tensor, chains: Chains) -> Tensor | None:
         """Change every chain's h after a step of the transient, and end it once all are home."""
         plan, count = self.plan, chains.count
         if self.adapting:
             self.step_sizes = transient_step_size(self.step_sizes, trail.info.accepted[0])
-        self._arrival.add(trail)
+        self._arrival.add(trail, before)
         moved = None
         if self.adapting and self._arrival.arrived(count):
             self.plan = plan = schedule(plan.total, count)
         if self.adapting and count > plan.transient // 2:
             self._window.fold(trail.position, trail.gradient)
         if count == plan.transient:
-            moved = self._arrival.rescued(chains.position) if self.adapting else None
+            known = trail.log_density is not None
+            moved = self._arrival.rescued(chains.position, known) if self.adapting else None
             self._end_window(chains)
         return moved
 
