@@ -38,6 +38,8 @@ BIAS_LEAST, BIAS_ERRORS = 0.1, 3.0  # in standard deviations, and in standard er
 # in float32
 SATURATED = 0.005
 
+RISE_LEAST, RISE_SPREADS = 10.0, 5.0  # of a log density, in itself and in its standard deviations
+
 MOST_NAMED = 4  # most chains that one problem names
 
 STUCK_REMEDY = "Use a smaller step_size or a longer warm-up, or start that chain elsewhere."
@@ -164,6 +166,29 @@ def _stuck(e: Evidence) -> Iterator[Problem]:
                 STUCK_REMEDY,
                 True,
             )
+
+
+def _arriving(e: Evidence) -> Iterator[Problem]:
+    """Find chains whose log density rose from the first tenth of the draws to the last."""
+    lp = e.stats.get("lp")
+    if lp is None or not np.isfinite(lp).all() or lp.shape[1] < 2 * DRAWS_LEAST:
+        return
+    tenth = max(1, lp.shape[1] // 10)
+    rises = np.median(lp[:, -tenth:], 1) - np.median(lp[:, :tenth], 1)
+    # of a chain that is at home; one that climbs steadily rises by six of its own
+    spread = float(np.median(lp[:, lp.shape[1] // 2 :].std(1)))
+    late = np.flatnonzero(rises > max(RISE_LEAST, RISE_SPREADS * spread))
+    if not len(late):
+        return
+    one, most = len(late) == 1, float(rises[late].max())
+    named = some([str(chain) for chain in late], MOST_NAMED)
+    yield Problem(
+        f"chain{'s' * (not one)} {named} had not arrived when warm-up ended: over the draws "
+        f"{'its' if one else 'their'} log density rose by {'' if one else 'up to '}{most:,.0f}",
+        "Use a longer warm-up (warmup_steps), or begin nearer (initial_params): more draws leave "
+        "the first ones as they are.",
+        True,
+    )
 
 
 def _returns(draws: np.ndarray) -> bool:
@@ -437,6 +462,7 @@ CHECKS: tuple[Check, ...] = (
     _divergences,
     _few,
     _first_few(_stuck, "stood still"),
+    _arriving,
     _twins,
     _rhat,
     _ess,

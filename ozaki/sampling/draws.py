@@ -1,16 +1,19 @@
 """`Draws` holds the positions and the statistics of a run's draws in memory."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ozaki.diagnostics import effective_sample_size
 from ozaki.foundation.text import plural
 from ozaki.kernels.engine import Engine
 from ozaki.kernels.transition import Trail
 from ozaki.scores.base import Score
 
+ESS_LEAST, ESS_DIM, ESS_NUMBERS = 20, 100, 10**6  # draws, dimensions and numbers looked at
 DRAWS_MOST = 100_000  # at most so many draws are read to estimate a share
 
 Constrain = Callable[[Tensor], Mapping[str, Tensor]]
@@ -62,6 +65,18 @@ class Draws:
     def spread(self) -> Tensor:
         """Positions evenly spread over the run, enough of them to estimate shares."""
         return self._position[:, :: every(len(self._position), self.count)]
+
+    def smallest_ess(self) -> float | None:
+        """The smallest bulk ESS of the draws so far, in the score's coordinates.
+
+        None where that would take long, or where there are too few draws.
+        """
+        made = self.position[:, : self.count]
+        if self.count < ESS_LEAST or made.shape[-1] > ESS_DIM or made.numel() > ESS_NUMBERS:
+            return None
+        each = [effective_sample_size(x.cpu().numpy()) for x in made.unbind(-1)]
+        known = [ess for ess in each if math.isfinite(ess)]
+        return min(known, default=None)
 
     def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the facts about sites beside draws that are on disk; nothing in memory."""

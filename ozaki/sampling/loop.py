@@ -13,6 +13,8 @@ from ozaki.kernels.score_kernel import ScoreKernel, Suspended
 from ozaki.sampling.draws import Draws
 from ozaki.sampling.run_checkpoint import RunCheckpoint
 
+LOOKS = 10  # times that the progress bar looks at the draws
+
 
 class SamplingLoop:
     """A kernel's chains, the draws so far, and the step they are at.
@@ -42,6 +44,7 @@ class SamplingLoop:
         self.warmup, self.thinning = warmup, thinning
         self._hook, self._quiet = hook, quiet
         self.step = 0
+        self._ess: float | None = None  # for the progress bar
         self.suspended: Suspended | None = None  # the chains between a run and its extension
 
     def extend(self, more: int) -> dict[str, Tensor]:
@@ -135,10 +138,19 @@ class SamplingLoop:
             params = kernel.params
             self._hook(kernel, params, stage, i)
             kernel.place(params)  # a hook may move the chains
-        bar.update(steps)
-        if bar.n // 50 > (bar.n - steps) // 50 and not bar.disable:
-            bar.set_description(stage, refresh=False)
-            bar.set_postfix(kernel.logging(), refresh=False)
+        before = self.draws.count
         if sampling:
             self.draws.take(trail, kernel.engine, self.thinning)
         self.step += steps
+        if bar.disable:
+            return
+        share = max(1, self.draws.room // LOOKS)
+        if self.draws.count // share > before // share:
+            self._ess = self.draws.smallest_ess()
+        bar.update(steps)
+        if bar.n // 50 > (bar.n - steps) // 50:
+            told = kernel.logging()
+            if self._ess is not None:
+                told["ESS"] = f"{self._ess:.0f}"
+            bar.set_description(stage, refresh=False)
+            bar.set_postfix(told, refresh=False)

@@ -50,6 +50,10 @@ class ZarrDraws(Draws):
         read = {n: self._archive.read(UNCONSTRAINED, n, step=step) for n in self._sites.names}
         return self._sites.flatten(read).to(self._score.device)
 
+    def smallest_ess(self) -> float | None:
+        """None: while they are written, draws on disk are not read."""
+        return None
+
     def note(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the facts about sites into the store."""
         self._team.on_first(lambda: self._archive.note(facts))

@@ -632,6 +632,7 @@ def test_learned_images():
     assert denoise(estimator, clean + 0.35 * z).sigma == pytest.approx(0.35, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_draws_of_a_noisy_law_without_their_noise(tmp_path):
     score = DenoiserScore(lambda x, sigma: x / (1 + sigma**2), 0.5, (1, 4, 5), dtype=F64)
     mcmc = MCMC(ScoreLangevinKernel(score), 20, 20, num_chains=3, seed=0, disable_progbar=True)

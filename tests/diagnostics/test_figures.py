@@ -266,6 +266,24 @@ def test_a_stuck_chain_is_seen(begin, message):
     assert not bad.trusted and message in bad.headline
 
 
+def test_a_chain_that_had_not_arrived_is_told_and_a_slow_one_is_not():
+    x, lp = iid(), 3 * iid(seed=1)[..., 0]
+    late = lp.copy()
+    late[1] -= 500 * np.exp(-np.arange(1000) / 200)
+    told = judge(x, lp=late)
+    assert not told.trusted
+    assert "chain 1 had not arrived when warm-up ended" in told.headline
+    assert "warmup_steps" in told.problems[0].remedy
+    # all of them on their way, at a steady pace
+    told = judge(x, lp=lp + 0.3 * np.arange(1000))
+    assert "chains 0, 1, 2, 3 had not arrived" in told.problems[0].what
+    # in modes of their own; a slow walk; down from the top of a mode; nothing known
+    homes = (lp - [[0], [500], [0], [0]], 3 * autoregressive(0.99)[..., 0], -late, lp * np.nan)
+    for at_home in homes:
+        assert not any("arrived" in p.what for p in judge(x, lp=at_home).problems)
+    assert judge(x).problems == []
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 def test_a_discrete_value_may_stay_for_long(dtype):
     """Independent draws that are seldom 1 rest on 0 for hundreds of draws."""

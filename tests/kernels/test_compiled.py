@@ -124,6 +124,7 @@ def test_a_low_rank_curvature_is_traced_by_its_dense_form():
     same(lambda flag: ozaki.ScoreOzakiKernel(Thin(score), curvature="low_rank", compile=flag))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("interpreted")
 def test_a_pyro_model_and_its_data():
     x = torch.randn(30, 2, generator=generator(0))
@@ -149,6 +150,7 @@ def test_a_model_that_factorises_a_matrix():
     assert traced._LOOPS and not any("check_errors" in code for code, _ in traced._LOOPS)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("interpreted")
 def test_data_are_arguments_of_the_loop_and_the_same_graph_is_compiled_once():
     for seed in (0, 1):

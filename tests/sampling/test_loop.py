@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ozaki import MCMC, ScoreLangevinKernel, ScoreOzakiKernel, diagnostics, report
+from ozaki.diagnostics import effective_sample_size
 from ozaki.sampling import run_identity
 from ozaki.sampling.run_checkpoint import FILE
 from ozaki.scores import GaussianMixtureScore, GaussianScore
@@ -370,3 +371,39 @@ def test_exact_chains_have_no_bias_to_measure():
     mcmc.run()
     with pytest.raises(ValueError, match=r"metropolis must be 'none' for step_bias\(\)"):
         mcmc.step_bias()
+
+
+class Bar:
+    """A progress bar that keeps what it is told."""
+
+    disable, n = False, 0
+
+    def __init__(self):
+        self.told = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def update(self, steps):
+        self.n += steps
+
+    def set_description(self, *given, **options):
+        pass
+
+    def set_postfix(self, figures, **options):
+        self.told.append(dict(figures))
+
+
+def test_the_progress_bar_tells_the_smallest_ess_once_there_are_draws(monkeypatch):
+    bar = Bar()
+    monkeypatch.setattr("ozaki.foundation.progress.bar", lambda **options: bar)
+    score = GaussianScore(torch.zeros(2), torch.eye(2))
+    mcmc = MCMC(ScoreOzakiKernel(score), num_samples=400, warmup_steps=100, num_chains=2, seed=0)
+    mcmc.run()
+    assert "ESS" not in bar.told[0]
+    x = mcmc.get_samples(group_by_chain=True)["x"].numpy()
+    each = [effective_sample_size(part) for part in np.moveaxis(x, 2, 0)]
+    assert bar.told[-1]["ESS"] == f"{min(each):.0f}"
