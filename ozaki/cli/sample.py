@@ -38,6 +38,18 @@ from ozaki.scores.learned.standardisation import resolution
 
 DRAWS, REPORT = "draws.nc", "report.html"
 MODEL = ".py:"  # FILE.py:NAME
+
+
+def _steps(given: Any) -> Any:
+    """Read a number of steps, or "auto"."""
+    if given == "auto" or isinstance(given, int):
+        return given
+    try:
+        return int(given)
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is neither a whole number nor 'auto'.") from None
+
+
 MODULE = "__ozaki_model__"  # the name of any model's module: a json.py must not replace json
 REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # *args, **kwargs
 
@@ -58,7 +70,14 @@ def sample(
     ] = None,
     kernel: Annotated[str, typer.Option(help="ozaki or langevin.")] = "ozaki",
     num_samples: Annotated[int, typer.Option(help="Draws kept a chain.")] = 1000,
-    warmup_steps: Annotated[int, typer.Option(help="Steps before them, which adapt.")] = 1000,
+    warmup_steps: Annotated[
+        Any,
+        typer.Option(
+            parser=_steps,
+            metavar="N|auto",
+            help="Steps before them, which adapt; auto ends once chains agree.",
+        ),
+    ] = 1000,
     num_chains: Annotated[int, typer.Option(help="Chains, walked at once.")] = 4,
     thinning: Annotated[int, typer.Option(help="Keep one draw in so many.")] = 1,
     step_size: Annotated[

@@ -6,7 +6,7 @@ any `model` into a score over flat unconstrained points, and sites' tensors into
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -32,7 +32,7 @@ from ozaki.kernels.target import (
     checked_trajectory,
 )
 from ozaki.kernels.transition import Info, KernelSpec, Trail
-from ozaki.kernels.warmup import Candidate, Warmup
+from ozaki.kernels.warmup import Candidate, Warmup, schedule
 from ozaki.scores.base import CurvatureKind, Score
 from ozaki.scores.pyro_models.layout import check_initial_params
 from ozaki.scores.pyro_models.model import InitStrategy
@@ -47,7 +47,7 @@ class Suspended(NamedTuple):
 
     target: Target
     engine: Engine
-    warmup_steps: int
+    warmup_steps: int | Literal["auto"]
     context: RunContext
 
 
@@ -114,7 +114,7 @@ class ScoreKernel(MCMCKernel):
         # MCMC and converters read it: None where there is no Pyro model
         self.model = None if isinstance(model, (Score, Distribution)) else model
         self.transforms: dict[str, Transform] | None = None
-        self._warmup_steps = 0
+        self._warmup_steps: int | Literal["auto"] = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -185,12 +185,14 @@ class ScoreKernel(MCMCKernel):
 
     # -- what ozaki.MCMC calls and reads -------------------------------------------------------
 
-    def begin(self, target: Target, warmup_steps: int, context: RunContext) -> None:
+    def begin(
+        self, target: Target, warmup_steps: int | Literal["auto"], context: RunContext
+    ) -> None:
         """Begin anew on a model that `bind` made; starting points that were given stay.
 
         Args:
             target: what `bind` returned.
-            warmup_steps: how many steps adapt.
+            warmup_steps: how many steps adapt; "auto" ends once they have settled.
             context: the run that the chains are of.
         """
         given = self._initial_params
@@ -267,6 +269,13 @@ class ScoreKernel(MCMCKernel):
     def acceptance_rate(self) -> float:
         """The mean (pseudo-)acceptance after warm-up."""
         return self._accepted / self._counted if self._counted else float("nan")
+
+    @property
+    def warmup_total(self) -> int:
+        """How many steps warm-up takes; the most that it may where it ends by itself."""
+        if self._engine is not None:
+            return self._engine.warmup.plan.total
+        return schedule(self._warmup_steps).total
 
     @property
     def engine(self) -> Engine:

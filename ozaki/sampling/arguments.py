@@ -6,7 +6,7 @@ The checks come before the run, since an error after it would lose the draws.
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.distributions import Transform
 
 from ozaki import diagnostics
 from ozaki.kernels.target import Target
+from ozaki.kernels.warmup import AGREED, Warmup
 from ozaki.scores.differentiation import first_line
 from ozaki.scores.pyro_models.layout import check_initial_params
 
@@ -152,7 +153,20 @@ def starting_params(
     return params
 
 
-def check_step_size(given: float | None, warmup_steps: int, target: Target) -> None:
+def warn_unsettled(warmup: Warmup) -> None:
+    """Warn where a warm-up that ends by itself took all its steps, and chains did not agree."""
+    if warmup.rhat is not None and warmup.rhat > AGREED:
+        warnings.warn(
+            f"warmup_steps='auto' ended after {warmup.plan.total:,} steps with chains that do not "
+            f"agree (R-hat {warmup.rhat:.2f} in the last window): give more, look for modes that "
+            "chains do not leave, or reparametrise the model",
+            stacklevel=4,
+        )
+
+
+def check_step_size(
+    given: float | None, warmup_steps: int | Literal["auto"], target: Target
+) -> None:
     """Refuse a step size too large for the dtype; warn of a warm-up too short to find one."""
     dtype = target.score.dtype
     largest = torch.finfo(dtype).max
@@ -160,7 +174,7 @@ def check_step_size(given: float | None, warmup_steps: int, target: Target) -> N
         raise ValueError(
             f"step_size must be at most {largest:.2g}, the largest {dtype}, but was {given}"
         )
-    if given is None and 0 < warmup_steps < WARMUP_LEAST:
+    if given is None and warmup_steps != "auto" and 0 < warmup_steps < WARMUP_LEAST:
         warnings.warn(
             f"warmup_steps is {warmup_steps}: too few to find a step size in; use 500 or "
             "more, or give the kernel a step_size",

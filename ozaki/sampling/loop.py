@@ -22,7 +22,6 @@ class SamplingLoop:
     Args:
         kernel: set up, with its generator.
         draws: where draws go.
-        warmup: steps that are not kept.
         thinning: steps a draw.
         hook: as of `MCMC`.
         quiet: no progress bar.
@@ -34,18 +33,27 @@ class SamplingLoop:
         kernel: ScoreKernel,
         draws: Draws,
         *,
-        warmup: int,
         thinning: int,
         hook: Callable[..., Any] | None,
         quiet: bool,
         store: RunCheckpoint | None = None,
     ):
         self.kernel, self.draws, self.store = kernel, draws, store
-        self.warmup, self.thinning = warmup, thinning
+        self.thinning = thinning
         self._hook, self._quiet = hook, quiet
         self.step = 0
         self._ess: float | None = None  # for the progress bar
         self.suspended: Suspended | None = None  # the chains between a run and its extension
+
+    @property
+    def warmup(self) -> int:
+        """How many steps are not kept."""
+        return self.kernel.warmup_total
+
+    @property
+    def end(self) -> int:
+        """The step at which there are as many draws as there is room for."""
+        return self.warmup + self.draws.room * self.thinning
 
     def extend(self, more: int) -> dict[str, Tensor]:
         """Make room for `more` draws, resume the suspended chains, and return where they are."""
@@ -90,10 +98,9 @@ class SamplingLoop:
             params: where the chains are.
         """
         draws, store = self.draws, self.store
-        end = self.warmup + draws.room * self.thinning
         team = self.kernel.team
         quiet = True if self._quiet or not team.chief else None
-        bar = progress.bar(total=end, initial=self.step, disable=quiet, mininterval=0.2)
+        bar = progress.bar(total=self.end, initial=self.step, disable=quiet, mininterval=0.2)
         try:
             with bar:
                 self.kernel.place(params)
@@ -102,9 +109,10 @@ class SamplingLoop:
                         0, self.kernel, draws
                     )  # where draws are streamed to is named before it is made
                 draws.begin(self.kernel.engine)
-                while self.step < end:
-                    self._advance(self._most(end), bar)
-                    if store is not None and (self.step % store.every == 0 or self.step == end):
+                while self.step < self.end:
+                    self._advance(self._most(), bar)
+                    done = self.step == self.end
+                    if store is not None and (self.step % store.every == 0 or done):
                         store.save(self.step, self.kernel, draws)
         except BaseException as error:
             # processes are not interrupted at the same step: together they cannot go on
@@ -117,12 +125,12 @@ class SamplingLoop:
                 stacklevel=5,
             )
 
-    def _most(self, end: int) -> int:
+    def _most(self) -> int:
         """Return how many steps may be taken before a draw is full or a checkpoint is due."""
         if self._hook is not None:
             return 1
         full = self.warmup + self.draws.until * self.thinning
-        stops = [end, self.warmup] if self.step < self.warmup else [end, full]
+        stops = [self.end, self.warmup if self.step < self.warmup else full]
         if self.store is not None:
             stops.append((self.step // self.store.every + 1) * self.store.every)
         return min(stops) - self.step
@@ -147,6 +155,7 @@ class SamplingLoop:
         share = max(1, self.draws.room // LOOKS)
         if self.draws.count // share > before // share:
             self._ess = self.draws.smallest_ess()
+        bar.total = self.end  # warm-up may end by itself
         bar.update(steps)
         if bar.n // 50 > (bar.n - steps) // 50:
             told = kernel.logging()

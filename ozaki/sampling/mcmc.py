@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -42,7 +42,9 @@ class MCMC(RunReaders, PyroMCMC):
     Args:
         kernel: a `ScoreOzakiKernel` or `ScoreLangevinKernel`.
         num_samples: draws kept per chain.
-        warmup_steps: adaptation steps, discarded; None means `num_samples`.
+        warmup_steps: adaptation steps, discarded; None means `num_samples`. "auto" ends once the
+            chains agree and the step size has settled, after 600 to 2,000 steps, and warns where
+            they have not.
         initial_params: site → unconstrained tensor, or array or list of floats, with a leading
             chain dimension when `num_chains` > 1, or without it for all chains; drawn from the
             score if None.
@@ -84,7 +86,7 @@ class MCMC(RunReaders, PyroMCMC):
         self,
         kernel: ScoreKernel,
         num_samples: int = 1000,
-        warmup_steps: int | None = 1000,
+        warmup_steps: int | Literal["auto"] | None = 1000,
         initial_params: Mapping[str, Any] | None = None,
         num_chains: int = 4,
         hook_fn: Callable[..., Any] | None = None,
@@ -107,7 +109,7 @@ class MCMC(RunReaders, PyroMCMC):
             )
         num_samples = validation.count("num_samples", num_samples)
         num_chains = validation.count("num_chains", num_chains)
-        if warmup_steps is not None:
+        if warmup_steps is not None and warmup_steps != "auto":
             warmup_steps = validation.count("warmup_steps", warmup_steps, minimum=0)
         if hook_fn is not None and not callable(hook_fn):
             raise ValueError(f"hook_fn must be callable, but was {hook_fn!r}")
@@ -115,7 +117,7 @@ class MCMC(RunReaders, PyroMCMC):
         super().__init__(
             kernel,
             num_samples,
-            warmup_steps,
+            warmup_steps,  # pyright: ignore[reportArgumentType]
             num_chains=1,
             hook_fn=hook_fn,
             disable_progbar=disable_progbar,
@@ -160,6 +162,8 @@ class MCMC(RunReaders, PyroMCMC):
             walk, seed = self._prepared(team, args, kwargs)
             walk.run(self.kernel.initial_params)
             self._keep(walk, seed)
+            if self.warmup_steps == "auto":
+                arguments.warn_unsettled(self.kernel.engine.warmup)
 
     @ordinary()
     def extend(self, num_samples: int) -> None:
@@ -235,7 +239,6 @@ class MCMC(RunReaders, PyroMCMC):
         walk = SamplingLoop(
             kernel,
             draws,
-            warmup=self.warmup_steps,
             thinning=self.thinning,
             hook=self._hook,
             quiet=self._quiet,
@@ -304,7 +307,7 @@ class MCMC(RunReaders, PyroMCMC):
             "trajectory": _in_turns(engine.time),
             "num_chains": self.num_chains,
             "num_samples": count,
-            "warmup_steps": self.warmup_steps,
+            "warmup_steps": engine.warmup.plan.total,
             "thinning": self.thinning,
             "seed": "none" if self.seed is None else self.seed,
         }

@@ -141,6 +141,19 @@ def test_a_model_s_file_is_run_as_python_runs_it(name, function, folder, tmp_pat
         monkeypatch.delitem(sys.modules, added)
 
 
+def test_a_warm_up_may_end_by_itself(tmp_path):
+    few = ("--num-samples", "20", "--warmup-steps")
+    given = ("sample", "models.py:line", "--data", "rows.csv", "--out")
+    done = run(*given, tmp_path / "out", *few, "auto")
+    assert done.exit_code in (0, 1), done.output
+    told = diagnostics.load(tmp_path / "out" / "draws.nc")["posterior"].attrs
+    assert 550 <= told["warmup_steps"] <= 2000
+    done = run(*given, tmp_path / "other", *few, "soon")
+    assert done.exit_code == 2 and "'soon' is neither a whole number" in done.output
+    done = run(*given, tmp_path / "other", *few, "-3")
+    assert done.exit_code == 2 and "warmup_steps" in done.output
+
+
 def test_an_estimator_is_sampled_and_of_a_range_at_a_sigma():
     done = run("sample", "range", "--sigma", "0.5", "--out", "learned", *FEWER)
     assert done.exit_code in (0, 1), done.output  # what a minute's training is worth is its affair

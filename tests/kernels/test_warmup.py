@@ -22,6 +22,7 @@ from ozaki.kernels.warmup import (
 from ozaki.kernels.warmup import (
     ORNSTEIN_UHLENBECK,
     TIMES,
+    Agreement,
     Arrival,
     Choice,
     Contest,
@@ -30,9 +31,11 @@ from ozaki.kernels.warmup import (
     Track,
     Typical,
     Warmup,
+    ended,
     precision_factor,
     schedule,
 )
+from ozaki.kernels.warmup.settling import steady
 from ozaki.linalg import Dense, Diagonal
 from ozaki.scores.analytic import GaussianMixtureScore, GaussianScore
 from ozaki.scores.density import LogDensityScore
@@ -582,6 +585,83 @@ def test_an_engine_goes_on_from_what_it_told_to_the_last_bit(method, steps):
     for name, tensor in told[0].items():
         assert torch.equal(tensor, told[1][name]), name
     assert first.numbers() == other.numbers()
+
+
+# -- a warm-up that ends by itself ----------------------------------------------------------------
+
+
+def test_a_schedule_that_ends_by_itself_doubles_its_windows_and_can_be_cut_short():
+    plan = schedule("auto", 30)
+    lengths = [b - a for a, b in zip((plan.transient, *plan.windows), plan.windows, strict=False)]
+    assert lengths[:4] == [50, 100, 200, 400]
+    assert plan.total == 2000 and schedule("auto").transient == 150
+    for count in plan.windows[:-2]:
+        short = ended(plan, count)
+        assert short.windows[:-1] == tuple(end for end in plan.windows if end <= count)
+        assert short.windows[-1] - count == (count - plan.transient) // 2
+        assert short.last_window < short.settled < short.total < plan.total
+    # where the last window is as short, nothing is gained
+    assert ended(plan, plan.windows[-2]) == plan or ended(plan, plan.windows[-2]).total < 2000
+
+
+@given(seeds, st.integers(1, 5), st.sampled_from([0.0, 0.5]))
+def test_the_agreement_of_a_window_is_split_r_hat(seed, chains, apart):
+    x = torch.randn(60, chains, 2, generator=generator(seed), dtype=torch.float64)
+    x = 1e6 + x + apart * torch.arange(chains).double().unsqueeze(-1)
+    found = Agreement(x[0], 60)
+    for part in x.split([7, 13, 10, 25, 5]):  # blocks end where the half does, as a rule or not
+        found.add(part)
+    split = torch.cat([x[:30], x[30:]], 1)
+    within, between = split.var(0).mean(0), split.mean(0).var(0)
+    assert found.rhat() == pytest.approx(float((29 / 30 + between / within).max().sqrt()))
+    resumed = Agreement(x[1], 4)
+    resumed.restore(found.tensors)
+    assert resumed.rhat() == found.rhat()
+
+
+def test_a_window_without_draws_or_spread_does_not_agree_by_accident():
+    still = torch.zeros(4, 3, 2).double()
+    assert Agreement(still[0], 4).rhat() > 1e4
+    one = Agreement(still[0], 4)
+    one.add(still)
+    assert one.rhat() <= 1.05  # a constant is the same in all chains
+    other = Agreement(still[0], 4)
+    other.add(still + torch.arange(3).double().unsqueeze(-1))
+    assert other.rhat() > 1e4
+
+
+@given(seeds, st.sampled_from([1.0, 1.9, 2.1]))
+def test_a_metric_is_steady_where_no_direction_changes_twofold(seed, most):
+    old = torch.linalg.cholesky(spd(generator(seed), 3))
+    # longer by `most` in one direction, which is none of the axes
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator(seed + 1)).double())[0]
+    stretched = old @ turn @ torch.diag(torch.tensor([1.0, 1.0, most**2]).double()) @ turn.mT
+    new = torch.linalg.cholesky(stretched @ old.mT)
+    assert steady(old, new) == steady(new, old) == (most < 2)
+    one = torch.ones(3).double()
+    assert steady(one, one * torch.tensor([1.0, 1.0, most])) == (most < 2)
+    assert not steady(None, new) and not steady(old, None)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_warm_up_ends_by_itself_where_chains_agree_and_not_where_they_stay_apart():
+    normal = GaussianScore(torch.zeros(3).double(), torch.eye(3).double())
+    far = torch.tensor([[-20.0, 0.0, 0.0], [20.0, 0.0, 0.0]]).double()
+    modes = GaussianMixtureScore(far, torch.eye(3).double().expand(2, 3, 3))
+    for score, starts, short in (
+        (normal, normal.start(4), True),
+        (modes, far[[0, 0, 1, 1]], False),
+    ):
+        warmup = Warmup((Track(TURNING),), 3, steps="auto")
+        engine = Engine(score, warmup, generator=generator(0))
+        engine.start(starts)
+        while engine.warming_up:
+            engine.walk()
+        assert engine.count == warmup.plan.total
+        assert warmup.rhat is not None
+        assert (warmup.rhat <= 1.05) == short
+        assert (warmup.plan.total <= 700) == short
+        assert warmup.plan.total == 2000 or short
 
 
 # -- whether chains have come home ----------------------------------------------------------------

@@ -73,8 +73,17 @@ def uniform(rank):
     return [float(stats.chisquare(count).pvalue) for count in counts]
 
 
-@pytest.mark.parametrize("model", [normal, schools])
-@pytest.mark.parametrize("name", KERNELS)
+CASES = [
+    *((name, normal) for name in KERNELS),
+    ("Ozaki, a quarter turn", schools),
+    *(
+        pytest.param(name, schools, marks=pytest.mark.slow)
+        for name in ("Ozaki", "Langevin, leapfrog")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
 def test_ranks_are_uniform(name, model):
     for site, rank in ranks(model, KERNELS[name](model), seed=17).items():
         assert min(uniform(rank)) > LEVEL, (site, uniform(rank))

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pyro
@@ -371,6 +372,50 @@ def test_exact_chains_have_no_bias_to_measure():
     mcmc.run()
     with pytest.raises(ValueError, match=r"metropolis must be 'none' for step_bias\(\)"):
         mcmc.step_bias()
+
+
+def until_settled(folder=None, stop=None, law=MIXTURE, **options):
+    def hook(kernel, params, stage, i):
+        hook.steps += 1
+        if hook.steps == stop:
+            raise Killed
+
+    hook.steps = 0
+    given = {"num_samples": DRAWS, "num_chains": 3, "seed": 1, "disable_progbar": True, **options}
+    kernel = ScoreOzakiKernel(law)
+    mcmc = MCMC(kernel, warmup_steps="auto", checkpoint=folder, hook_fn=hook, **given)
+    try:
+        mcmc.run()
+    except Killed:
+        return None
+    return mcmc
+
+
+@pytest.mark.filterwarnings("ignore:warmup_steps='auto' ended after")
+def test_a_warm_up_that_ends_by_itself_is_taken_up_and_extended(tmp_path):
+    whole = until_settled(tmp_path / "whole", checkpoint_every=50)
+    steps = whole.result.info["warmup_steps"]
+    assert 550 <= steps <= 2000
+    for i, stops in enumerate([(30, 90), (steps - 20, 30), (steps + 7,)]):
+        for stop in stops:
+            assert until_settled(tmp_path / str(i), stop, checkpoint_every=50) is None
+        assert_same(until_settled(tmp_path / str(i), checkpoint_every=50), whole)
+    short = until_settled(tmp_path / "short", num_samples=8, checkpoint_every=50)
+    short.extend(DRAWS - 8)
+    assert short.result.info["warmup_steps"] == steps
+
+
+def test_a_warm_up_that_ends_by_itself_warns_where_chains_do_not_agree():
+    far = GaussianMixtureScore(
+        torch.tensor([[-20.0, 0.0], [20.0, 0.0]], dtype=F64),
+        torch.eye(2, dtype=F64).expand(2, 2, 2),
+    )
+    starts = {"x": torch.tensor([[-20.0, 0.0], [20.0, 0.0], [20.0, 0.0]], dtype=F64)}
+    with pytest.warns(UserWarning, match="ended after 2,000 steps with chains that do not agree"):
+        until_settled(law=far, initial_params=starts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        until_settled(law=GaussianScore(torch.zeros(2), torch.eye(2)), num_chains=8)
 
 
 class Bar:

@@ -10,7 +10,8 @@ from ozaki.kernels.warmup.metric import (
     Typical,
     precision_factor,
 )
-from ozaki.kernels.warmup.schedule import WarmupSchedule, schedule
+from ozaki.kernels.warmup.schedule import WarmupSchedule, ended, schedule
+from ozaki.kernels.warmup.settling import AGREED, Agreement
 from ozaki.kernels.warmup.step_size import (
     MAX_STEP_SIZE,
     DualAveraging,
@@ -22,10 +23,12 @@ from ozaki.kernels.warmup.tracks import TIMES, Choice, Track
 from ozaki.kernels.warmup.warmup import Warmup
 
 __all__ = [
+    "AGREED",
     "LANGEVIN",
     "MAX_STEP_SIZE",
     "ORNSTEIN_UHLENBECK",
     "TIMES",
+    "Agreement",
     "Arrival",
     "Block",
     "Candidate",
@@ -41,6 +44,7 @@ __all__ = [
     "WarmupSchedule",
     "cost",
     "dual_averaging",
+    "ended",
     "precision_factor",
     "schedule",
     "transient_step_size",

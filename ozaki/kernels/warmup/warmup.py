@@ -7,7 +7,7 @@ warm-up it goes on planning, and learns no more.
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,15 @@ from ozaki.kernels.trajectories import angle, steps_of
 from ozaki.kernels.transition import KernelSpec, StepOptions, Trail
 from ozaki.kernels.warmup.arrival import Arrival
 from ozaki.kernels.warmup.blocks import Block, Chains
-from ozaki.kernels.warmup.schedule import schedule
+from ozaki.kernels.warmup.schedule import (
+    MOST,
+    TELLING,
+    WarmupSchedule,
+    check_steps,
+    ended,
+    schedule,
+)
+from ozaki.kernels.warmup.settling import AGREED, steady
 from ozaki.kernels.warmup.step_size import DualAveraging, transient_step_size, update
 from ozaki.kernels.warmup.tracks import Choice, Course, Track, choices, frozen_directions
 from ozaki.kernels.warmup.window import Window
@@ -40,11 +48,14 @@ class Warmup:
     Args:
         tracks: the ways to walk that compete; the first is the kernel's own.
         dim: D.
-        steps: how many adapt.
+        steps: how many adapt; "auto" ends once chains, metric and step size have settled.
         opening: the kernel of the transient; None for that of the first track.
         step_size: a given h is kept, in the identity metric; None adapts both.
         frozen: the kind of curvature whose mean over warm-up takes the place of the local one.
         dense_metric: whether the metric is a matrix or a diagonal.
+
+    Attributes:
+        rhat: of the last window that could end a warm-up which ends by itself; None of none.
 
     Raises:
         ValueError: no step size, or a frozen curvature, and no warm-up to find it in.
@@ -55,14 +66,16 @@ class Warmup:
         tracks: tuple[Track, ...],
         dim: int,
         *,
-        steps: int,
+        steps: int | Literal["auto"],
         opening: KernelSpec | None = None,
         step_size: float | None = None,
         frozen: str | None = None,
         dense_metric: bool = False,
     ):
-        _check(steps, step_size, frozen is not None)
+        check_steps(steps, step_size, frozen is not None)
         self.tracks, self.plan = tracks, schedule(steps)
+        self._steps: int | Literal["auto"] = steps
+        self.rhat: float | None = None
         self.adapting, self.frozen, self.dense_metric = step_size is None, frozen, dense_metric
         self.first_step_size = 1.0 if step_size is None else step_size
         self.until = 0  # the step at which the block ends that is learned from
@@ -93,7 +106,13 @@ class Warmup:
 
     def _opened(self, like: Tensor, count: int, scale: tuple[Tensor, Tensor]) -> Window:
         """Return the window that begins after `count` steps."""
-        return Window(self.tracks, self._running(count), like, self.dense_metric, scale)
+        return self._window_of(self._running(count), like, count, scale)
+
+    def _window_of(
+        self, running: list[Choice], like: Tensor, count: int, scale: tuple[Tensor, Tensor]
+    ) -> Window:
+        steps = self.plan.window_after(count) if self._steps == "auto" else None
+        return Window(self.tracks, running, like, self.dense_metric, scale, steps)
 
     def _running(self, count: int) -> list[Choice]:
         """List what competes in the window that begins after `count` steps."""
@@ -236,8 +255,28 @@ class Warmup:
         self._learn_window(block, trail, before, chains)
         self._window.turns += count >= self.until
         if count in plan.windows:
+            if self._may_end(count) and self._has_settled():
+                self.plan = ended(plan, count)
             self._end_window(chains)
         return None
+
+    def _may_end(self, count: int) -> bool:
+        """Say whether the window that ends here was long enough to tell that all has settled."""
+        if self._steps != "auto" or self.plan.total < MOST:
+            return False
+        ends = (self.plan.transient, *self.plan.windows)
+        return count - max(end for end in ends if end < count) >= TELLING
+
+    def _has_settled(self) -> bool:
+        """Say whether the chains agree, and their metric is that of the window before."""
+        agreement, place = self._window.agreement, self.chosen.track
+        assert agreement is not None, "a window of a warm-up that ends by itself has one"
+        self.rhat = agreement.rhat()
+        if self.rhat > AGREED or not self.adapting:
+            return self.rhat <= AGREED
+        old = self._courses[place].factor
+        dtype = torch.float64 if old is None else old.dtype
+        return steady(old, self._window.factor(self.tracks[place].metric, dtype))
 
     def _learn_transient(self, trail: Trail, before: Tensor, chains: Chains) -> Tensor | None:
         """Change every chain's h after a step of the transient, and end it once all are home."""
@@ -247,7 +286,7 @@ class Warmup:
         self._arrival.add(trail, before)
         moved = None
         if self.adapting and self._arrival.arrived(count):
-            self.plan = plan = schedule(plan.total, count)
+            self.plan = plan = schedule(self._steps, count)
         if self.adapting and count > plan.transient // 2:
             self._window.fold(trail.position, trail.gradient)
         if count == plan.transient:
@@ -326,7 +365,8 @@ class Warmup:
         return {
             "chosen": list(self.chosen),
             "averaging": [list(course.averaging) for course in self._courses],
-            "transient": self.plan.transient,
+            "plan": list(self.plan),
+            "rhat": self.rhat,
             "running": [list(choice) for choice in self._window.contest.running],
             "until": self.until,
             "turns": self._window.turns,
@@ -336,10 +376,10 @@ class Warmup:
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Resume from what an engine's `tensors` and `numbers` gave, on the device to work on."""
         self.chosen = Choice(*numbers["chosen"])
-        self.plan = schedule(self.plan.total, numbers["transient"])
-        for place, (course, averaging) in enumerate(
-            zip(self._courses, numbers["averaging"], strict=True)
-        ):
+        transient, windows, *rest = numbers["plan"]
+        self.plan, self.rhat = WarmupSchedule(transient, tuple(windows), *rest), numbers["rhat"]
+        known = zip(self._courses, numbers["averaging"], strict=True)
+        for place, (course, averaging) in enumerate(known):
             course.averaging = DualAveraging(*averaging)
             course.factor = tensors.get(f"metric.{place}")
         if "frozen.values" in tensors:
@@ -351,7 +391,7 @@ class Warmup:
         running = [Choice(*choice) for choice in numbers["running"]]
         scale = tensors["contest.middle"], tensors["contest.spread"]
         like = tensors["walk.position"]
-        self._window = Window(self.tracks, running, like, self.dense_metric, scale)
+        self._window = self._window_of(running, like, 0, scale)
         self._window.restore(tensors)
         self._window.turns = numbers["turns"]
 
@@ -363,17 +403,3 @@ class Warmup:
         own = [course.factor for course in self._courses if course.factor is not None]
         same = [f for f in own if factor is not None and torch.equal(f, factor)]
         return same[0] if same else factor
-
-
-def _check(steps: int, step_size: float | None, frozen: bool) -> None:
-    """Raise ValueError where something is to be found in a warm-up of no steps."""
-    if steps == 0 and step_size is None:
-        raise ValueError(
-            "step_size must be given where warmup_steps is 0, but was None; warm-up is where "
-            "it is found"
-        )
-    if steps == 0 and frozen:
-        raise ValueError(
-            "frozen must be False where warmup_steps is 0, but was True; the curvature is "
-            "averaged over warm-up"
-        )

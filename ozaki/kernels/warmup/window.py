@@ -11,6 +11,7 @@ from ozaki.kernels.transition import Trail
 from ozaki.kernels.warmup.blocks import Block, Walked
 from ozaki.kernels.warmup.contest import Contest
 from ozaki.kernels.warmup.metric import MeanCurvature, PooledMoments, Typical, precision_factor
+from ozaki.kernels.warmup.settling import Agreement
 from ozaki.kernels.warmup.tracks import Choice, MetricKind, Track
 
 
@@ -23,10 +24,12 @@ class Window:
         like: the chains, (chains, D).
         dense_metric: whether the metric is a matrix or a diagonal.
         scale: the middle and the spread of each coordinate, as the window before saw them.
+        steps: how many it takes, where the chains' agreement is asked for.
 
     Attributes:
         contest: how far each choice moved the chains.
         typical: where coordinates lie as a rule.
+        agreement: of the chains in its two halves, where it is asked for.
         curvature: the mean one, where it is read.
         turns: how many blocks have ended.
     """
@@ -38,9 +41,11 @@ class Window:
         like: Float[Tensor, "chains dim"],
         dense_metric: bool,
         scale: tuple[Tensor, Tensor],
+        steps: int | None = None,
     ):
         self.contest = Contest(tracks, running, *scale)
         self.typical, self.curvature = Typical(like), MeanCurvature()
+        self.agreement = None if steps is None else Agreement(like, steps)
         self.turns = 0
         self._moments = PooledMoments(like.shape[-1], dense_metric, like)
         self._walked, self._dense = Walked(like), dense_metric
@@ -53,6 +58,8 @@ class Window:
             gradient.flatten(0, 1) if known else None,  # pyright: ignore
         )
         self.typical.add(position)
+        if self.agreement is not None:
+            self.agreement.add(position)
 
     def add(self, block: Block, trail: Trail, before: Tensor, ended: bool) -> None:
         """Add steps of a block, and learn from the block once it has ended.
@@ -100,10 +107,11 @@ class Window:
             )
 
     def _records(self) -> dict[str, Any]:
-        return {
+        found = {
             "walked": self._walked,
             "contest": self.contest,
             "moments": self._moments,
             "typical": self.typical,
             "curvature": self.curvature,
         }
+        return found if self.agreement is None else {**found, "agreement": self.agreement}

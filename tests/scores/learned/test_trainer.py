@@ -534,7 +534,7 @@ def test_a_phase_of_its_own_begins_with_the_features_of_s1():
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.thorough
-@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("order", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_orders_three_and_four_meet_the_closed_form(order: int, generator: torch.Generator):
     law = mixture(1, 2, seed=3)
     trainer = DSMTrainer(0.5, order=order, standardize=None, seed=0, max_steps=500, width=32)
