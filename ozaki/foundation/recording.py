@@ -10,7 +10,8 @@ torch's compiler, for seconds.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -68,9 +69,11 @@ class Recorder(TorchDispatchMode):
     """The mode in which torch hands over each of its operations.
 
     Args:
-        points: the argument of the function that is recorded.
+        inputs: the arguments of the function that is recorded.
+        written_out: operation → a function that does it by others, or returns NotImplemented.
 
     Attributes:
+        inputs: the slots of the arguments.
         steps: the operations so far.
         held: slot → a tensor that was found elsewhere, or made of Python's numbers.
         fresh: which of these were made of numbers.
@@ -79,7 +82,9 @@ class Recorder(TorchDispatchMode):
         objection: why the operations cannot be done again, in words; None where they can.
     """
 
-    def __init__(self, points: Tensor):
+    def __init__(
+        self, *inputs: Tensor, written_out: Mapping[Any, Callable[..., Any]] = MappingProxyType({})
+    ):
         super().__init__()
         self.steps: list[Step] = []
         self.held: dict[Slot, Tensor] = {}
@@ -90,9 +95,9 @@ class Recorder(TorchDispatchMode):
         self._slots: Any = WeakTensorKeyDictionary()
         self._memory: list[int] = []  # of each slot
         self._forms: list[Form] = []  # likewise
-        self._moving: set[Slot] = set()  # those that depend on the points
-        self.points = self._new(points, None)
-        self._moving.add(self.points)
+        self._written_out = written_out
+        self.inputs = [self._new(tensor, None) for tensor in inputs]
+        self._moving = set(self.inputs)  # those that depend on the inputs
 
     def __enter__(self) -> "Recorder":
         _HERE.depth = getattr(_HERE, "depth", 0) + 1
@@ -121,6 +126,11 @@ class Recorder(TorchDispatchMode):
         if any(map(_wrapped, given)):
             with self:  # torch.func does it, to the tensor within
                 return func(*args, **kwargs)
+        if func in self._written_out:
+            with self:
+                found = self._written_out[func](*args, **kwargs)
+            if found is not NotImplemented:
+                return found
         for tensor in given:
             self._slot(tensor)
         found = func(*args, **kwargs)
@@ -162,7 +172,7 @@ class Recorder(TorchDispatchMode):
                 self.objection = f"what is done depends on the values that {func} finds"
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.objection = f"{func} draws random numbers"
-        before = {self.memory(s) for s in (self.points, *self.held)}
+        before = {self.memory(s) for s in (*self.inputs, *self.held)}
         if any(self.memory(s) in before for s in written):
             self.objection = f"{func} writes to a tensor that was there before"
         self.changed.update(self.memory(s) for s in written)

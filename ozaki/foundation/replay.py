@@ -6,6 +6,7 @@ Python's numbers alone is done beforehand. None of that changes a bit of a resul
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -83,29 +84,85 @@ def record(
     return found, replayable(recorder, found)
 
 
+def traced(
+    f: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    written_out: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
+) -> tuple[GraphModule, list[Tensor]]:
+    """Call `f` once, and return the graph of the operations that led from `inputs` to its results.
+
+    Args:
+        f: of tensors.
+        inputs: what it is called with.
+        written_out: operation → a function that does it by others, or returns NotImplemented.
+
+    Returns:
+        The graph, of the inputs and of the tensors that `f` found elsewhere, and those tensors.
+
+    Raises:
+        ValueError: the operations depend on values.
+
+    Example:
+        >>> graph, held = traced(lambda x, y: [x * y + torch.ones(2)], [torch.ones(2)] * 2)
+        >>> graph(torch.tensor([2.0, 3.0]), torch.tensor([4.0, 5.0]), *held)
+        (tensor([ 9., 16.]),)
+    """
+    # a tensor given twice is two inputs
+    inputs = [t.detach() if any(t is u for u in inputs[:k]) else t for k, t in enumerate(inputs)]
+    with Recorder(*inputs, written_out=written_out) as recorder:
+        found = f(*inputs)
+    if recorder.objection is not None:
+        raise ValueError(recorder.objection)
+    slots = [recorder.slot(t) for t in found]
+    # a check that may raise leaves nothing behind
+    steps = [s for s in recorder.steps if any(s.out) or s.op._schema.is_mutable]
+    steps = [s._replace(expected=None) for s in steps]
+    held, steps, slots = _shortened(recorder, steps, slots)
+    return _generated(recorder, _needed(steps, slots), held, slots)
+
+
 def replayable(recorder: Recorder, results: Sequence[Tensor]) -> Replay:
     """Return the function that does the recorded operations again."""
     slots = [recorder.slot(t) for t in results]
-    held = dict(recorder.held)
-    with torch.no_grad():
-        steps = _folded(recorder, held)
-    steps, renamed = _merged(recorder, steps)
-    slots = [renamed.get(s, s) for s in slots]
+    held, steps, slots = _shortened(recorder, recorder.steps, slots)
     # a caller may write to a result, which must be nobody else's
     last: list[Step] = []
-    foreign = {recorder.memory(s) for s in (recorder.points, *held)}
+    foreign = {recorder.memory(s) for s in (*recorder.inputs, *held)}
     for k, slot in enumerate(slots):
         if recorder.memory(slot) in foreign or slot in slots[:k]:
             slots[k] = Slot(-1 - k)
             last.append(Step(CLONE, (slot,), {}, (slots[k],)))
     steps = _needed([*steps, *last], slots)
-    return _generated(recorder, steps, held, slots)
+    graph, constants = _generated(recorder, steps, held, slots)
+    run: Any = graph.forward
+    found_elsewhere = [t for s, t in recorder.held.items() if s not in recorder.fresh]
+    forms = [(t, t.shape, t.dtype) for t in found_elsewhere if any(t is c for c in constants)]
+
+    def replay(x: Tensor) -> tuple[Tensor, ...]:
+        for tensor, shape, dtype in forms:
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise Stale
+        with torch.no_grad():
+            return run(x, *constants)
+
+    return replay
 
 
-def _folded(recorder: Recorder, held: dict[Slot, Tensor]) -> list[Step]:
+def _shortened(
+    recorder: Recorder, steps: list[Step], slots: list[Slot]
+) -> tuple[dict[Slot, Tensor], list[Step], list[Slot]]:
+    """Do nothing twice, and nothing that can be done beforehand; also return what is held."""
+    held = dict(recorder.held)
+    with torch.no_grad():
+        steps = _folded(recorder, steps, held)
+    steps, renamed = _merged(recorder, steps)
+    return held, steps, [renamed.get(s, s) for s in slots]
+
+
+def _folded(recorder: Recorder, steps: list[Step], held: dict[Slot, Tensor]) -> list[Step]:
     """Do beforehand what depends on numbers alone, and keep it among what is held."""
     known, rest = set(recorder.fresh), []
-    for step in recorder.steps:
+    for step in steps:
         out = [s for s in step.out if s is not None]
         filled = bool(out) and out[0] in recorder.filled
         fixed = step.pure and all(s in known for s in step.reads)
@@ -187,18 +244,18 @@ def _needed(steps: list[Step], slots: list[Slot]) -> list[Step]:
 
 def _generated(
     recorder: Recorder, steps: list[Step], held: dict[Slot, Tensor], slots: list[Slot]
-) -> Replay:
-    """Write the operations as Python, by torch.fx."""
-    points = recorder.points
-    found_elsewhere = [t for s, t in recorder.held.items() if s not in recorder.fresh]
+) -> tuple[GraphModule, list[Tensor]]:
+    """Write the operations as Python, by torch.fx: of the inputs, and of what is held of them."""
     graph, root = Graph(), torch.nn.Module()
-    nodes: dict[Slot, Node] = {points: graph.placeholder("points")}
+    nodes: dict[Slot, Node] = {
+        slot: graph.placeholder(f"input_{i}") for i, slot in enumerate(recorder.inputs)
+    }
     constants: list[Tensor] = []
 
     def node(slot: Slot) -> Node:
         if slot not in nodes:
             constants.append(held[slot])
-            nodes[slot] = graph.placeholder(f"held_{slot.number}")
+            nodes[slot] = graph.placeholder(f"held_{len(constants)}")
         return nodes[slot]
 
     for slot in [s for step in steps for s in step.reads if s in held] + [
@@ -221,17 +278,7 @@ def _generated(
             if slot is not None:
                 nodes[slot] = graph.call_function(operator.getitem, (found, i))
     graph.output(tuple(node(s) for s in slots))
-    run: Any = GraphModule(root, graph).forward
-    forms = [(t, t.shape, t.dtype) for t in found_elsewhere if any(t is c for c in constants)]
-
-    def replay(x: Tensor) -> tuple[Tensor, ...]:
-        for tensor, shape, dtype in forms:
-            if tensor.shape != shape or tensor.dtype != dtype:
-                raise Stale
-        with torch.no_grad():
-            return run(x, *constants)
-
-    return replay
+    return GraphModule(root, graph), constants
 
 
 def _expect(found: Any, expected: Any) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.graph import CodeGen
 
+from ozaki.foundation.replay import traced
 from ozaki.kernels.code_cache import CacheError
 from ozaki.kernels.loops import compiled_loop
 from ozaki.kernels.transition import State
@@ -48,14 +47,13 @@ class TracedLoop:
         one = [part[0] for part in noise]
         try:
             with torch.no_grad():
-                graph = make_fx(turn, decomposition_table=_WRITTEN_OUT)(*carry, *one, *rest)
+                graph, held = traced(turn, [*carry, *one, *rest], _WRITTEN_OUT)
         except Exception as error:  # a model that is traced may raise anything
             raise ValueError(
                 f"compile=True needs a model that can be traced, but {first_line(error)}; leave "
                 "compile out"
             ) from error
-        graph.graph.eliminate_dead_code()
-        self._constants = _lift_constants(graph)
+        self._constants = [t.detach().contiguous() for t in held]
         try:
             self._run = _compiled(graph, carry, [p[:1] for p in noise], rest + self._constants)
         except CacheError:
@@ -121,23 +119,6 @@ def check_alike(found: list[Tensor], plain: list[Tensor], same: Tensor) -> None:
         raise ValueError(
             "compile=True gave another first step than the model as it stands; leave compile out"
         )
-
-
-def _lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Turn the tensors that a graph holds into its last arguments, and return them."""
-    nodes = graph.graph
-    nodes.set_codegen(CodeGen())
-    last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
-    held: dict[str, Any] = {}
-    with nodes.inserting_after(last):
-        for node in [n for n in nodes.nodes if n.op == "get_attr"]:
-            if node.target not in held:
-                last.append(place := nodes.placeholder(f"constant_{len(held)}"))
-                last, held[node.target] = place, (place, getattr(graph, node.target))
-            node.replace_all_uses_with(held[node.target][0])
-            nodes.erase_node(node)
-    graph.recompile()
-    return [value.detach().contiguous() for _, value in held.values()]
 
 
 def _compiled(

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import vmap
 
 from ozaki.foundation.recording import recording
-from ozaki.foundation.replay import Stale, record
+from ozaki.foundation.replay import Stale, record, traced
 from ozaki.foundation.tracing import tracing
 
 DATA = torch.tensor([1.0, -2.0, 3.0])
@@ -175,3 +175,55 @@ def test_tracing_is_told():
 
     record(f, points(0))
     assert seen == [(True, True)] and not tracing() and not recording()
+
+
+def test_a_graph_takes_several_inputs_and_what_was_found_elsewhere():
+    weights = torch.randn(3, 3)
+
+    def f(x, y, flag):
+        z = x @ weights
+        z += y  # its own memory may be written to
+        return [
+            torch.where(flag > 0, z, x),
+            torch.func.vmap(torch.func.grad(lambda v: (v * y).sum()))(x),
+        ]
+
+    x, y = torch.randn(2, 3), torch.randn(3)
+    graph, held = traced(f, [x, y, torch.ones(())])
+    x, y = torch.randn(2, 3), torch.randn(3)
+    for flag in (torch.ones(()), -torch.ones(())):
+        for found, expected in zip(graph(x, y, flag, *held), f(x, y, flag), strict=True):
+            assert torch.equal(found, expected)
+    # one tensor that is given twice is two inputs
+    graph, held = traced(lambda a, b: [a - 2 * b], [x, x])
+    assert torch.equal(graph(x, 3 * x, *held)[0], x - 6 * x)
+
+
+def test_a_graph_that_depends_on_values_is_refused():
+    for f in (lambda x: [x if x.sum() > 0 else -x], lambda x: [x * float(x[0])]):
+        with pytest.raises(ValueError, match="depends on the values that"):
+            traced(f, [torch.ones(3)])
+    with pytest.raises(ValueError, match="draws random numbers"):
+        traced(lambda x: [x + torch.randn(3)], [torch.ones(3)])
+
+
+def test_an_operation_may_be_written_out_by_others():
+    def rows(a, b):
+        return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2) if len(a) == 2 else NotImplemented
+
+    table = {torch.ops.aten.mm.default: rows}
+    for n, written in ((2, True), (3, False)):
+        a, b = torch.randn(n, 4), torch.randn(4, 5)
+        graph, held = traced(lambda a, b: [a @ b], [a, b], table)
+        assert ("sum" in graph.code) == written and ("mm" in graph.code) != written
+        torch.testing.assert_close(graph(2 * a, b, *held)[0], 2 * a @ b)
+
+
+def test_a_check_that_may_raise_is_no_part_of_a_graph():
+    def f(x):
+        torch.linalg.cholesky(x.mT @ x + torch.eye(3))
+        return [x + 1]
+
+    graph, held = traced(f, [torch.ones(3, 3)])
+    assert "cholesky" not in graph.code and "check_errors" not in graph.code
+    assert torch.equal(graph(torch.zeros(3, 3), *held)[0], torch.ones(3, 3))

@@ -343,16 +343,29 @@ def test_threads_share_a_score():
     assert not failed and used(score) == 1
 
 
-@pytest.mark.thorough
-def test_a_first_run_imports_no_compiler():
-    """Torch's compiler takes seconds to import, and an uncompiled run has no use for it."""
-    code = """
+FIRST = """
 import sys, pyro, pyro.distributions as dist, ozaki, torch
 def model():
     x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=torch.ones(2))
-ozaki.MCMC(ozaki.ScoreOzakiKernel(model), num_samples=40, warmup_steps=40, num_chains=2).run()
+kernel = ozaki.ScoreOzakiKernel(model, compile=COMPILE)
+ozaki.MCMC(kernel, num_samples=40, warmup_steps=40, num_chains=2).run()
 print([m for m in ("torch._dynamo", "torch._inductor", "torch.onnx") if m in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.thorough
+def test_a_first_run_imports_no_compiler(tmp_path, monkeypatch):
+    """Torch's compiler takes seconds to import, and runs that compile nothing have no use for it.
+
+    Among them is a compiled run whose loops are on the disk.
+    """
+    monkeypatch.setenv("OZAKI_CACHE", str(tmp_path))
+    told = []
+    for compiled in ("False", "True", "True"):
+        code = FIRST.replace("COMPILE", compiled)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        told.append(done.stdout.strip().splitlines()[-1])
+    assert told[0] == told[2] == "[]"
