@@ -484,6 +484,25 @@ def test_a_reflection_moves_no_square():
     assert contest.best() == walking
 
 
+def test_a_contest_sees_who_leaves_a_mode():
+    """Single steps forget all but the mode at once; trajectories, of four, leave it as well."""
+    tracks = (Track(TURNING, times=TIMES),)
+    staying, leaving = Choice(0, 0.0), Choice(0, math.pi / 2)
+    contest = Contest(tracks, [staying, leaving], torch.zeros(1).double(), torch.ones(1).double())
+    g = generator(0)
+    for choice, rate, length in ((staying, 0.002, 1), (leaving, 0.15, 4)) * 40:
+        flips = 1 - 2 * (torch.rand(17, 64, 1, generator=g, dtype=torch.float64) < rate).double()
+        flips[0] = 1 - 2 * torch.randint(0, 2, (64, 1), generator=g).double()
+        path = flips.cumprod(0) + 0.5 * torch.randn(17, 64, 1, generator=g, dtype=torch.float64)
+        contest.add([choice] * 16, [length] * 16, path)
+    found = contest.scores()
+    # 1.25 is the variance; a flip jumps by 2
+    near = (0.5 * 0.5**2 * 2 + 0.5 * 0.002 * 4) / 1.25, (0.5 * 0.5**2 * 2 + 0.5 * 0.15 * 4) / 1.25
+    one, other = near[0] / (2 - near[0]), near[1] / (2 - near[1]) / 4
+    assert one > other and found[staying] < found[leaving]
+    assert contest.best() == leaving
+
+
 def test_a_contest_of_nearly_equal_ones():
     tracks = (Track(TURNING, times=TIMES), Track(DENSE, halvings=2))
     zero, unit = torch.zeros(2).double(), torch.ones(2).double()

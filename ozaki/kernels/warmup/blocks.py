@@ -86,9 +86,9 @@ class Block(NamedTuple):
 
 
 class Walked:
-    """The steps of a block that has not ended.
+    """The steps of a turn that has not ended: of the blocks in which one choice is tried.
 
-    A hook or a checkpoint may cut a block in parts. What is learned from it is learned once it has
+    A hook or a checkpoint may cut a turn in parts. What is learned from it is learned once it has
     ended, so that sums are rounded alike however it was cut.
 
     Args:
@@ -130,6 +130,11 @@ class Walked:
         ]
         added = torch.tensor([places, block.lengths[:steps]]).mT
         self._plan = torch.cat([self._plan, added])
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many steps, and how many gradients they read."""
+        return len(self._plan), int(self._plan[:, 1].sum())
 
     def judged(self, running: Sequence[Choice]) -> tuple[list[Choice | None], list[int]]:
         """Return the choice of each step, None where it is not judged, and its gradients."""

@@ -69,7 +69,7 @@ def schedule(warmup_steps: int | Literal["auto"], transient: int | None = None) 
 
     Example:
         >>> schedule(1000)
-        WarmupSchedule(transient=150, windows=(212, 336, 900), settled=970, total=1000)
+        WarmupSchedule(transient=150, windows=(212, 336, 584, 900), settled=970, total=1000)
         >>> schedule("auto", transient=20).windows
         (70, 170, 370, 770, 1940)
     """
@@ -111,7 +111,7 @@ def _doubling(first: int, size: int, last: int) -> tuple[int, ...]:
     """List where windows end that double in size and fill the steps from `first` to `last`."""
     ends: list[int] = []
     end = first
-    while end + 3 * size <= last:
+    while end + 2 * size <= last:
         end += size
         ends.append(end)
         size *= 2

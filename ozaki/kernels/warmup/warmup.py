@@ -18,6 +18,7 @@ from ozaki.kernels.trajectories import angle, steps_of
 from ozaki.kernels.transition import KernelSpec, StepOptions, Trail
 from ozaki.kernels.warmup.arrival import Arrival
 from ozaki.kernels.warmup.blocks import Block, Chains
+from ozaki.kernels.warmup.contest import BUDGET
 from ozaki.kernels.warmup.schedule import (
     MOST,
     TELLING,
@@ -38,6 +39,7 @@ is adapted and steps are corrected. The step that suits most of a law is almost 
 out in a tail whose gradient rises steeply: chains stood still for whole runs at a tau of 20 in
 eight schools, where a step of h/8 is accepted four times in five."""
 
+TURN = 1.5 * BUDGET  # gradients of a turn
 OPENING = 4  # gradients of the longest trajectory of the transient
 COLLECTED = 16  # steps between two readings of a curvature that is averaged
 
@@ -187,16 +189,16 @@ class Warmup:
         return torch.full_like(self.step_sizes, math.exp(averaging.log_step))
 
     def _choice(self, step: int) -> Choice:
-        """Return what a step tries: the choices of the block's track in turn, in warm-up."""
+        """Return what a step tries: in warm-up the choices block by block, in turn."""
         plan, running = self.plan, self._window.contest.running
         if step >= plan.last_window:  # whole steps are adapted, and then halved once and for all
             return self.chosen._replace(halvings=0)
         if len(running) == 1 or step < plan.transient:
             return self.chosen
-        tracks = list(dict.fromkeys(c.track for c in running))
-        own = [c for c in running if c.track == tracks[self._window.turns % len(tracks)]]
-        # another order than that in which trajectories' lengths vary
-        return own[(step // 2) % len(own)] if len(own) > 1 else own[0]
+        if _halved(running):
+            # every block has whole steps, from which h is learned
+            return running[(step // 2) % len(running)]
+        return running[self._window.turns % len(running)]
 
     def _steps_of(self, spec: KernelSpec, choice: Choice, step: int) -> int:
         """Return how many steps the trajectory of a step takes."""
@@ -207,12 +209,7 @@ class Warmup:
         size = self.first_step_size
         if self.adapting:
             size = math.exp(self._courses[choice.track].averaging.log_step)
-        index = step
-        if self.plan.transient <= step < self.plan.last_window:
-            # each choice goes through the sequence by itself
-            rivals = len([c for c in self._window.contest.running if c.track == choice.track])
-            index = 2 * (step // (2 * rivals)) + step % 2 if rivals > 1 else step
-        return steps_of(choice.time, angle(size, spec.proposal is not langevin), index)
+        return steps_of(choice.time, angle(size, spec.proposal is not langevin), step)
 
     def _length(self, count: int, in_draws: int) -> int:
         """Return how many steps may be taken before something is learned from them."""
@@ -253,7 +250,6 @@ class Warmup:
         if count <= plan.transient:
             return self._learn_transient(trail, before, chains)
         self._learn_window(block, trail, before, chains)
-        self._window.turns += count >= self.until
         if count in plan.windows:
             if self._may_end(count) and self._has_settled():
                 self.plan = ended(plan, count)
@@ -299,7 +295,9 @@ class Warmup:
         """Learn moments, jumps and the step size from steps of a window, or of the last stretch."""
         info, count = trail.info, chains.count
         if self.adapting and count <= self.plan.last_window:
-            self._window.add(block, trail, before, count >= self.until)
+            self._window.add(
+                block, trail, before, self._turn_ends(block, len(info.acceptance), count)
+            )
         if self.frozen is not None and count % COLLECTED == 0 and count <= self.plan.last_window:
             self._window.curvature.add(chains.curvature_here(self.frozen))  # pyright: ignore
         if not self.adapting or count > self.plan.settled:
@@ -322,6 +320,22 @@ class Warmup:
         if count == self.plan.settled:
             log_step = course.averaging.log_average - self.chosen.halvings * math.log(2)
             course.averaging = course.averaging._replace(log_step=log_step)
+
+    def _turn_ends(self, block: Block, steps: int, count: int) -> bool:
+        """Say whether another choice's turn follows.
+
+        All turns last for as many gradients, and in a short window for so few steps that each
+        choice has two of them.
+        """
+        plan, running = self.plan, self._window.contest.running
+        last = count in plan.windows
+        if count < self.until or last or len(running) == 1 or _halved(running):
+            return count >= self.until
+        walked, gradients = self._window.turn(block, steps)
+        if gradients * self.tracks[block.choices[0].track].cost >= TURN:
+            return True
+        began = max(end for end in (plan.transient, *plan.windows) if end < count)
+        return 2 * len(running) * walked >= plan.window_after(began)
 
     def _end_window(self, chains: Chains) -> None:
         """Change the metrics to what the window saw, and begin the next one."""
@@ -403,3 +417,8 @@ class Warmup:
         own = [course.factor for course in self._courses if course.factor is not None]
         same = [f for f in own if factor is not None and torch.equal(f, factor)]
         return same[0] if same else factor
+
+
+def _halved(running: list[Choice]) -> bool:
+    """Say whether fractions of one step size compete."""
+    return running[0].halvings != running[-1].halvings

@@ -31,7 +31,7 @@ class Window:
         typical: where coordinates lie as a rule.
         agreement: of the chains in its two halves, where it is asked for.
         curvature: the mean one, where it is read.
-        turns: how many blocks have ended.
+        turns: how many have ended, in each of which one choice is tried.
     """
 
     def __init__(
@@ -62,14 +62,15 @@ class Window:
             self.agreement.add(position)
 
     def add(self, block: Block, trail: Trail, before: Tensor, ended: bool) -> None:
-        """Add steps of a block, and learn from the block once it has ended.
+        """Add steps of a block, and learn from the turn once it has ended.
 
         Args:
             block: that they are of.
             trail: what they did.
             before: where the chains were.
-            ended: whether they are its last.
+            ended: whether they are the last of the turn.
         """
+        self.turns += ended
         running = self.contest.running
         self._walked.add(block, trail, before, running)
         if not ended:
@@ -78,6 +79,11 @@ class Window:
         self.fold(whole.path[1:], whole.gradient)
         if len(running) > 1:
             self.contest.add(*whole.judged(running), whole.path)
+
+    def turn(self, block: Block, steps: int) -> tuple[int, int]:
+        """Count the steps of the turn, a block's first ones with them, and their gradients."""
+        walked, gradients = self._walked.counts
+        return walked + steps, gradients + sum(block.lengths[:steps])
 
     def factor(self, kind: MetricKind, dtype: torch.dtype) -> Tensor | None:
         """Return L of a metric; of few draws that of the pooled covariance, or None."""
