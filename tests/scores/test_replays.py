@@ -343,7 +343,7 @@ def test_threads_share_a_score():
     assert not failed and used(score) == 1
 
 
-FIRST = """
+A_RUN = """
 import sys, pyro, pyro.distributions as dist, ozaki, torch
 def model():
     x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -363,7 +363,7 @@ def test_a_first_run_imports_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("OZAKI_CACHE", str(tmp_path))
     told = []
     for compiled in ("False", "True", "True"):
-        code = FIRST.replace("COMPILE", compiled)
+        code = A_RUN.replace("COMPILE", compiled)
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
