@@ -38,6 +38,8 @@ from ozaki.scores.learned.standardisation import resolution
 
 DRAWS, REPORT = "draws.nc", "report.html"
 MODEL = ".py:"  # FILE.py:NAME
+MODULE = "__ozaki_model__"  # the name of any model's module: a json.py must not replace json
+REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # *args, **kwargs
 
 
 def _steps(given: Any) -> Any:
@@ -48,10 +50,6 @@ def _steps(given: Any) -> Any:
         return int(given)
     except ValueError:
         raise typer.BadParameter(f"{given!r} is neither a whole number nor 'auto'.") from None
-
-
-MODULE = "__ozaki_model__"  # the name of any model's module: a json.py must not replace json
-REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # *args, **kwargs
 
 
 @command("sample")

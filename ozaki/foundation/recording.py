@@ -152,6 +152,10 @@ class Recorder(TorchDispatchMode):
         """A number for the memory in which lies what is in a slot."""
         return self._memory[slot.number]
 
+    def moves(self, slot: Slot) -> bool:
+        """Whether what is in a slot depends on the inputs."""
+        return slot in self._moving
+
     def form(self, slot: Slot) -> Form:
         """Shape, strides and dtype of what is in a slot."""
         return self._forms[slot.number]

@@ -100,7 +100,7 @@ def traced(
         The graph, of the inputs and of the tensors that `f` found elsewhere, and those tensors.
 
     Raises:
-        ValueError: the operations depend on values.
+        ValueError: the operations, or the shapes of what they give, depend on values.
 
     Example:
         >>> graph, held = traced(lambda x, y: [x * y + torch.ones(2)], [torch.ones(2)] * 2)
@@ -113,6 +113,9 @@ def traced(
         found = f(*inputs)
     if recorder.objection is not None:
         raise ValueError(recorder.objection)
+    for step in recorder.steps:
+        if step.expected is not None and any(map(recorder.moves, step.reads)):
+            raise ValueError(f"the shapes that {step.op} gives depend on values")
     slots = [recorder.slot(t) for t in found]
     # a check that may raise leaves nothing behind
     steps = [s for s in recorder.steps if any(s.out) or s.op._schema.is_mutable]

@@ -158,8 +158,8 @@ def warn_unsettled(warmup: Warmup) -> None:
     if warmup.rhat is not None and warmup.rhat > AGREED:
         warnings.warn(
             f"warmup_steps='auto' ended after {warmup.plan.total:,} steps with chains that do not "
-            f"agree (R-hat {warmup.rhat:.2f} in the last window): give more, look for modes that "
-            "chains do not leave, or reparametrise the model",
+            f"agree (R-hat {warmup.rhat:.2f} in the last window): give a larger number, look for "
+            "modes that chains do not leave, or reparametrise the model",
             stacklevel=4,
         )
 

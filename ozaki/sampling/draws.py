@@ -13,7 +13,8 @@ from ozaki.kernels.engine import Engine
 from ozaki.kernels.transition import Trail
 from ozaki.scores.base import Score
 
-ESS_LEAST, ESS_DIM, ESS_NUMBERS = 20, 100, 10**6  # draws, dimensions and numbers looked at
+# draws, dimensions and numbers looked at: as many take ArviZ 50 ms, ten times a run
+ESS_LEAST, ESS_DIM, ESS_NUMBERS = 20, 100, 200_000
 DRAWS_MOST = 100_000  # at most so many draws are read to estimate a share
 
 Constrain = Callable[[Tensor], Mapping[str, Tensor]]

@@ -43,8 +43,8 @@ class MCMC(RunReaders, PyroMCMC):
         kernel: a `ScoreOzakiKernel` or `ScoreLangevinKernel`.
         num_samples: draws kept per chain.
         warmup_steps: adaptation steps, discarded; None means `num_samples`. "auto" ends once the
-            chains agree and the step size has settled, after 600 to 2,000 steps, and warns where
-            they have not.
+            chains agree and their metric has settled, after 600 to 2,000 steps, and warns where
+            they do not agree by then.
         initial_params: site → unconstrained tensor, or array or list of floats, with a leading
             chain dimension when `num_chains` > 1, or without it for all chains; drawn from the
             score if None.

@@ -203,6 +203,8 @@ def test_a_graph_that_depends_on_values_is_refused():
     for f in (lambda x: [x if x.sum() > 0 else -x], lambda x: [x * float(x[0])]):
         with pytest.raises(ValueError, match="depends on the values that"):
             traced(f, [torch.ones(3)])
+    with pytest.raises(ValueError, match=r"the shapes that .* gives depend on values"):
+        traced(lambda x: [x[x > 0].sum() + x], [torch.ones(3)])
     with pytest.raises(ValueError, match="draws random numbers"):
         traced(lambda x: [x + torch.randn(3)], [torch.ones(3)])
 

@@ -139,7 +139,7 @@ class Contest:
                 for jump, n in zip(self._jumps, (jumps, longer), strict=True)
             )
             promised = near / (2 - near)
-            if known and far > 0:
+            if known:
                 kept = (1 - far) ** (longer / steps)
                 weight = (1 - far / MOST) / 2
                 promised = promised ** (1 - weight) * ((1 - kept) / (1 + kept)) ** weight

@@ -12,7 +12,7 @@ AGREED = 1.05
 """The largest R-hat of chains that agree. Chance alone gives 1.05 where half a window is worth ten
 independent draws a chain."""
 
-HUGE = 1e9
+HUGE = 1e9  # an R-hat of chains that nothing holds together; JSON has no infinity
 
 STEADY = 2.0
 """The most that any direction is longer in a metric that has settled than in the one before."""

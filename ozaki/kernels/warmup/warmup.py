@@ -50,7 +50,7 @@ class Warmup:
     Args:
         tracks: the ways to walk that compete; the first is the kernel's own.
         dim: D.
-        steps: how many adapt; "auto" ends once chains, metric and step size have settled.
+        steps: how many adapt; "auto" ends once the chains agree and their metric has settled.
         opening: the kernel of the transient; None for that of the first track.
         step_size: a given h is kept, in the identity metric; None adapts both.
         frozen: the kind of curvature whose mean over warm-up takes the place of the local one.
@@ -104,15 +104,12 @@ class Warmup:
         self.step_sizes = like.new_full((len(like), 1), self.first_step_size)
         self._arrival = Arrival(like)
         middle = like.new_zeros(self._dim)
-        self._window = self._opened(like, 0, (middle, middle + 1))
+        self._window = self._opened(self._running(0), like, 0, (middle, middle + 1))
 
-    def _opened(self, like: Tensor, count: int, scale: tuple[Tensor, Tensor]) -> Window:
-        """Return the window that begins after `count` steps."""
-        return self._window_of(self._running(count), like, count, scale)
-
-    def _window_of(
+    def _opened(
         self, running: list[Choice], like: Tensor, count: int, scale: tuple[Tensor, Tensor]
     ) -> Window:
+        """Return the window that begins after `count` steps."""
         steps = self.plan.window_after(count) if self._steps == "auto" else None
         return Window(self.tracks, running, like, self.dense_metric, scale, steps)
 
@@ -355,7 +352,7 @@ class Warmup:
             dense = isinstance(mean, Dense)
             self._fixed = frozen_directions(mean.dense() if dense else mean.diagonal())
         scale = seen.typical.scale() if self.adapting else seen.contest.scale
-        self._window = self._opened(position, count, scale)
+        self._window = self._opened(self._running(count), position, count, scale)
 
     def _decide(self, last: bool) -> None:
         """Settle on the track that earned most, and at the end of the last window on its choice."""
@@ -405,7 +402,7 @@ class Warmup:
         running = [Choice(*choice) for choice in numbers["running"]]
         scale = tensors["contest.middle"], tensors["contest.spread"]
         like = tensors["walk.position"]
-        self._window = self._window_of(running, like, 0, scale)
+        self._window = self._opened(running, like, 0, scale)  # it knows its own length
         self._window.restore(tensors)
         self._window.turns = numbers["turns"]
 
